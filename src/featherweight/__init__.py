@@ -1,0 +1,1 @@
+"""featherweight makes large language models light."""

@@ -1,0 +1,78 @@
+"""A method: a pure function from the linears that share one input to one packed weight each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from featherweight.packed.base import PackedWeight
+from featherweight.statistics.inputs import InputStatistics
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One axis to compress.
+
+    Attributes:
+        weights: reference `W [out, in]` in float32, by linear.
+        current: what each linear is stored as so far; `Dense(W)` at the first step.
+        statistics: of the axis's input; None where no step needs any.
+        dtype: the checkpoint's floating dtype, in which scales and dense values are stored.
+        seed: of the run; `generator(name)` derives one stream per (seed, step, name).
+        step: index of this step in the chain.
+    """
+
+    weights: Mapping[str, Tensor]
+    current: Mapping[str, PackedWeight]
+    statistics: InputStatistics | None
+    dtype: torch.dtype
+    seed: int = 0
+    step: int = 0
+
+    def generator(self, name: str) -> torch.Generator:
+        """A CPU generator that depends on the seed, the step and the linear's name only."""
+        import hashlib
+
+        digest = hashlib.sha256(f"{self.seed}/{self.step}/{name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A linear after a step: its packed weight, and what the ledger should know (damping, which solver won, ...)."""
+
+    weight: PackedWeight
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Settings are the frozen dataclass's fields, with their defaults; checked in `__post_init__`.
+
+    Class attributes:
+        name: as written in a recipe.
+        summary: one line for `fw methods`.
+        source: paper and equation.
+        needs: the statistics to gather: "sum_sq", "hessian", "abs_max".
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+        """Description of the packed weight this step makes of one described `current`; no data is read.
+
+        The plan's bytes come from it, and the engine checks that `compress` returns exactly this.
+        """
+
+    @abstractmethod
+    def compress(self, problem: Problem) -> dict[str, Compressed]:
+        """One compressed weight for each linear of the problem."""
