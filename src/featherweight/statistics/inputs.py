@@ -1,0 +1,95 @@
+"""Additive sums over the input of one axis: what the methods know about the activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import FeatherweightError
+
+KINDS = frozenset({"sum_sq", "hessian", "abs_max"})
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """Sums over `count` tokens of an axis's input `x`; `a + b` merges batches, shards and ranks.
+
+    Attributes:
+        count: tokens seen.
+        sum_sq: `Σ x²`, `[in]`.
+        hessian: `Σ x xᵀ`, `[in, in]`.
+        abs_max: `max |x|`, `[in]`; merges by maximum.
+    """
+
+    count: int
+    sum_sq: Tensor | None = None
+    hessian: Tensor | None = None
+    abs_max: Tensor | None = None
+
+    @classmethod
+    def from_inputs(cls, x: Tensor, needs: frozenset[str], dtype: torch.dtype = torch.float32) -> InputStatistics:
+        """Statistics of `x [..., in]`, accumulated in `dtype`.
+
+        Raises:
+            FeatherweightError: unknown statistic asked for, or NaN/Inf activations.
+        """
+        if needs - KINDS:
+            raise FeatherweightError(
+                "unknown statistic", found=", ".join(sorted(needs - KINDS)), expected=", ".join(sorted(KINDS))
+            )
+        x = x.detach().reshape(-1, x.shape[-1]).to(dtype)
+        hessian = x.T @ x if "hessian" in needs else None
+        sum_sq = hessian.diagonal().clone() if hessian is not None else (x * x).sum(0)
+        if not bool(torch.isfinite(sum_sq).all()):
+            bad = int((~torch.isfinite(sum_sq)).sum())
+            raise FeatherweightError(
+                "activations are not finite",
+                found=f"{bad} of {x.shape[-1]} input features hold NaN or Inf",
+                expected="finite activations",
+                fix="run in float32 or bfloat16; check the checkpoint and the calibration tokens",
+            )
+        abs_max = x.abs().amax(0) if "abs_max" in needs else None
+        return cls(x.shape[0], sum_sq if needs else None, hessian, abs_max)
+
+    def __add__(self, other: InputStatistics) -> InputStatistics:
+        def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            return None if a is None or b is None else a + b
+
+        maximum = None if self.abs_max is None or other.abs_max is None else torch.maximum(self.abs_max, other.abs_max)
+        return InputStatistics(
+            self.count + other.count, added(self.sum_sq, other.sum_sq), added(self.hessian, other.hessian), maximum
+        )
+
+    def mean_hessian(self) -> Tensor:
+        """`E[x xᵀ]`, `[in, in]`."""
+        return self._divided("hessian", self.hessian)
+
+    def mean_sum_sq(self) -> Tensor:
+        """`E[x²]`, `[in]`."""
+        return self._divided("sum_sq", self.sum_sq)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, for a file."""
+        named = {"sum_sq": self.sum_sq, "hessian": self.hessian, "abs_max": self.abs_max}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @classmethod
+    def from_tensors(cls, count: int, tensors: Mapping[str, Tensor]) -> InputStatistics:
+        """The inverse of `tensors`."""
+        return cls(count, tensors.get("sum_sq"), tensors.get("hessian"), tensors.get("abs_max"))
+
+    def provides(self, needs: frozenset[str]) -> bool:
+        """Whether every statistic of `needs` is here."""
+        return needs <= self.tensors().keys()
+
+    def _divided(self, name: str, total: Tensor | None) -> Tensor:
+        if total is None or self.count == 0:
+            raise FeatherweightError(
+                f"the {name} was not gathered",
+                found=f"{self.count} tokens, {', '.join(self.tensors()) or 'no statistics'}",
+                expected=f"a method that declares '{name}' in its needs, and at least one token",
+            )
+        return total / self.count
