@@ -1,0 +1,104 @@
+"""The public surface in Python: plan, compress, load, evaluate, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featherweight.engine.compress import Result
+from featherweight.engine.compress import compress as run_plan
+from featherweight.engine.progress import Event, silent
+from featherweight.engine.verify import verify
+from featherweight.evaluation.protocol import Measurement
+from featherweight.integrations.load import load as load_folder
+from featherweight.models.source import ModelSource, resolve_model
+from featherweight.planning.plan import Plan, make_plan
+from featherweight.planning.recipe import Recipe, load_recipe
+from featherweight.reports.card import write_card
+
+__all__ = ["compress", "evaluate", "load", "plan", "verify"]
+
+
+def plan(
+    model: str | Path | ModelSource,
+    recipe: str | Path | dict[str, Any] | Recipe,
+    *,
+    changes: dict[str, Any] | None = None,
+    offline: bool = False,
+) -> Plan:
+    """The table of what `recipe` would do to `model`, with exact output bytes; reads no weights.
+
+    Args:
+        model: folder, hub name, GGUF file, or a packaged model (`demo`, `smollm2-135m`).
+        recipe: shipped name, YAML file, dictionary or `Recipe`.
+        changes: dotted settings to replace, `{"calibration.samples": 32}`.
+
+    Raises:
+        FeatherweightError: unknown model, recipe or setting; a glob that matches nothing.
+    """
+    return make_plan(model, load_recipe(recipe).with_changes(changes or {}), offline=offline)
+
+
+def compress(
+    plan: Plan,
+    output: str | Path,
+    *,
+    device: str | None = None,
+    offline: bool = False,
+    statistics: Path | None = None,
+    report: Callable[[Event], None] = silent,
+) -> Result:
+    """Run `plan` into the folder `output`; the same call after a crash goes on where it stopped.
+
+    Raises:
+        FeatherweightError: bad data, a folder in use, no space, or a saved model that does not repeat its logits.
+    """
+    result = run_plan(plan, output, device=device, offline=offline, statistics=statistics, report=report)
+    write_card(result.folder)
+    return result
+
+
+def load(model: str | Path, *, device: str | None = None, dtype: torch.dtype | str = "auto") -> Any:
+    """A compressed output, or any dense model by name, as a transformers model in eval mode.
+
+    Raises:
+        FeatherweightError: no such model, or an unfinished output.
+    """
+    return load_folder(model if Path(model).is_dir() else resolve_model(model).folder, device=device, dtype=dtype)
+
+
+def evaluate(
+    model: str | Path,
+    data: str = "heldout",
+    *,
+    against: str | Path | None = None,
+    length: int | None = None,
+    windows: int | None = None,
+    variant: str = "standard",
+    device: str | None = None,
+    offline: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Measurement]:
+    """Perplexity of `model` on `data`; with `against`, also KL divergence and top-1 agreement with that model.
+
+    Raises:
+        FeatherweightError: unknown model or corpus, or a text shorter than one window.
+    """
+    from featherweight.evaluation.evaluate import evaluate as measure
+
+    source = resolve_model(model, offline=offline)
+    dtype = torch.float32 if device in (None, "cpu") else "auto"
+    return measure(
+        load(source.folder, device=device, dtype=dtype),
+        source.tokenizer(),
+        data=data,
+        length=length,
+        windows=windows,
+        against=load(against, device=device, dtype=dtype) if against else None,
+        variant=variant,
+        offline=offline,
+        progress=progress,
+    )

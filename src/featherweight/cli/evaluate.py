@@ -1,0 +1,34 @@
+"""`fw eval`: perplexity, divergence and agreement, each number with its protocol."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from featherweight.cli import options
+from featherweight.cli.output import print_json
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="A folder made by `fw compress`, or any dense model.", show_default=False)],
+    data: Annotated[str, typer.Option(help="Text file, wikitext2, c4, ptb, wikitext2:FILE, or heldout.")] = "heldout",
+    against: Annotated[str | None, typer.Option(help="Dense model to compare with: KL and top-1 agreement.")] = None,
+    length: options.Length = None,
+    windows: Annotated[int | None, typer.Option(help="Windows at most; all if not given.", min=1)] = None,
+    variant: Annotated[str, typer.Option(help="standard (GPTQ, SpQR) or new (SparseGPT, Wanda) protocol.")] = "standard",
+    device: options.Device = None,
+    offline: options.Offline = False,
+    json: options.Json = False,
+) -> None:
+    """Measure MODEL on DATA."""
+    from featherweight import api
+    from featherweight.reports.tables import print_measurements
+
+    measurements = api.evaluate(
+        model, data, against=against, length=length, windows=windows, variant=variant, device=device, offline=offline
+    )
+    if json:
+        print_json({"model": model, "measurements": [measurement.as_dict() for measurement in measurements]})
+    else:
+        print_measurements(model, measurements)

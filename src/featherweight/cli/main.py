@@ -1,0 +1,50 @@
+"""`fw`: one verb per file; heavy libraries load inside the verbs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from featherweight.cli import compress, demo, evaluate, explain, fetch, generate, methods, plan, recipes, verify
+from featherweight.errors import FeatherweightError
+
+app = typer.Typer(
+    name="fw",
+    help="Make large language models light: compress after training, store real bytes, run from them.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.run)
+app.command("plan")(plan.run)
+app.command("compress")(compress.run)
+app.command("verify")(verify.run)
+app.command("eval")(evaluate.run)
+app.command("generate")(generate.run)
+app.command("fetch")(fetch.run)
+app.command("methods")(methods.run)
+app.command("recipes")(recipes.run)
+app.command("explain")(explain.run)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 a defect of ours, 2 something to mend in the input, 130 interrupted."""
+    try:
+        app()
+    except FeatherweightError as problem:
+        if "--json" in sys.argv:
+            import json
+
+            print(json.dumps(problem.as_dict()))
+        else:
+            print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

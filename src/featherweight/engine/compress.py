@@ -1,0 +1,149 @@
+"""The run of a plan: calibration tokens, the walk, the files around the shards, the proof."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featherweight.data.corpora import load_corpus
+from featherweight.data.windows import Windows, calibration_windows
+from featherweight.engine.progress import Event, silent
+from featherweight.engine.save import finish_output, read_ledger
+from featherweight.engine.walk import Walk
+from featherweight.errors import FeatherweightError
+from featherweight.models.cache import cache_folder
+from featherweight.planning.plan import Plan
+from featherweight.planning.rows import Row, Totals
+from featherweight.statistics.store import StatisticsStore
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished output.
+
+    Attributes:
+        folder: where it lies.
+        rows: the plan's rows with measured columns.
+        totals: bytes and bits as written.
+        proof: how far the reloaded logits lay from those in memory, and the bound.
+        seconds: of this call.
+        resumed: shards that an earlier call had finished.
+    """
+
+    folder: Path
+    rows: tuple[Row, ...]
+    totals: Totals
+    proof: dict[str, Any]
+    seconds: float
+    resumed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `--json` form."""
+        return {
+            "output": str(self.folder),
+            "rows": [row.as_dict() for row in self.rows],
+            "total": {**vars(self.totals), "seconds": self.seconds, "resumed_shards": self.resumed},
+            "proof": self.proof,
+        }
+
+
+def compress(
+    plan: Plan,
+    output: str | Path,
+    *,
+    device: str | None = None,
+    offline: bool = False,
+    statistics: Path | None = None,
+    report: Callable[[Event], None] = silent,
+) -> Result:
+    """Run `plan` into the folder `output`; a killed run is gone on with by the same call.
+
+    Args:
+        device: "cpu", "cuda", ...; None takes a GPU if there is one. Blocks run in float32 on a CPU and in the
+            checkpoint's dtype elsewhere.
+        offline: never ask the network for calibration data.
+        statistics: folder of kept statistics; None takes the user's cache.
+        report: progress sink.
+
+    Raises:
+        FeatherweightError: bad calibration data, a folder in use, no space, or a saved model that does not repeat its
+            logits.
+    """
+    started = time.perf_counter()
+    folder = Path(output)
+    place = pick_device(device)
+    dtype = torch.float32 if place.type == "cpu" else stored_dtype(plan)
+    windows = calibration_tokens(plan, offline=offline) if plan.needs_data else None
+    store = StatisticsStore(statistics or cache_folder() / "statistics")
+    walk = Walk(plan, folder, windows, place, dtype, store, report)
+    resumed = len(walk.journal.entries)
+    if walk.journal.finished:
+        report(Event("saved", detail=f"{folder} is already complete"))
+        ledger = read_ledger(folder)
+        return Result(folder, measured_rows(plan, walk), _totals(plan, walk), ledger["proof"], 0.0, resumed)
+    report(Event("start", total=len(plan.structure.blocks), detail=f"{plan.source.name}, {plan.recipe.name}, {place}"))
+    tokens, logits = walk.run()
+    rows = measured_rows(plan, walk)
+    seconds = time.perf_counter() - started
+    proof = finish_output(walk, rows, _totals(plan, walk), tokens, logits, seconds)
+    return Result(folder, rows, _totals(plan, walk), proof, time.perf_counter() - started, resumed)
+
+
+def calibration_tokens(plan: Plan, *, offline: bool) -> Windows:
+    """The windows that the recipe's calibration section asks for."""
+    wanted = plan.recipe.calibration
+    limit = plan.source.max_length()
+    assert wanted.length is not None
+    if wanted.length > limit:
+        raise FeatherweightError(
+            "calibration windows are longer than the model reads",
+            found=f"length {wanted.length}",
+            expected=f"at most {limit}",
+            fix=f"--length {limit}",
+        )
+    corpus = load_corpus(wanted.source, split="calibration", offline=offline, variant=wanted.variant)
+    return calibration_windows(
+        corpus, plan.source.tokenizer(), samples=wanted.samples, length=wanted.length, seed=wanted.seed
+    )
+
+
+def measured_rows(plan: Plan, walk: Walk) -> tuple[Row, ...]:
+    """The plan's rows with what the journal knows of each."""
+    known = {module: row for entry in walk.journal.entries for module, row in entry.rows.items()}
+
+    def filled(row: Row) -> Row:
+        if row.module in known:
+            return replace(row, measured=known[row.module]["measured"], description=known[row.module]["description"])
+        return replace(row, measured={"stored_bytes": row.predicted_bytes})
+
+    return tuple(filled(row) for row in plan.rows)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The asked-for device, or a GPU if there is one, or the CPU."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        raise FeatherweightError(
+            "no such device here", found=f"{name}: {str(problem).splitlines()[0]}", expected="cpu, or cuda where there is a GPU"
+        ) from None
+    return device
+
+
+def stored_dtype(plan: Plan) -> torch.dtype:
+    """The dtype most of the checkpoint's linears are stored in."""
+    dtypes = [plan.weights.dtype(linear.weight_name) for linears in plan.structure.linears.values() for linear in linears]
+    return max(set(dtypes), key=dtypes.count)
+
+
+def _totals(plan: Plan, walk: Walk) -> Totals:
+    size = sum((walk.output / entry.shard).stat().st_size for entry in walk.journal.entries)
+    return Totals.of(measured_rows(plan, walk), size)

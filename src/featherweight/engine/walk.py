@@ -1,0 +1,168 @@
+"""The walk: block by block, each compressed, run, written and journaled before the next is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from featherweight.data.windows import Windows
+from featherweight.engine.block import BlockTask, compress_block
+from featherweight.engine.journal import Entry, Journal
+from featherweight.engine.outside import compress_outside, place_outside
+from featherweight.engine.progress import Event
+from featherweight.models.replay import BlockInputs, capture
+from featherweight.models.skeleton import build_skeleton, materialize
+from featherweight.packed.base import PackedWeight, from_tensors
+from featherweight.packed.files import write
+from featherweight.packed.linear import PackedLinear
+from featherweight.planning.plan import Plan
+from featherweight.planning.rows import Row
+from featherweight.statistics.store import StatisticsStore
+
+PROBE_SHAPE = (2, 32)
+
+
+@dataclass
+class Walk:
+    """One run of a plan into a folder.
+
+    Attributes:
+        plan, output: what and where.
+        windows: calibration tokens; None for recipes without data.
+        device, dtype: where and in which floating type blocks run.
+        store: kept statistics.
+        report: progress sink.
+        seconds: spent before, by resumed runs of the same output.
+    """
+
+    plan: Plan
+    output: Path
+    windows: Windows | None
+    device: torch.device
+    dtype: torch.dtype
+    store: StatisticsStore
+    report: Callable[[Event], None]
+    journal: Journal = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal.open(self.output, self.identity())
+        self._model = build_skeleton(self.plan.source.config())
+        self._shards = self.plan.shard_names()
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run to go on."""
+        tokens = self.windows.sha256 if self.windows else None
+        return {**self.plan.identity(), "tokens": tokens, "compute": [self.device.type, str(self.dtype)]}
+
+    @torch.no_grad()
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Walk to the end; returns the probe's tokens and the logits of the compressed model as it stands in memory."""
+        self._outside()
+        probe_tokens = self.probe_tokens()
+        inputs = [self._capture(probe_tokens, len(probe_tokens))]
+        if self.windows:
+            inputs.append(self._capture(self.windows.tokens, self.plan.recipe.calibration.batch_size))
+        for index, block in enumerate(self.plan.structure.blocks):
+            materialize(self._model, block, self.plan.weights, self.dtype, self.device)
+            if index + 1 < len(self.journal.entries):
+                self._replay(index + 1, block, inputs)
+            else:
+                self._compress(index + 1, block, inputs)
+            self._model.get_submodule(block).to("meta")
+        logits = inputs[0].finish(self._model, inputs[0].hidden[0])
+        return probe_tokens, logits.float().cpu()
+
+    def probe_tokens(self) -> Tensor:
+        """Seeded token ids `[2, 32]` on which the saved model must repeat the logits in memory."""
+        vocabulary = self.plan.source.config().get_text_config(decoder=True).vocab_size
+        return torch.randint(0, int(vocabulary), PROBE_SHAPE, generator=torch.Generator().manual_seed(self.plan.recipe.seed))
+
+    def _outside(self) -> None:
+        rows = [row for row in self.plan.rows if not row.block]
+        if self.journal.entries:
+            packed = self._load(self.journal.entries[0])
+            self.report(Event("resume", done=len(self.journal.entries) - 1, total=len(self._shards) - 1))
+        else:
+            packed, measured = compress_outside(self.plan, rows)
+            self._write(0, rows, packed, measured)
+        place_outside(self._model, self.plan, packed, self.dtype, self.device)
+
+    def _capture(self, tokens: Tensor, batch_size: int) -> BlockInputs:
+        return capture(self._model, self.plan.structure, tokens.to(self.device), batch_size)
+
+    def _compress(self, shard: int, block: str, inputs: list[BlockInputs]) -> None:
+        dense = self.plan.recipe.engine.inputs == "dense"
+        outputs = [self._forward(part, block) for part in inputs] if dense else []
+        result = compress_block(
+            BlockTask(
+                plan=self.plan,
+                model=self._model,
+                block=block,
+                inputs=inputs[1] if len(inputs) > 1 else None,
+                prefix="dense" if dense else self._prefix(shard),
+                tokens=self.windows.sha256 if self.windows else "",
+                store=self.store,
+                keep={"none": False, "first": shard == 1, "all": True}[self.plan.recipe.engine.keep_statistics],
+                report=self.report,
+            )
+        )
+        self._advance(inputs, block, outputs)
+        rows = [row for row in self.plan.rows if row.block == block]
+        self._write(shard, rows, result.packed, result.measured)
+        self.report(Event("block written", block, done=shard, total=len(self._shards) - 1))
+
+    def _replay(self, shard: int, block: str, inputs: list[BlockInputs]) -> None:
+        """A finished block from its shard: the same modules and multiplies as in the run that wrote it."""
+        dense = self.plan.recipe.engine.inputs == "dense"
+        outputs = [self._forward(part, block) for part in inputs] if dense else []
+        packed = self._load(self.journal.entries[shard])
+        for linear in self.plan.structure.linears[block]:
+            if linear.name in packed:
+                linear.replace(self._model, PackedLinear(packed[linear.name], linear.bias_of(self._model)))
+        self._advance(inputs, block, outputs)
+
+    def _advance(self, inputs: list[BlockInputs], block: str, dense_outputs: list[list[Tensor]]) -> None:
+        """Outputs become the next block's inputs; the probe always sees the compressed block."""
+        for index, part in enumerate(inputs):
+            keep_dense = bool(dense_outputs) and index > 0
+            part.advance(dense_outputs[index] if keep_dense else self._forward(part, block))
+
+    def _forward(self, part: BlockInputs, block: str) -> list[Tensor]:
+        return [part.run(self._model, block, index) for index in range(len(part.hidden))]
+
+    def _prefix(self, shard: int) -> str:
+        """Hash of everything compressed before this shard; "dense" where nothing was."""
+        compressed = [entry for entry in self.journal.entries[:shard] if entry.rows]
+        if not compressed:
+            return "dense"
+        return hashlib.sha256("".join(entry.sha256 for entry in compressed).encode()).hexdigest()
+
+    def _load(self, entry: Entry) -> dict[str, PackedWeight]:
+        tensors = load_file(self.output / entry.shard, device=str(self.device)) if entry.rows else {}
+        packed = {}
+        for module, row in entry.rows.items():
+            own = {name[len(module) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(module + ".")}
+            packed[module] = from_tensors(row["description"], own)
+        return packed
+
+    def _write(
+        self, shard: int, rows: list[Row], packed: Mapping[str, PackedWeight], measured: Mapping[str, dict[str, Any]]
+    ) -> None:
+        tensors: dict[str, Tensor] = {}
+        for row in rows:
+            if row.description is None:
+                tensors[row.module] = self.plan.weights.read(row.module)
+            else:
+                tensors.update({f"{row.module}.{name}": tensor for name, tensor in packed[row.module].tensors().items()})
+        digest = write(self.output / self._shards[shard], tensors)
+        described = {
+            module: {"description": weight.description(), "measured": measured[module]} for module, weight in packed.items()
+        }
+        self.journal.add(Entry(self._shards[shard], digest, described))

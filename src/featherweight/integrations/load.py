@@ -1,0 +1,43 @@
+"""Loading an output, or any dense model, as a transformers model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featherweight.errors import FeatherweightError
+from featherweight.integrations.config import METHOD, check_version
+
+
+def load(folder: str | Path, *, device: str | None = None, dtype: torch.dtype | str = "auto") -> Any:
+    """The model in `folder`, in eval mode, on `device` (CPU if None), packed weights kept packed.
+
+    Raises:
+        FeatherweightError: no complete output there, or one of a newer format.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(folder)
+    config = folder / "config.json"
+    if not config.is_file():
+        unfinished = (folder / "journal.json").is_file()
+        raise FeatherweightError(
+            "no model here",
+            found=f"{folder} {'holds an unfinished run' if unfinished else 'has no config.json'}",
+            expected="a folder made by `fw compress`, or a model folder",
+            fix="run the same `fw compress` again to finish it" if unfinished else "check the path",
+        )
+    section = json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
+    if section.get("quant_method") == METHOD:
+        check_version(int(section.get("format_version", 1)))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
+    return model.eval()
+
+
+def read_modules(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Descriptions of the packed modules of an output, by name; empty for a dense model."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return dict((config.get("quantization_config") or {}).get("modules") or {})

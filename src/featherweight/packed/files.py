@@ -1,0 +1,107 @@
+"""Files of tensors: their size before they exist, and writing that a crash cannot leave half done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from featherweight.errors import FeatherweightError
+from featherweight.packed.base import Layout
+
+METADATA = {"format": "pt"}
+
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def tensor_bytes(layout: Layout) -> int:
+    """Bytes of the tensors alone."""
+    total = 0
+    for shape, dtype in layout.values():
+        total += torch.Size(shape).numel() * dtype.itemsize
+    return total
+
+
+def file_bytes(layout: Layout) -> int:
+    """Exact size of the safetensors file that `write` makes of such tensors: 8 bytes, the padded header, the data."""
+    by_alignment = sorted(layout, key=lambda name: (-layout[name][1].itemsize, name))
+    header: dict[str, object] = {"__metadata__": METADATA}
+    offset = 0
+    for name in by_alignment:
+        shape, dtype = layout[name]
+        end = offset + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-length // 8) * 8 + offset
+
+
+def layout_of_tensors(tensors: Mapping[str, Tensor]) -> Layout:
+    """Names, shapes and dtypes of tensors in hand."""
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write `tensors` so that `path` appears whole or not at all; returns the file's sha256.
+
+    Raises:
+        FeatherweightError: the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, partial, metadata=METADATA)
+        return commit(partial, path)
+    except Exception as problem:
+        partial.unlink(missing_ok=True)
+        if isinstance(problem, FeatherweightError):
+            raise
+        raise _unwritable(path, problem) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that `path` appears whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        commit(partial, path, hashed=False)
+    except OSError as problem:
+        raise _unwritable(path, problem) from None
+
+
+def commit(partial: Path, path: Path, *, hashed: bool = True) -> str:
+    """Flush `partial` to the disk and rename it to `path`; returns its sha256 if asked."""
+    digest = sha256(partial) if hashed else ""
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return digest
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unwritable(path: Path, problem: Exception) -> FeatherweightError:
+    return FeatherweightError(
+        "the output cannot be written",
+        found=f"{path}: {problem}",
+        expected="a writable folder with room for the whole output (`fw plan` prints its bytes)",
+        fix="free space or choose another output; run the same command again and it goes on from the last finished block",
+    )

@@ -1,0 +1,100 @@
+"""What the run will cost: peak memory, disk and time, from shapes and one short measurement of this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from featherweight.planning.plan import Plan
+
+#: Resident bytes of a process that has imported torch and transformers and built an empty model.
+_PROCESS_BYTES = 700 * 2**20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted cost of a run.
+
+    Attributes:
+        host_bytes: peak resident memory of the process.
+        device_bytes: peak on a GPU; 0 where blocks run on the CPU.
+        disk_bytes: of the output's weight files.
+        operations: floating-point operations of forwards, statistics and solves.
+        seconds: operations over the matrix rate measured now; a floor, not a promise.
+    """
+
+    host_bytes: int
+    device_bytes: int
+    disk_bytes: int
+    operations: float
+    seconds: float
+
+
+def estimate(plan: Plan, device: str = "cpu") -> Estimate:
+    """Predicted cost of `plan` with blocks on `device`."""
+    working = _working_bytes(plan, 4 if device == "cpu" else 2)
+    on_gpu = device != "cpu"
+    shard = max((row_bytes for row_bytes in _block_bytes(plan).values()), default=0)
+    operations = _operations(plan)
+    return Estimate(
+        host_bytes=_PROCESS_BYTES + (shard if on_gpu else working),
+        device_bytes=working if on_gpu else 0,
+        disk_bytes=plan.totals.file_bytes,
+        operations=operations,
+        seconds=operations / _matrix_rate(device),
+    )
+
+
+def _tokens(plan: Plan) -> int:
+    wanted = plan.recipe.calibration
+    return wanted.samples * int(wanted.length or 0) if plan.needs_data else 64
+
+
+def _block_bytes(plan: Plan) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for row in plan.rows:
+        sums[row.block] = sums.get(row.block, 0) + row.original_bytes
+    return {block: size for block, size in sums.items() if block}
+
+
+def _working_bytes(plan: Plan, itemsize: int) -> int:
+    """One block, what lies outside the blocks, the activations twice, one block's Hessians and a factorisation, one batch."""
+    weights = {block: 0 for block in ("", *plan.structure.blocks)}
+    for row in plan.rows:
+        weights[row.block] += row.weights
+    outside = weights.pop("")
+    widths = [axis.size for axis in plan.axes[plan.structure.blocks[0]]]
+    hidden = int(plan.source.config().get_text_config(decoder=True).hidden_size)
+    activations = 2 * _tokens(plan) * hidden * itemsize
+    batch = plan.recipe.calibration.batch_size * int(plan.recipe.calibration.length or 0)
+    transient = 4 * batch * max(widths, default=0) * itemsize
+    hessians = 4 * (sum(width**2 for width in widths) + 3 * max(widths, default=0) ** 2) if plan.needs_data else 0
+    largest = max((row.weights for row in plan.rows if row.chain), default=0)
+    return int((outside + max(weights.values(), default=0)) * itemsize + activations + transient + hessians + 16 * largest)
+
+
+def _operations(plan: Plan) -> float:
+    tokens = _tokens(plan)
+    axes_a_block = [len(plan.axes[block]) for block in plan.structure.blocks]
+    passes = 1 + (max(axes_a_block, default=1) if plan.recipe.engine.true_sequential else 1) * plan.needs_data
+    linear = sum(row.weights for row in plan.rows if row.block)
+    total = 2.0 * tokens * linear * passes
+    if plan.needs_data:
+        sizes = [axis.size for block in plan.structure.blocks for axis in plan.axes[block]]
+        total += sum(2.0 * tokens * size**2 + size**3 for size in sizes)
+        total += sum(float(row.shape[0]) * row.shape[1] ** 2 for row in plan.rows if row.kind == "linear")
+    return total
+
+
+def _matrix_rate(device: str) -> float:
+    """Floating-point operations a second of a square float32 product here."""
+    size = 1024
+    a = torch.rand(size, size, device=device)
+    float((a @ a)[0, 0])
+    started, rounds = time.perf_counter(), 0
+    while time.perf_counter() - started < 0.2:
+        float((a @ a)[0, 0])
+        rounds += 1
+    return 2.0 * size**3 * rounds / (time.perf_counter() - started)

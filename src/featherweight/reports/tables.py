@@ -1,0 +1,111 @@
+"""Tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from featherweight.evaluation.protocol import Measurement
+from featherweight.planning.estimate import Estimate
+from featherweight.planning.plan import Plan
+from featherweight.planning.rows import Row, Totals
+
+
+def print_plan(plan: Plan, cost: Estimate) -> None:
+    """The plan: one row per compressed weight, what is left alone summed up by reason, totals, cost."""
+    console = Console()
+    console.print(f"{plan.recipe.name} on {plan.source.name}", highlight=False)
+    console.print(rows_table(row for row in plan.rows if row.chain))
+    for reason, rows in _left_alone(plan.rows).items():
+        size = sum(row.bytes for row in rows)
+        console.print(f"left alone, {reason}: {len(rows)} tensors, {human_bytes(size)}", highlight=False)
+    _print_totals(console, plan.totals, any(row.at_most for row in plan.rows))
+    console.print(
+        f"cost: host {human_bytes(cost.host_bytes)}, disk {human_bytes(cost.disk_bytes)}, "
+        f"{cost.operations / 1e12:.2f} TFLOP, about {cost.seconds:.0f} s of matrix work here",
+        highlight=False,
+    )
+
+
+def print_result(result: Any) -> None:
+    """A finished run: the same table with its measured columns."""
+    console = Console()
+    console.print(rows_table(row for row in result.rows if row.chain))
+    _print_totals(console, result.totals, False)
+    proof = result.proof
+    console.print(
+        f"reloaded from disk: logits repeat within {proof['largest_difference']:.2e} (bound {proof['bound']:.0e})\n"
+        f"{result.folder} in {result.seconds:.1f} s"
+        + (f", of which {result.resumed} files were finished before" if result.resumed else ""),
+        highlight=False,
+    )
+
+
+def rows_table(rows: Iterable[Row]) -> Table:
+    """One line per stored weight."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("module")
+    table.add_column("method")
+    table.add_column("storage")
+    for column in ("bytes", "bits", "error", "damping", "seconds"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        measured = row.measured
+        table.add_row(
+            row.module,
+            "+".join(row.chain),
+            row.storage,
+            f"{'≤ ' if row.at_most and not measured else ''}{row.bytes:,}",
+            f"{row.bits_per_weight:.3f}",
+            _number(measured.get("relative_error"), ".2e"),
+            _number(measured.get("damping"), ".3g"),
+            _number(measured.get("seconds"), ".2f"),
+        )
+    return table
+
+
+def print_measurements(model: str, measurements: Iterable[Measurement]) -> None:
+    """Each number with its standard error, under the protocol it was taken by."""
+    console = Console()
+    shown: set[str] = set()
+    for measurement in measurements:
+        protocol = measurement.protocol.describe()
+        if protocol not in shown:
+            console.print(f"{model}: {protocol}", highlight=False)
+            shown.add(protocol)
+        error = f" ± {measurement.stderr:.2g}" if measurement.stderr is not None else ""
+        console.print(f"  {measurement.name:28} {measurement.value:.5g}{error}", highlight=False)
+
+
+def human_bytes(size: float) -> str:
+    """Bytes in the largest binary unit that keeps a digit before the point."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _print_totals(console: Console, totals: Totals, at_most: bool) -> None:
+    bound = "≤ " if at_most else ""
+    console.print(
+        f"compressed weights {bound}{totals.linear_bits:.3f} bits each, whole model {bound}{totals.model_bits:.3f}; "
+        f"tensors {human_bytes(totals.original_bytes)} -> {bound}{human_bytes(totals.predicted_bytes)}; "
+        f"weight files {bound}{totals.file_bytes:,} bytes",
+        highlight=False,
+    )
+
+
+def _left_alone(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if not row.chain:
+            groups.setdefault(row.reason, []).append(row)
+    return groups
+
+
+def _number(value: Any, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,27 @@
+"""Shared models and runs; everything here comes from the repository, nothing from a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import featherweight as fw
+
+OPT = Path(__file__).parent / "assets" / "opt-5m"
+#: Small enough for a test, large enough for a Hessian of full rank on the embedded models.
+SMALL = {"calibration.samples": 16, "calibration.length": 128, "calibration.batch_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def gptq_run(tmp_path_factory: pytest.TempPathFactory):
+    """The embedded model by gptq-4bit: `(plan, result)`; read it, do not change it."""
+    folder = tmp_path_factory.mktemp("gptq") / "out"
+    plan = fw.plan("demo", "gptq-4bit", changes=SMALL)
+    return plan, fw.compress(plan, folder, statistics=tmp_path_factory.mktemp("statistics"))
