@@ -1,0 +1,278 @@
+"""A checkpoint's tensors under the model's own names, read one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import FeatherweightError, nearest
+from featherweight.models.shards import DTYPES, StoredTensor, model_shards, read_headers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SAMPLE = 1 << 20  # bytes at either end of a shard that enter its fingerprint
+
+
+class Weights(ABC):
+    """The stored tensors of one model, named as in `model.state_dict()`; of tied names only the first.
+
+    Two implementations: `LazyWeights` reads each tensor from its shard; `LoadedWeights` lets transformers load the whole
+    checkpoint (on the CPU, in the stored dtype) where names on disk do not map one to one to the model's, as for experts
+    that are stored one by one and fused into 3-D tensors on loading.
+    """
+
+    def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor]) -> None:
+        self.folder = folder
+        self._shapes = dict(shapes)
+        self._stored = dict(stored)
+        self._sizes = {tensor.shard: tensor.shard.stat().st_size for tensor in stored.values()}
+
+    def names(self) -> list[str]:
+        """Module-tree names in the model's order."""
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor; raises FeatherweightError for an unknown name."""
+        self._check(name)
+        return self._shapes[name]
+
+    def total_bytes(self) -> int:
+        """Bytes of all tensors on disk, without the headers."""
+        return sum(tensor.nbytes for tensor in self._stored.values())
+
+    def fingerprint(self) -> str:
+        """sha256 over each shard's name, size, header and the first and last MiB of its content.
+
+        Cheap on purpose: it tells one checkpoint from another, and does not prove every byte.
+        """
+        digest = hashlib.sha256()
+        for shard in sorted({tensor.shard for tensor in self._stored.values()}):
+            size = shard.stat().st_size
+            digest.update(f"{shard.name}\0{size}\0".encode())
+            with shard.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                digest.update(file.read(length) + file.read(_SAMPLE))
+                file.seek(max(8 + length, size - _SAMPLE))
+                digest.update(file.read(_SAMPLE))
+        return digest.hexdigest()
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype:
+        """Stored dtype of one tensor."""
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """One tensor on the CPU in its stored dtype.
+
+        Raises:
+            FeatherweightError: unknown name, a truncated shard, or a parameter that is not stored as floating point.
+        """
+
+    def _check(self, name: str) -> None:
+        if name not in self._shapes:
+            raise FeatherweightError(
+                f"{self.folder} has no tensor for {name!r}", found=name, expected=", ".join(nearest(name, self._shapes))
+            )
+
+
+class LazyWeights(Weights):
+    """One tensor at a time from its shard; nothing is kept."""
+
+    def __init__(
+        self,
+        folder: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        stored: Mapping[str, StoredTensor],
+        places: Mapping[str, str],
+        floating: frozenset[str],
+    ) -> None:
+        super().__init__(folder, shapes, stored)
+        self._places = dict(places)
+        self._floating = floating
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Stored dtype of one tensor; raises FeatherweightError for a parameter that is not stored as floating point."""
+        self._check(name)
+        stored = self._stored[self._places[name]]
+        dtype = DTYPES.get(stored.dtype)
+        if dtype is None or (name in self._floating and not dtype.is_floating_point):
+            raise FeatherweightError(
+                f"the tensor {name} is not stored as floating point, so this checkpoint is quantized already",
+                found=f"{stored.dtype} in {stored.shard.name}",
+                expected="float32, float16 or bfloat16",
+                fix="start from the uncompressed checkpoint",
+            )
+        return dtype
+
+    def read(self, name: str) -> Tensor:
+        """See `Weights.read`."""
+        from safetensors import safe_open
+
+        self.dtype(name)
+        stored = self._stored[self._places[name]]
+        size = stored.shard.stat().st_size if stored.shard.is_file() else 0
+        if size != self._sizes[stored.shard]:
+            raise FeatherweightError(
+                f"the shard {stored.shard} is truncated, changed or gone since it was opened",
+                found=f"{size} bytes",
+                expected=f"{self._sizes[stored.shard]} bytes",
+                fix="leave the folder alone during a run; download the model again",
+            )
+        with safe_open(str(stored.shard), framework="pt", device="cpu") as file:
+            return file.get_tensor(self._places[name])
+
+
+class LoadedWeights(Weights):
+    """The checkpoint as transformers loads it, on first use; costs memory for the whole model."""
+
+    def __init__(
+        self,
+        folder: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        stored: Mapping[str, StoredTensor],
+        model_class: type[PreTrainedModel],
+        config: Any,
+    ) -> None:
+        super().__init__(folder, shapes, stored)
+        self._class, self._config = model_class, config
+        self._tensors: dict[str, Tensor] | None = None
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of one tensor as loaded; loads the checkpoint on first use."""
+        return self.read(name).dtype
+
+    def read(self, name: str) -> Tensor:
+        """See `Weights.read`; loads the checkpoint on first use."""
+        self._check(name)
+        if self._tensors is None:
+            self._tensors = self._load()
+        return self._tensors[name]
+
+    def _load(self) -> dict[str, Tensor]:
+        import copy
+
+        model, report = self._class.from_pretrained(
+            self.folder,
+            config=copy.deepcopy(self._config),
+            dtype=_stored_dtype(self._stored),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        if any(problems.values()):
+            raise _mismatch(self.folder, problems["missing_keys"] + problems["mismatched_keys"], problems["unexpected_keys"])
+        return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in self._shapes}
+
+
+def open_weights(folder: Path, model: PreTrainedModel) -> Weights:
+    """The weights in `folder` under the names of `model` (a skeleton will do); headers are checked, no data is read.
+
+    Names on disk may lack the model's base prefix (`h.0` for `transformer.h.0`) or carry it where the model has none. If
+    they still differ on both sides, the checkpoint is left to transformers (`LoadedWeights`).
+
+    Raises:
+        FeatherweightError: a checkpoint that is quantized already; truncated or missing shards; tensors missing, unexpected
+            or of another shape; tied tensors that are stored twice with different values.
+    """
+    _refuse_quantized(folder, model.config)
+    stored = read_headers(model_shards(folder))
+    aliases = tied_names(model)
+    state = model.state_dict(keep_vars=True)
+    shapes = {name: tuple(state[name].shape) for name in aliases}
+    prefix = f"{model.base_model_prefix}."
+    places: dict[str, str] = {}
+    used: set[str] = set()
+    for name, names in aliases.items():
+        found = [disk for alias in names for disk in _spellings(alias, prefix) if disk in stored]
+        used.update(found)
+        if found:
+            places[name] = found[0]
+            _check_duplicates(folder, [stored[disk] for disk in found], names)
+    missing = [name for name in aliases if name not in places]
+    ignored = re.compile("|".join(f"(?:{rule})" for rule in _ignored_rules(model)) or r"(?!)")
+    unexpected = [disk for disk in stored if disk not in used and not ignored.search(disk)]
+    if missing and unexpected:
+        return LoadedWeights(folder, shapes, stored, type(model), model.config)
+    wrong = [name for name in places if stored[places[name]].shape != shapes[name]]
+    if missing or unexpected or wrong:
+        sizes = [f"{name} {list(stored[places[name]].shape)}, not {list(shapes[name])}" for name in wrong]
+        raise _mismatch(folder, missing + sizes, unexpected)
+    floating = frozenset(name for name in aliases if state[name].is_floating_point())
+    return LazyWeights(folder, shapes, stored, places, floating)
+
+
+def tied_names(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
+    """Every parameter and persistent buffer once, by its first name, with all the names it goes by."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(first.setdefault(id(tensor), name), []).append(name)
+    return {name: tuple(all_names) for name, all_names in names.items()}
+
+
+def _spellings(name: str, prefix: str) -> list[str]:
+    return [name, name.removeprefix(prefix) if name.startswith(prefix) else prefix + name]
+
+
+def _ignored_rules(model: PreTrainedModel) -> list[str]:
+    rules = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
+    return [*sorted(rules), r"rotary_emb\.inv_freq$"]
+
+
+def _refuse_quantized(folder: Path, config: Any) -> None:
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+        raise FeatherweightError(
+            f"the model in {folder} is quantized already",
+            found=f"quantization_config with method {method}",
+            expected="a checkpoint in float32, float16 or bfloat16",
+            fix="start from the uncompressed checkpoint",
+        )
+
+
+def _check_duplicates(folder: Path, tensors: list[StoredTensor], names: tuple[str, ...]) -> None:
+    samples = set()
+    for tensor in tensors if len(tensors) > 1 else ():
+        with tensor.shard.open("rb") as file:
+            file.seek(tensor.offset)
+            head = file.read(min(_SAMPLE, tensor.nbytes))
+            file.seek(tensor.offset + max(0, tensor.nbytes - _SAMPLE))
+            samples.add((tensor.dtype, tensor.shape, head, file.read(min(_SAMPLE, tensor.nbytes))))
+    if len(samples) > 1:
+        raise FeatherweightError(
+            f"{folder} ties {' and '.join(names)}, but stores them with different values",
+            expected="one tensor, or equal ones",
+            fix='write "tie_word_embeddings": false into config.json',
+        )
+
+
+def _stored_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
+    """The floating dtype that most stored bytes have."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in stored.values():
+        dtype = DTYPES.get(tensor.dtype)
+        if dtype is not None and dtype.is_floating_point:
+            counts[dtype] = counts.get(dtype, 0) + tensor.nbytes
+    return max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
+
+
+def _mismatch(folder: Path, missing: list[str], unexpected: list[str]) -> FeatherweightError:
+    def some(names: list[str]) -> str:
+        return ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
+
+    return FeatherweightError(
+        f"the tensors in {folder} are not those of the model that its config.json describes",
+        found=f"unexpected: {some(unexpected)}" if unexpected else "no unexpected tensors",
+        expected=some(missing),
+        fix="check that config.json and the weights belong together; download the model again",
+    )
