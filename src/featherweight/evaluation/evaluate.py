@@ -1,0 +1,79 @@
+"""`evaluate`: from a model and the name of a text to measurements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from featherweight.data import evaluation_windows, load_corpus
+from featherweight.data.corpus import Variant
+from featherweight.errors import FeatherweightError
+from featherweight.evaluation.divergence import compare
+from featherweight.evaluation.forward import CausalModel, Progress
+from featherweight.evaluation.perplexity import perplexity
+from featherweight.evaluation.protocol import Measurement
+from featherweight.evaluation.reference import StoredReference
+
+DEFAULT_LENGTH = 2048  # the context of the published LLaMA-1 tables
+
+
+def default_length(model: CausalModel) -> int:
+    """The published context, 2048, or the model's own where that is shorter."""
+    return min(DEFAULT_LENGTH, context_of(model) or DEFAULT_LENGTH)
+
+
+def context_of(model: object) -> int | None:
+    """Positions the model was made for, None where its configuration does not say."""
+    configuration: Any = getattr(model, "config", None)
+    inner = configuration.get_text_config() if hasattr(configuration, "get_text_config") else configuration
+    positions = getattr(inner, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def evaluate(
+    model: CausalModel,
+    tokenizer: Any,
+    *,
+    data: str,
+    length: int | None = None,
+    windows: int | None = None,
+    against: CausalModel | StoredReference | None = None,
+    variant: Variant = "standard",
+    data_files: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> list[Measurement]:
+    """Perplexity on a text; with a reference also how far the model has moved from it.
+
+    Args:
+        model: any callable `model(input_ids=tokens).logits`.
+        tokenizer: the model's.
+        data: a corpus name or a file, see `load_corpus`; "heldout" ships with the package.
+        length: tokens per window; None for 2048, or the model's context where shorter.
+        windows: score the first so many windows only; None for all.
+        against: the reference model, or its stored logits.
+        variant: "standard" or "new" rules of the published corpora.
+        data_files: the file to read in place of a hub name's own.
+        offline: never reach for the network.
+        progress: called after each window.
+
+    Returns:
+        "perplexity" alone, or what `compare` returns.
+
+    Raises:
+        FeatherweightError: a window beyond the model's context, logits that are not finite, and what `load_corpus` and
+            `evaluation_windows` raise.
+    """
+    length = length or default_length(model)
+    context = context_of(model)
+    if context is not None and length > context:
+        raise FeatherweightError(
+            "the window is longer than the model's context",
+            found=f"{length} tokens",
+            expected=f"at most {context} (max_position_embeddings)",
+            fix=f"use windows of {context} tokens",
+        )
+    corpus = load_corpus(data, split="evaluation", offline=offline, variant=variant, data_files=data_files)
+    taken = evaluation_windows(corpus, tokenizer, length=length, windows=windows)
+    if against is None:
+        return [perplexity(model, taken, progress=progress)]
+    return compare(model, against, taken, progress=progress)

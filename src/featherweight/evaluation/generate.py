@@ -1,0 +1,140 @@
+"""Streaming text generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import FeatherweightError
+from featherweight.evaluation.evaluate import context_of
+from featherweight.evaluation.forward import device_of, measuring
+
+INCOMPLETE = "\ufffd"  # how a tokenizer decodes bytes that are not yet a whole character
+
+
+def generate_text(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    cache: Any = None,
+) -> Iterator[str]:
+    """Pieces of text as they are generated, token by token through a key-value cache; together they are the continuation.
+
+    A piece is held back until its bytes are whole characters. Generation ends at an end-of-text token, which is not
+    part of the text, or after `max_new_tokens`.
+
+    Args:
+        model: a transformers causal model.
+        tokenizer: its tokenizer.
+        prompt: text, tokenised with the tokenizer's own special tokens.
+        max_new_tokens: at most so many.
+        temperature: 0 takes the most likely token; otherwise tokens are drawn from `softmax(logits / temperature)`.
+        seed: of the draw's own generator, on the CPU; no global state is read or changed.
+        cache: an empty transformers cache to fill, such as one of our codecs; None for the model's own.
+
+    Raises:
+        FeatherweightError: an empty prompt, a negative temperature or count, more tokens than the model's context, or
+            logits that are not finite.
+    """
+    prompt_ids = tokenizer(prompt, verbose=False)["input_ids"]
+    _check(model, len(prompt_ids), max_new_tokens, temperature)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    ends = _end_tokens(model, tokenizer)
+    decoder = _Decoder(tokenizer, prompt_ids)
+    fresh = torch.tensor([prompt_ids], dtype=torch.int64, device=device_of(model))
+    for step in range(max_new_tokens):
+        with measuring(model):
+            output = model(input_ids=fresh, past_key_values=cache, use_cache=True)
+            chosen = _choose(output.logits[0, -1].float().cpu(), temperature, generator, step)
+        cache = output.past_key_values
+        if chosen in ends:
+            break
+        piece = decoder.add(chosen)
+        if piece:
+            yield piece
+        fresh = torch.tensor([[chosen]], dtype=torch.int64, device=fresh.device)
+    rest = decoder.rest()
+    if rest:
+        yield rest
+
+
+class _Decoder:
+    """Text of a growing list of tokens, a piece at a time.
+
+    Decoding a token alone loses its leading space and splits characters of several bytes, so each piece is the
+    difference between two decodings that start at the same earlier token.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = list(prompt)
+        self._start = max(0, len(prompt) - 8)  # context enough for spaces and clean-up rules
+        self._shown = len(prompt)
+
+    def add(self, token: int) -> str:
+        """The text that has become whole with this token; empty while a character is incomplete."""
+        self._tokens.append(token)
+        piece = self._pending()
+        if piece.endswith(INCOMPLETE) or not piece:
+            return ""
+        self._start, self._shown = self._shown, len(self._tokens)
+        return piece
+
+    def rest(self) -> str:
+        """What is left at the end, whole or not."""
+        piece = self._pending()
+        self._start, self._shown = self._shown, len(self._tokens)
+        return piece
+
+    def _pending(self) -> str:
+        before = self._decode(self._tokens[self._start : self._shown])
+        return self._decode(self._tokens[self._start :])[len(before) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator, step: int) -> int:
+    if not bool(torch.isfinite(logits).all()):
+        raise FeatherweightError(
+            "the logits are not finite",
+            found=f"NaN or Inf at generated token {step}",
+            expected="finite logits",
+            fix="run in float32 or bfloat16; check the compressed weights",
+        )
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities = torch.softmax(logits.double() / temperature, -1)
+    return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = configured if isinstance(configured, (list, tuple)) else [configured]
+    return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)
+
+
+def _check(model: Any, prompt_tokens: int, max_new_tokens: int, temperature: float) -> None:
+    if prompt_tokens == 0:
+        raise FeatherweightError("the prompt is empty", found="0 tokens", expected="some text", fix="give a prompt")
+    if max_new_tokens < 1 or not 0 <= temperature < float("inf"):
+        raise FeatherweightError(
+            "impossible generation settings",
+            found=f"max_new_tokens {max_new_tokens}, temperature {temperature}",
+            expected="at least 1 token, and a temperature of 0 (greedy) or more",
+        )
+    context = context_of(model)
+    if context is not None and prompt_tokens + max_new_tokens > context:
+        raise FeatherweightError(
+            "prompt and continuation exceed the model's context",
+            found=f"{prompt_tokens} + {max_new_tokens} tokens",
+            expected=f"at most {context}",
+            fix=f"generate at most {context - prompt_tokens} tokens" if prompt_tokens < context else "shorten the prompt",
+        )
