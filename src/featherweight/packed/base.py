@@ -28,6 +28,7 @@ class PackedWeight(ABC):
     kind: ClassVar[str]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
+        """Enter the subclass under its `kind`."""
         super().__init_subclass__(**keywords)
         if "kind" in cls.__dict__:
             _KINDS[cls.kind] = cls

@@ -1,0 +1,91 @@
+"""Ops and their implementations: the first that supports a signature on a device runs, the reference comes last."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from featherweight.errors import FeatherweightError, nearest
+
+#: What a kernel is asked about: nested storage names, widths, sizes. Plain JSON values.
+Signature = Mapping[str, Any]
+Support = Callable[[Signature, torch.device], tuple[bool, str]]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation of an op.
+
+    Attributes:
+        name: as `explain` prints it.
+        module: where it lives; imported when it first runs, so that nothing is compiled at import.
+        function: its name there.
+        supports: whether it runs for a signature on a device, and the reason in words.
+    """
+
+    name: str
+    module: str
+    function: str
+    supports: Support
+
+    def load(self) -> Callable[..., Any]:
+        """The function itself."""
+        return getattr(importlib.import_module(self.module), self.function)
+
+
+def _always(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    return True, "plain torch: the reference, on every device"
+
+
+def _triton_sweep(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed"
+    if signature.get("columns", 0) > 128:
+        return False, f"at most 128 columns to a block, not {signature['columns']}"
+    return True, "one launch per block of columns"
+
+
+_ROOM = "featherweight.kernels"
+OPS: dict[str, tuple[Kernel, ...]] = {
+    "sweep_block": (
+        Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", _triton_sweep),
+        Kernel("reference", f"{_ROOM}.reference.sweep_block", "sweep_block", _always),
+    ),
+    "dequantize_matmul": (Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),),
+}
+
+
+def explain(op: str, signature: Signature, device: torch.device | str) -> list[tuple[str, bool, str]]:
+    """`(kernel, runs, reason)` of every implementation of `op`, in the order in which they are offered the work."""
+    device = torch.device(device)
+    return [(kernel.name, *kernel.supports(signature, device)) for kernel in _implementations(op)]
+
+
+def choose(op: str, signature: Signature, device: torch.device | str) -> Callable[..., Any]:
+    """The first implementation of `op` that supports `signature` on `device`.
+
+    Raises:
+        FeatherweightError: an op that nobody registered, or no implementation (with the reasons).
+    """
+    device = torch.device(device)
+    for kernel in _implementations(op):
+        if kernel.supports(signature, device)[0]:
+            return kernel.load()
+    raise FeatherweightError(
+        f"no kernel runs {op} on {device}",
+        found=dict(signature),
+        expected="; ".join(f"{name}: {reason}" for name, _, reason in explain(op, signature, device)),
+    )
+
+
+def _implementations(op: str) -> tuple[Kernel, ...]:
+    if op not in OPS:
+        raise FeatherweightError("unknown op", found=op, expected=", ".join(OPS), fix=f"did you mean {nearest(op, OPS, 1)[0]}?")
+    return OPS[op]

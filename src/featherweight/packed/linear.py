@@ -1,0 +1,219 @@
+"""The modules that replace linears and embeddings: packed tensors as buffers, and a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.errors import FeatherweightError
+from featherweight.packed.base import PackedWeight, from_tensors
+
+
+@dataclass(frozen=True)
+class WeightSketch:
+    """What model code asks of `module.weight`, without the weight: shape, dtype and device."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool = False
+
+    @property
+    def ndim(self) -> int:
+        """2."""
+        return len(self.shape)
+
+    def size(self, dimension: int | None = None) -> torch.Size | int:
+        """As `Tensor.size`."""
+        return self.shape if dimension is None else self.shape[dimension]
+
+    def numel(self) -> int:
+        """Number of weights."""
+        return self.shape.numel()
+
+
+class PackedModule(nn.Module):  # type: ignore[misc]
+    """Holds one packed weight: its stored tensors are buffers, whose dtypes no `.to`, `.half` or `.float` changes.
+
+    Attributes:
+        compute_dtype: dtype of the values it gives; follows `.to(dtype)`.
+    """
+
+    compute_dtype: torch.dtype
+
+    def __init__(self, weight: PackedWeight, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._description = weight.description()
+        self._stored = tuple(weight.tensors())
+        for name, tensor in weight.tensors().items():
+            self.register_buffer(name, tensor)
+        self.compute_dtype = dtype
+        self._dense: Tensor | None = None
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The packed weight; shares the buffers."""
+        return from_tensors(self._description, {name: self._buffers[name] for name in self._stored})
+
+    @property
+    def weight(self) -> Any:
+        """A stand-in with the weight's shape, compute dtype and device; ask `packed` for values."""
+        device = self._buffers[self._stored[0]].device
+        return WeightSketch(torch.Size(self._description["shape"]), self.compute_dtype, device)
+
+    def cache_dense(self, dtype: torch.dtype | None = None) -> None:
+        """Keep the values, dense and in `dtype`, until `release_dense`: faster repeated forwards, more memory."""
+        self._dense = self.packed.dequantize(self.compute_dtype if dtype is None else dtype)
+
+    def release_dense(self) -> None:
+        """Drop what `cache_dense` kept."""
+        self._dense = None
+
+    def dense(self, dtype: torch.dtype) -> Tensor | None:
+        """The kept values if they are in `dtype`."""
+        return self._dense if self._dense is not None and self._dense.dtype == dtype else None
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """`x · Wᵀ`, from the kept values where there are any."""
+        dense = self.dense(x.dtype)
+        return self.packed.matmul(x) if dense is None else nn.functional.linear(x, dense)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedModule:
+        """Device moves reach the packed tensors, dtype changes only the bias and `compute_dtype`."""
+        self.release_dense()
+        packed = {name: self._buffers.pop(name) for name in self._stored}
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._buffers.update(packed)
+        for name, tensor in packed.items():
+            assert tensor is not None
+            moved = fn(tensor)
+            self._buffers[name] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
+        return self
+
+
+class PackedLinear(PackedModule):
+    """A linear layer `y = x Wᵀ + b` that runs from its packed weight.
+
+    Args:
+        weight: the packed weight, `[out, in]`.
+        bias: `[out]` or None; becomes a parameter that is not trained.
+        dtype: what `.weight.dtype` tells model code; the bias's dtype or float32 if not given.
+    """
+
+    def __init__(self, weight: PackedWeight, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__(weight, dtype or (torch.float32 if bias is None else bias.dtype))
+        self.out_features, self.in_features = weight.shape
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x [..., in]` to `[..., out]`, in the dtype of `x`."""
+        y = self.multiply(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        """Sizes and storage."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._description['kind']}"
+
+
+class PackedEmbedding(PackedModule):
+    """An embedding that decodes only the rows it looks up.
+
+    Args:
+        weight: packed table, `[vocabulary, features]`.
+        dtype: of the looked-up vectors.
+        padding_idx: kept for model code that reads it; it changes gradients only, of which there are none.
+        embed_scale: factor on the looked-up vectors (Gemma's scaled embedding).
+    """
+
+    def __init__(
+        self,
+        weight: PackedWeight,
+        dtype: torch.dtype = torch.float32,
+        padding_idx: int | None = None,
+        embed_scale: float | Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, dtype)
+        self.num_embeddings, self.embedding_dim = weight.shape
+        self.padding_idx = padding_idx
+        self.embed_scale = float(embed_scale) if embed_scale is not None else None
+
+    @classmethod
+    def replacing(cls, embedding: nn.Embedding, weight: PackedWeight) -> PackedEmbedding:
+        """The packed form of `embedding`, with its dtype, padding index and scale.
+
+        Raises:
+            FeatherweightError: an embedding that renormalises its rows (`max_norm`).
+        """
+        if embedding.max_norm is not None:
+            raise FeatherweightError(
+                "this embedding renormalises its rows at look-up", found=f"max_norm={embedding.max_norm}", expected="none"
+            )
+        scale = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", None))
+        return cls(weight, embedding.weight.dtype, embedding.padding_idx, scale)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """`ids [...]` to `[..., features]` in the compute dtype."""
+        dense = self.dense(self.compute_dtype)
+        values = self.packed.rows(ids, self.compute_dtype) if dense is None else nn.functional.embedding(ids, dense)
+        if self.embed_scale is None:
+            return values
+        return values * torch.tensor(self.embed_scale, dtype=values.dtype, device=values.device)
+
+    def extra_repr(self) -> str:
+        """Sizes and storage."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self._description['kind']}"
+
+
+class TiedPackedLinear(nn.Module):  # type: ignore[misc]
+    """An output head that multiplies by an embedding's packed weight; it stores nothing of it.
+
+    Args:
+        embedding: whose weight it uses; referred to, not owned, so that files hold it once.
+        bias: `[vocabulary]` or None.
+    """
+
+    def __init__(self, embedding: PackedEmbedding, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self._embedding = (embedding,)  # in a tuple, so that it does not register as a child
+        self.out_features, self.in_features = embedding.num_embeddings, embedding.embedding_dim
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The embedding's packed weight."""
+        return self._embedding[0].packed
+
+    @property
+    def weight(self) -> Any:
+        """As `PackedModule.weight`."""
+        return self._embedding[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x [..., features]` to logits `[..., vocabulary]`, in the dtype of `x`."""
+        y = self._embedding[0].multiply(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        """Sizes, and that the weight is shared."""
+        return f"{self.in_features}, {self.out_features}, tied to the embedding"
+
+
+@contextmanager
+def dense_cache(module: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Keep the dense values of every packed module below `module` for the duration of the `with` block."""
+    packed = [child for child in module.modules() if isinstance(child, PackedModule)]
+    try:
+        for child in packed:
+            child.cache_dense(dtype)
+        yield
+    finally:
+        for child in packed:
+            child.release_dense()
