@@ -8,7 +8,7 @@ from featherweight.data import evaluation_windows, load_corpus
 from featherweight.data.corpus import Variant
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.divergence import compare
-from featherweight.evaluation.forward import CausalModel, Progress
+from featherweight.evaluation.forward import CausalModel, Progress, context_of
 from featherweight.evaluation.perplexity import perplexity
 from featherweight.evaluation.protocol import Measurement
 from featherweight.evaluation.reference import StoredReference
@@ -19,14 +19,6 @@ DEFAULT_LENGTH = 2048  # the context of the published LLaMA-1 tables
 def default_length(model: CausalModel) -> int:
     """The published context, 2048, or the model's own where that is shorter."""
     return min(DEFAULT_LENGTH, context_of(model) or DEFAULT_LENGTH)
-
-
-def context_of(model: object) -> int | None:
-    """Positions the model was made for, None where its configuration does not say."""
-    configuration: Any = getattr(model, "config", None)
-    inner = configuration.get_text_config() if hasattr(configuration, "get_text_config") else configuration
-    positions = getattr(inner, "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def evaluate(

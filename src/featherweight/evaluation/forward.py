@@ -42,6 +42,23 @@ def _tensors(model: CausalModel) -> Iterator[Tensor]:
         yield from model.buffers()
 
 
+def context_of(model: object) -> int | None:
+    """Positions the model was made for, None where its configuration does not say."""
+    return _configured(model, "max_position_embeddings")
+
+
+def vocabulary_of(model: object) -> int | None:
+    """Size of the model's vocabulary, None where its configuration does not say."""
+    return _configured(model, "vocab_size")
+
+
+def _configured(model: object, name: str) -> int | None:
+    configuration: Any = getattr(model, "config", None)
+    inner = configuration.get_text_config() if hasattr(configuration, "get_text_config") else configuration
+    value = getattr(inner, name, None)
+    return value if isinstance(value, int) and value > 0 else None
+
+
 @contextmanager
 def measuring(*models: object) -> Iterator[None]:
     """Evaluation mode (no dropout) and no gradients inside; modes as before afterwards."""
@@ -71,16 +88,11 @@ def window_logits(model: CausalModel, tokens: Tensor, window: int, who: str = "t
     Raises:
         FeatherweightError: NaN or Inf among the logits, or a token id beyond the vocabulary.
     """
+    _check_vocabulary(tokens, vocabulary_of(model), window)
     ids = tokens.unsqueeze(0).to(device_of(model))
     output = model(input_ids=ids, use_cache=False) if hasattr(model, "config") else model(input_ids=ids)
     logits: Tensor = output.logits[0]
-    if int(tokens.max()) >= logits.shape[-1]:
-        raise FeatherweightError(
-            "the tokens are not this model's",
-            found=f"token id {int(tokens.max())} in window {window}",
-            expected=f"ids below {logits.shape[-1]}, the model's vocabulary",
-            fix="use the tokenizer that belongs to the model",
-        )
+    _check_vocabulary(tokens, logits.shape[-1], window)
     finite = torch.isfinite(logits)
     if not bool(finite.all()):
         bad = int((~finite).any(-1).nonzero()[0])
@@ -91,6 +103,16 @@ def window_logits(model: CausalModel, tokens: Tensor, window: int, who: str = "t
             fix="run in float32 or bfloat16; check the compressed weights of the blocks (fw verify)",
         )
     return logits
+
+
+def _check_vocabulary(tokens: Tensor, vocabulary: int | None, window: int) -> None:
+    if vocabulary is not None and int(tokens.max()) >= vocabulary:
+        raise FeatherweightError(
+            "the tokens are not this model's",
+            found=f"token id {int(tokens.max())} in window {window}",
+            expected=f"ids below {vocabulary}, the model's vocabulary",
+            fix="use the tokenizer that belongs to the model",
+        )
 
 
 def fingerprint(model: CausalModel) -> str:

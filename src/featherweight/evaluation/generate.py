@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.evaluation.evaluate import context_of
-from featherweight.evaluation.forward import device_of, measuring
+from featherweight.evaluation.forward import context_of, device_of, measuring
 
 INCOMPLETE = "\ufffd"  # how a tokenizer decodes bytes that are not yet a whole character
 
