@@ -144,9 +144,8 @@ def record_calls(model: nn.Module, blocks: Sequence[str], forward: Callable[[], 
 
         return record
 
-    with override_forwards(model, {block: recorder(block) for block in blocks}):
-        with suppress(_LastBlockReached):
-            forward()
+    with override_forwards(model, {block: recorder(block) for block in blocks}), suppress(_LastBlockReached):
+        forward()
     if list(calls) != list(blocks) or len(first) != len(blocks):
         raise FeatherweightError(
             f"{type(model).__name__} does not run its blocks once each, in order",
