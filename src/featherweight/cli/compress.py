@@ -12,7 +12,9 @@ from featherweight.cli.output import print_json, progress_bar
 
 def run(
     model: options.Model,
-    output: Annotated[str, typer.Option("--output", "-o", help="New or empty folder; an interrupted run's own folder goes on.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="New or empty folder; an interrupted run's own folder goes on.")
+    ],
     recipe: options.RecipeName = "gptq-4bit",
     calibration: options.Calibration = None,
     samples: options.Samples = None,

@@ -33,12 +33,11 @@ def run(
     json: options.Json = False,
 ) -> None:
     """Compress the embedded model by several recipes, measure, and show."""
-    from rich.console import Console
-
     from featherweight.models.source import resolve_model
     from featherweight.reports.compare import comparison_table, write_page
+    from featherweight.reports.tables import wide_console
 
-    console = Console(stderr=json)
+    console = wide_console(stderr=json)
     source = resolve_model("demo")
     entries = [_dense(source.folder, windows)]
     for recipe in RECIPES:

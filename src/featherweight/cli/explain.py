@@ -8,7 +8,9 @@ from featherweight.cli import options
 from featherweight.cli.output import print_json
 
 
-def run(output: options.Output, device: options.Device = None, offline: options.Offline = False, json: options.Json = False) -> None:
+def run(
+    output: options.Output, device: options.Device = None, offline: options.Offline = False, json: options.Json = False
+) -> None:
     """Say for every kind of packed weight in OUTPUT which kernel multiplies it on DEVICE."""
     import torch
 
@@ -30,7 +32,12 @@ def run(output: options.Output, device: options.Device = None, offline: options.
             {"kernel": kernel, "runs": runs, "reason": reason} for kernel, runs, reason in explain(empty(description), place)
         ]
     if json:
-        print_json({"device": str(place), "weights": [{"storage": key, "modules": alike[key], "kernels": described[key]} for key in alike]})
+        print_json(
+            {
+                "device": str(place),
+                "weights": [{"storage": key, "modules": alike[key], "kernels": described[key]} for key in alike],
+            }
+        )
         return
     for key, names in alike.items():
         print(f"{key}: {len(names)} weights, {names[0]} ...")

@@ -11,7 +11,10 @@ from featherweight.cli.output import print_json
 
 
 def run(
-    name: Annotated[str, typer.Argument(help="Hub model, smollm2-135m, or a dataset: wikitext2, c4, ptb, hf:owner/name.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(help="Hub model, smollm2-135m, or a dataset: wikitext2, c4, ptb, hf:owner/name.", show_default=False),
+    ],
     yes: options.Yes = False,
     offline: options.Offline = False,
     json: options.Json = False,

@@ -29,9 +29,7 @@ def run(
     source = options.find_model(model, offline=offline)
     dtype = torch.float32 if device in (None, "cpu") else "auto"
     loaded = api.load(source.folder, device=device, dtype=dtype)
-    pieces = generate_text(
-        loaded, source.tokenizer(), prompt, max_new_tokens=tokens, temperature=temperature, seed=seed or 0
-    )
+    pieces = generate_text(loaded, source.tokenizer(), prompt, max_new_tokens=tokens, temperature=temperature, seed=seed or 0)
     if json:
         print_json({"model": model, "prompt": prompt, "text": "".join(pieces)})
         return

@@ -8,17 +8,21 @@ import typer
 
 from featherweight.errors import FeatherweightError
 
-Model = Annotated[str, typer.Argument(help="Folder, hub name, .gguf file, or a packaged model: demo, smollm2-135m.", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(help="Folder, hub name, .gguf file, or a packaged model: demo, smollm2-135m.", show_default=False)
+]
 Output = Annotated[str, typer.Argument(help="A folder made by `fw compress`.", show_default=False)]
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Shipped recipe (see `fw recipes`) or a YAML file.")]
 Calibration = Annotated[
-    str | None, typer.Option(help="Calibration text: a file (.txt, .jsonl, .npy, .safetensors, .pt), wikitext2, c4, ptb, or sample.")
+    str | None,
+    typer.Option(help="Calibration text: a file (.txt, .jsonl, .npy, .safetensors, .pt), wikitext2, c4, ptb, or sample."),
 ]
 Samples = Annotated[int | None, typer.Option(help="Calibration windows.", min=1)]
 Length = Annotated[int | None, typer.Option(help="Tokens of a window.", min=2)]
 Seed = Annotated[int | None, typer.Option(help="Seed of the calibration windows and of the methods.")]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="Change one setting: --set steps.0.bits=3; may be repeated.", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option("--set", help="Change one setting: --set steps.0.bits=3; may be repeated.", metavar="KEY=VALUE"),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")]
@@ -47,7 +51,9 @@ def recipe_changes(
     for setting in settings or []:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise FeatherweightError("a setting has no value", found=f"--set {setting}", expected="--set KEY=VALUE", fix="--set steps.0.bits=3")
+            raise FeatherweightError(
+                "a setting has no value", found=f"--set {setting}", expected="--set KEY=VALUE", fix="--set steps.0.bits=3"
+            )
         changes[key] = yaml.safe_load(value)
     return changes
 

@@ -12,7 +12,9 @@ def run(json: options.Json = False, offline: options.Offline = False) -> None:
 
     loaded = {name: load_recipe(name) for name in shipped_recipes()}
     if json:
-        print_json({"recipes": {name: recipe.as_dict() for name, recipe in loaded.items()}, "schema": Recipe.model_json_schema()})
+        print_json(
+            {"recipes": {name: recipe.as_dict() for name, recipe in loaded.items()}, "schema": Recipe.model_json_schema()}
+        )
         return
     for name, recipe in loaded.items():
         print(f"{name:18} {recipe.description}")

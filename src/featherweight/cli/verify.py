@@ -6,7 +6,9 @@ from featherweight.cli import options
 from featherweight.cli.output import print_json
 
 
-def run(output: options.Output, device: options.Device = None, offline: options.Offline = False, json: options.Json = False) -> None:
+def run(
+    output: options.Output, device: options.Device = None, offline: options.Offline = False, json: options.Json = False
+) -> None:
     """Check every file's hash and that the reloaded model repeats the logits recorded when it was made."""
     from featherweight import api
 

@@ -17,10 +17,9 @@ from featherweight.evaluation.linears import relative_output_error
 from featherweight.methods.base import Compressed, Method, Problem
 from featherweight.models.axes import Axis
 from featherweight.models.replay import BlockInputs
-from featherweight.models.structure import Linear
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.dense import Dense
-from featherweight.packed.linear import PackedLinear
+from featherweight.packed.placing import place
 from featherweight.planning.plan import Plan
 from featherweight.statistics.collector import Collector
 from featherweight.statistics.inputs import InputStatistics
@@ -41,6 +40,7 @@ class BlockTask:
         store: where statistics are kept.
         keep: whether this block's statistics are kept.
         report: progress sink.
+        dtype: in which the block runs.
     """
 
     plan: Plan
@@ -52,6 +52,7 @@ class BlockTask:
     store: StatisticsStore
     keep: bool
     report: Callable[[Event], None]
+    dtype: torch.dtype
 
 
 @dataclass
@@ -125,7 +126,7 @@ def _compress_axis(task: BlockTask, axis: Axis, statistics: InputStatistics | No
             current[name] = replace(compressed, facts={**current[name].facts, **compressed.facts})
     seconds = time.perf_counter() - started
     for name, compressed in current.items():
-        _place(task, linears[name], compressed.weight)
+        place(task.model, name, compressed.weight, dtype=task.dtype)
         result.packed[name] = compressed.weight
         result.measured[name] = _measured(compressed, weights[name], statistics, seconds / len(current))
         task.report(Event("compressed", task.block, linear=name, error=result.measured[name]["relative_error"]))
@@ -178,23 +179,14 @@ def _check(name: str, before: PackedWeight, after: PackedWeight, method: Method,
         )
 
 
-def _place(task: BlockTask, linear: Linear, packed: PackedWeight) -> None:
-    linear.replace(task.model, PackedLinear(packed, linear.bias_of(task.model)))
-
-
-def _measured(
-    compressed: Compressed, weight: Tensor, statistics: InputStatistics | None, seconds: float
-) -> dict[str, Any]:
-    difference = compressed.weight.dequantize().to(weight.device) - weight
-    error = None
-    if statistics is not None and statistics.hessian is not None:
-        error = float(relative_output_error(weight, difference, statistics.mean_hessian().to(weight.device)))
-    values = weight + difference
+def _measured(compressed: Compressed, weight: Tensor, statistics: InputStatistics | None, seconds: float) -> dict[str, Any]:
+    values = compressed.weight.dequantize().to(weight.device)
+    hessian = statistics.hessian if statistics is not None else None
     return {
         **compressed.facts,
         "stored_bytes": compressed.weight.nbytes,
-        "relative_error": error,
-        "relative_weight_error": float(difference.square().sum() / weight.square().sum().clamp(min=1e-30)),
+        "relative_error": None if hessian is None else relative_output_error(weight, values, hessian),
+        "relative_weight_error": relative_output_error(weight, values),
         "sparsity": float((values == 0).float().mean()),
         "seconds": seconds,
     }

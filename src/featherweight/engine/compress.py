@@ -107,9 +107,7 @@ def calibration_tokens(plan: Plan, *, offline: bool) -> Windows:
             fix=f"--length {limit}",
         )
     corpus = load_corpus(wanted.source, split="calibration", offline=offline, variant=wanted.variant)
-    return calibration_windows(
-        corpus, plan.source.tokenizer(), samples=wanted.samples, length=wanted.length, seed=wanted.seed
-    )
+    return calibration_windows(corpus, plan.source.tokenizer(), samples=wanted.samples, length=wanted.length, seed=wanted.seed)
 
 
 def measured_rows(plan: Plan, walk: Walk) -> tuple[Row, ...]:

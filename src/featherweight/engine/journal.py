@@ -54,7 +54,9 @@ class Journal:
             entries = [Entry(**entry) for entry in state["entries"]]
         except (ValueError, TypeError, KeyError) as problem:
             raise FeatherweightError(
-                "the journal cannot be read", found=f"{path}: {problem}", expected="a journal of this version",
+                "the journal cannot be read",
+                found=f"{path}: {problem}",
+                expected="a journal of this version",
                 fix="delete the folder or choose another output",
             ) from None
         _require_same(folder, state["identity"], json.loads(json.dumps(identity)))
@@ -86,7 +88,9 @@ def check_shard(path: Path, expected: str) -> None:
         FeatherweightError: the shard is missing or its content changed.
     """
     if not path.is_file():
-        raise FeatherweightError("a weight file is missing", found=f"no {path}", expected=f"sha256 {expected}", fix="compress again")
+        raise FeatherweightError(
+            "a weight file is missing", found=f"no {path}", expected=f"sha256 {expected}", fix="compress again"
+        )
     found = sha256(path)
     if found != expected:
         raise FeatherweightError(
@@ -111,7 +115,9 @@ def _require_empty(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise FeatherweightError("the output folder cannot be made", found=problem, expected="a writable parent folder") from None
+        raise FeatherweightError(
+            "the output folder cannot be made", found=problem, expected="a writable parent folder"
+        ) from None
 
 
 def _require_same(folder: Path, before: Any, now: Any) -> None:

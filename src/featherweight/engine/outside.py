@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from featherweight.evaluation.linears import relative_output_error
 from featherweight.methods.base import Problem
 from featherweight.models.skeleton import materialize
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.dense import Dense
-from featherweight.packed.linear import PackedEmbedding, PackedLinear, TiedPackedLinear
+from featherweight.packed.placing import place
 from featherweight.planning.plan import Plan
 from featherweight.planning.rows import Row
 
@@ -33,12 +34,11 @@ def compress_outside(plan: Plan, rows: list[Row]) -> tuple[dict[str, PackedWeigh
         problem = Problem({row.module: weight}, {row.module: Dense(weight.to(dtype))}, None, dtype, plan.recipe.seed)
         compressed = method.compress(problem)[row.module]
         packed[row.module] = compressed.weight
-        difference = compressed.weight.dequantize() - weight
         measured[row.module] = {
             **compressed.facts,
             "stored_bytes": compressed.weight.nbytes,
             "relative_error": None,
-            "relative_weight_error": float(difference.square().sum() / weight.square().sum().clamp(min=1e-30)),
+            "relative_weight_error": relative_output_error(weight, compressed.weight.dequantize()),
             "seconds": time.perf_counter() - started,
         }
     return packed, measured
@@ -48,27 +48,15 @@ def place_outside(
     model: nn.Module, plan: Plan, packed: Mapping[str, PackedWeight], dtype: torch.dtype, device: torch.device
 ) -> None:
     """Materialise everything outside the blocks in `model`, with packed weights in their places."""
-    replace_outside(model, {module: weight.to(device) for module, weight in packed.items()}, plan.structure.head)
-    replaced = {*packed, *([plan.structure.head] if plan.structure.tied and packed else [])}
+    tied_head = plan.structure.head if plan.structure.tied else None
+    for module, weight in packed.items():
+        place(model, module, weight.to(device), tied_head=tied_head, dtype=dtype)
+    replaced = {*packed, *([tied_head] if packed else [])}
     names = [row.module for row in plan.rows if not row.block and row.description is None]
     for module in dict.fromkeys(name.rpartition(".")[0] for name in names):
         if module not in replaced:
             materialize(model, module, plan.weights, dtype, device)
-    for module_ in model.modules():
-        for name, buffer in module_.named_buffers(recurse=False):
+    for owner in model.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
             if buffer.device.type != "meta":
-                module_.register_buffer(name, buffer.to(device), persistent=name not in module_._non_persistent_buffers_set)
-
-
-def replace_outside(model: nn.Module, packed: Mapping[str, PackedWeight], head: str | None) -> None:
-    """Put a packed embedding, and the head that shares it or has its own, in the place of the dense modules."""
-    for module, weight in packed.items():
-        original = model.get_submodule(module)
-        if module == head:
-            model.set_submodule(module, PackedLinear(weight, getattr(original, "bias", None)))
-            continue
-        embedding = PackedEmbedding.like(original, weight)
-        tied = head is not None and model.get_submodule(head).weight is original.weight
-        model.set_submodule(module, embedding)
-        if tied and head is not None:
-            model.set_submodule(head, TiedPackedLinear(embedding))
+                owner.register_buffer(name, buffer.to(device), persistent=name not in owner._non_persistent_buffers_set)

@@ -21,7 +21,7 @@ from featherweight.models.replay import BlockInputs, capture
 from featherweight.models.skeleton import build_skeleton, materialize
 from featherweight.packed.base import PackedWeight, from_tensors
 from featherweight.packed.files import write
-from featherweight.packed.linear import PackedLinear
+from featherweight.packed.placing import place
 from featherweight.planning.plan import Plan
 from featherweight.planning.rows import Row
 from featherweight.statistics.store import StatisticsStore
@@ -111,6 +111,7 @@ class Walk:
                 store=self.store,
                 keep={"none": False, "first": shard == 1, "all": True}[self.plan.recipe.engine.keep_statistics],
                 report=self.report,
+                dtype=self.dtype,
             )
         )
         self._advance(inputs, block, outputs)
@@ -122,10 +123,8 @@ class Walk:
         """A finished block from its shard: the same modules and multiplies as in the run that wrote it."""
         dense = self.plan.recipe.engine.inputs == "dense"
         outputs = [self._forward(part, block) for part in inputs] if dense else []
-        packed = self._load(self.journal.entries[shard])
-        for linear in self.plan.structure.linears[block]:
-            if linear.name in packed:
-                linear.replace(self._model, PackedLinear(packed[linear.name], linear.bias_of(self._model)))
+        for name, weight in self._load(self.journal.entries[shard]).items():
+            place(self._model, name, weight, dtype=self.dtype)
         self._advance(inputs, block, outputs)
 
     def _advance(self, inputs: list[BlockInputs], block: str, dense_outputs: list[list[Tensor]]) -> None:

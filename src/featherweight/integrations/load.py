@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,23 @@ def load(folder: str | Path, *, device: str | None = None, dtype: torch.dtype | 
     section = json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
     if section.get("quant_method") == METHOD:
         check_version(int(section.get("format_version", 1)))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
+    with _no_loading_bar():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
     return model.eval()
+
+
+@contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    """Without transformers' own progress bar, which would run into ours; the user's setting is put back."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def read_modules(folder: str | Path) -> dict[str, dict[str, Any]]:

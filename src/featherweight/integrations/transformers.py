@@ -15,8 +15,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from featherweight.integrations.config import FORMAT_VERSION, METHOD, check_version
-from featherweight.packed.base import empty
-from featherweight.packed.linear import PackedEmbedding, PackedLinear, TiedPackedLinear
+from featherweight.packed.base import empty, layout_of
+from featherweight.packed.placing import place
 
 
 @register_quantization_config(METHOD)
@@ -55,11 +55,14 @@ class FeatherweightQuantizer(HfQuantizer):  # type: ignore[misc]
     ) -> None:
         self._files = checkpoint_files or []
         head = _name_of(model, model.get_output_embeddings())
+        tied = head if model.config.get_text_config(decoder=True).tie_word_embeddings else None
         for name, description in self.quantization_config.modules.items():
-            place(model, name, description, head)
+            if tied and isinstance(model.get_submodule(name), nn.Embedding):
+                model._tied_weights_keys, model.all_tied_weights_keys = {}, {}
+            place(model, name, empty(description), tied_head=tied)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **keywords: Any) -> nn.Module:
-        restore_dtypes(model, self._files)
+        restore_dtypes(model, self.quantization_config.modules, self._files)
         return model
 
     def is_serializable(self, *arguments: Any, **keywords: Any) -> bool:
@@ -72,31 +75,14 @@ class FeatherweightQuantizer(HfQuantizer):  # type: ignore[misc]
         return False
 
 
-def place(model: nn.Module, name: str, description: dict[str, Any], head: str | None) -> None:
-    """Put an empty packed module in the place of `name`; a tied head follows its embedding."""
-    weight = empty(description)
-    original = model.get_submodule(name)
-    if not isinstance(original, nn.Embedding):
-        bias = getattr(original, "bias", None)
-        model.set_submodule(name, PackedLinear(weight, None if bias is None else nn.Parameter(bias.data, requires_grad=False)))
-        return
-    tied = head is not None and model.config.get_text_config(decoder=True).tie_word_embeddings
-    embedding = PackedEmbedding.like(original, weight)
-    model.set_submodule(name, embedding)
-    if tied and head is not None:
-        model.set_submodule(head, TiedPackedLinear(embedding))
-        model._tied_weights_keys = {}
-        model.all_tied_weights_keys = {}
-
-
-def restore_dtypes(model: nn.Module, files: list[str]) -> None:
+def restore_dtypes(model: nn.Module, modules: dict[str, dict[str, Any]], files: list[str]) -> None:
     """Loading with `dtype=` casts every floating tensor, scales too: read those again as they are stored."""
     wanted: dict[str, tuple[nn.Module, str]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, PackedLinear | PackedEmbedding):
-            for part, stored in module.stored_dtypes().items():
-                if getattr(module, part).dtype != stored:
-                    wanted[f"{name}.{part}"] = (module, part)
+    for name, description in modules.items():
+        module = model.get_submodule(name)
+        for part, (_, stored) in layout_of(description).items():
+            if getattr(module, part).dtype != stored:
+                wanted[f"{name}.{part}"] = (module, part)
     for path in files if wanted else []:
         with safe_open(path, framework="pt") as file:
             for key in wanted.keys() & set(file.keys()):

@@ -81,6 +81,7 @@ def write_text(path: Path, text: str) -> None:
 def commit(partial: Path, path: Path, *, hashed: bool = True) -> str:
     """Flush `partial` to the disk and rename it to `path`; returns its sha256 if asked."""
     digest = sha256(partial) if hashed else ""
+    partial.chmod(0o644)
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)

@@ -61,7 +61,7 @@ def _block_bytes(plan: Plan) -> dict[str, int]:
 
 def _working_bytes(plan: Plan, itemsize: int) -> int:
     """One block, what lies outside the blocks, the activations twice, one block's Hessians and a factorisation, one batch."""
-    weights = {block: 0 for block in ("", *plan.structure.blocks)}
+    weights = dict.fromkeys(("", *plan.structure.blocks), 0)
     for row in plan.rows:
         weights[row.block] += row.weights
     outside = weights.pop("")

@@ -56,7 +56,11 @@ class Plan:
         described = {name: recipe.pop(name) for name in ("name", "description", "source")}
         del described
         recipe["engine"].pop("keep_statistics")
-        return {"model": self.fingerprint, "recipe": recipe, "storage": {row.module: row.storage for row in self.rows if row.chain}}
+        return {
+            "model": self.fingerprint,
+            "recipe": recipe,
+            "storage": {row.module: row.storage for row in self.rows if row.chain},
+        }
 
     @cached_property
     def hash(self) -> str:
@@ -96,9 +100,7 @@ class Plan:
         }
 
 
-def make_plan(
-    model: str | Path | ModelSource, recipe: str | Path | dict[str, Any] | Recipe, *, offline: bool = False
-) -> Plan:
+def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, Any] | Recipe, *, offline: bool = False) -> Plan:
     """The plan of `recipe` on `model`; reads shard headers, no weights.
 
     Raises:

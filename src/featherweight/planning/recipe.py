@@ -46,7 +46,11 @@ class Override(_Part):
     @model_validator(mode="before")
     @classmethod
     def _one_glob(cls, values: Any) -> Any:
-        return {**values, "match": (values["match"],)} if isinstance(values, dict) and isinstance(values.get("match"), str) else values
+        return (
+            {**values, "match": (values["match"],)}
+            if isinstance(values, dict) and isinstance(values.get("match"), str)
+            else values
+        )
 
 
 class Calibration(_Part):
@@ -150,7 +154,9 @@ def load_recipe(recipe: str | Path | dict[str, Any] | Recipe) -> Recipe:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise FeatherweightError("the recipe is not readable YAML", found=f"{path}: {problem}", expected="a YAML mapping") from None
+        raise FeatherweightError(
+            "the recipe is not readable YAML", found=f"{path}: {problem}", expected="a YAML mapping"
+        ) from None
     if not isinstance(data, dict):
         raise FeatherweightError("the recipe is no mapping", found=f"{path}: {type(data).__name__}", expected="`steps: [...]`")
     return _validated({"name": path.stem, **data}, path.name)
@@ -166,7 +172,10 @@ def _validated(data: dict[str, Any], name: str) -> Recipe:
         if first["type"] == "extra_forbidden":
             fix = f"did you mean {' or '.join(nearest(str(first['loc'][-1]), _fields_at(first['loc']), 3))}?"
         raise FeatherweightError(
-            f"recipe {name}: {place}: {first['msg'].lower()}", found=first.get("input"), expected="see `fw recipes --json`", fix=fix
+            f"recipe {name}: {place}: {first['msg'].lower()}",
+            found=first.get("input"),
+            expected="see `fw recipes --json`",
+            fix=fix,
         ) from None
 
 
@@ -187,7 +196,9 @@ def _assign(data: Any, path: str, value: Any) -> None:
         except (KeyError, IndexError, TypeError):
             available = list(place) if isinstance(place, dict) else [str(index) for index in range(len(place))]
             raise FeatherweightError(
-                "no such setting", found=path, expected=f"one of {', '.join(map(str, available))} at {part!r}",
+                "no such setting",
+                found=path,
+                expected=f"one of {', '.join(map(str, available))} at {part!r}",
                 fix=f"did you mean {' or '.join(nearest(part, map(str, available), 2))}?",
             ) from None
     place[int(last) if isinstance(place, list) else last] = value

@@ -9,8 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from featherweight.errors import FeatherweightError
-from featherweight.evaluation.protocol import Measurement
+from featherweight.evaluation.protocol import Measurement, MeasurementTable
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,11 @@ def require_one_protocol(entries: Iterable[Entry]) -> None:
     """Numbers of one column must have been taken in one way.
 
     Raises:
-        FeatherweightError: naming the two protocols.
+        FeatherweightError: naming the fields in which two protocols differ.
     """
-    seen: dict[str, str] = {}
+    table = MeasurementTable()
     for entry in entries:
-        for name, measurement in entry.measurements.items():
-            protocol = measurement.protocol.describe()
-            if seen.setdefault(name, protocol) != protocol:
-                raise FeatherweightError(
-                    f"the {name} of {entry.name} was taken by another protocol", found=protocol, expected=seen[name],
-                    fix="measure all models in one go",
-                )  # fmt: skip
+        table.add(entry.name, entry.measurements.values())
 
 
 def comparison_table(entries: list[Entry]) -> Table:

@@ -16,7 +16,7 @@ from featherweight.planning.rows import Row, Totals
 
 def print_plan(plan: Plan, cost: Estimate) -> None:
     """The plan: one row per compressed weight, what is left alone summed up by reason, totals, cost."""
-    console = Console()
+    console = wide_console()
     console.print(f"{plan.recipe.name} on {plan.source.name}", highlight=False)
     console.print(rows_table(row for row in plan.rows if row.chain))
     for reason, rows in _left_alone(plan.rows).items():
@@ -32,7 +32,7 @@ def print_plan(plan: Plan, cost: Estimate) -> None:
 
 def print_result(result: Any) -> None:
     """A finished run: the same table with its measured columns."""
-    console = Console()
+    console = wide_console()
     console.print(rows_table(row for row in result.rows if row.chain))
     _print_totals(console, result.totals, False)
     proof = result.proof
@@ -44,12 +44,17 @@ def print_result(result: Any) -> None:
     )
 
 
+def wide_console(stderr: bool = False) -> Console:
+    """The terminal as it is; 160 columns where there is none, so that a file or pipe gets whole rows."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=160)
+
+
 def rows_table(rows: Iterable[Row]) -> Table:
     """One line per stored weight."""
     table = Table(box=None, header_style="bold")
-    table.add_column("module")
-    table.add_column("method")
-    table.add_column("storage")
+    for column in ("module", "method", "storage"):
+        table.add_column(column, no_wrap=True)
     for column in ("bytes", "bits", "error", "damping", "seconds"):
         table.add_column(column, justify="right")
     for row in rows:
@@ -69,7 +74,7 @@ def rows_table(rows: Iterable[Row]) -> Table:
 
 def print_measurements(model: str, measurements: Iterable[Measurement]) -> None:
     """Each number with its standard error, under the protocol it was taken by."""
-    console = Console()
+    console = wide_console()
     shown: set[str] = set()
     for measurement in measurements:
         protocol = measurement.protocol.describe()
