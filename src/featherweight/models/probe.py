@@ -34,7 +34,7 @@ class DoublePrecision(TorchFunctionMode):  # type: ignore[misc]  # torch is unty
 def sample_calls(
     model: nn.Module, structure: Structure, shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, BlockCall]]:
-    """The blocks' hidden states and every block's call for `shape` = (samples, length) random tokens, on the CPU; reads no weights.
+    """The blocks' hidden states and calls for `shape` = (samples, length) random tokens, on the CPU; reads no weights.
 
     What lies before the blocks runs with random weights, and the token embedding, which may be large, is not run at all.
 

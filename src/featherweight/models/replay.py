@@ -216,7 +216,7 @@ class PassedOn(Tensor):  # type: ignore[misc]  # torch is untyped here
         return plain if isinstance(index, int) and index == 0 else plain[index]
 
 
-class _LastBlockReached(Exception):  # noqa: N818  (a signal, not an error)
+class _LastBlockReached(Exception):
     """Ends a forward whose remainder is not needed."""
 
 
