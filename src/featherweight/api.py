@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -77,7 +77,7 @@ def evaluate(
     against: str | Path | None = None,
     length: int | None = None,
     windows: int | None = None,
-    variant: str = "standard",
+    variant: Literal["standard", "new"] = "standard",
     device: str | None = None,
     offline: bool = False,
     progress: Callable[[int, int], None] | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,7 +16,9 @@ def run(
     against: Annotated[str | None, typer.Option(help="Dense model to compare with: KL and top-1 agreement.")] = None,
     length: options.Length = None,
     windows: Annotated[int | None, typer.Option(help="Windows at most; all if not given.", min=1)] = None,
-    variant: Annotated[str, typer.Option(help="standard (GPTQ, SpQR) or new (SparseGPT, Wanda) protocol.")] = "standard",
+    variant: Annotated[
+        Literal["standard", "new"], typer.Option(help="Protocol: standard as GPTQ, new as SparseGPT.")
+    ] = "standard",
     device: options.Device = None,
     offline: options.Offline = False,
     json: options.Json = False,

@@ -12,8 +12,6 @@ def run(
     output: options.Output, device: options.Device = None, offline: options.Offline = False, json: options.Json = False
 ) -> None:
     """Say for every kind of packed weight in OUTPUT which kernel multiplies it on DEVICE."""
-    import torch
-
     from featherweight.engine.compress import pick_device
     from featherweight.engine.save import read_ledger
     from featherweight.integrations.load import read_modules
@@ -22,7 +20,7 @@ def run(
     from featherweight.planning.rows import describe_storage
 
     read_ledger(Path(output))
-    place = pick_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = pick_device(device)
     alike: dict[str, list[str]] = {}
     described = {}
     for name, description in read_modules(output).items():
@@ -32,12 +30,8 @@ def run(
             {"kernel": kernel, "runs": runs, "reason": reason} for kernel, runs, reason in explain(empty(description), place)
         ]
     if json:
-        print_json(
-            {
-                "device": str(place),
-                "weights": [{"storage": key, "modules": alike[key], "kernels": described[key]} for key in alike],
-            }
-        )
+        weights = [{"storage": key, "modules": alike[key], "kernels": described[key]} for key in alike]
+        print_json({"device": str(place), "weights": weights})
         return
     for key, names in alike.items():
         print(f"{key}: {len(names)} weights, {names[0]} ...")

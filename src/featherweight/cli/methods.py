@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 from featherweight.cli import options
 from featherweight.cli.output import print_json
@@ -12,7 +13,7 @@ def run(json: options.Json = False, offline: options.Offline = False) -> None:
     """List the methods, what they need, their settings and their source."""
     from featherweight.methods.registry import METHODS
 
-    described = [
+    described: list[dict[str, Any]] = [
         {
             "name": name,
             "summary": method.summary,

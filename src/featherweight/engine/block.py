@@ -102,7 +102,7 @@ def gather(task: BlockTask, axes: list[Axis], done: BlockResult) -> dict[str, In
             task.report(Event("gather", task.block, done=index + 1, total=len(task.inputs.hidden)))
     if task.keep:
         task.store.save(key, collector.sums)
-    return {axis: sums for axis, sums in collector.sums.items()}
+    return collector.sums
 
 
 def _compress_axis(task: BlockTask, axis: Axis, statistics: InputStatistics | None, result: BlockResult) -> None:

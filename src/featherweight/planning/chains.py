@@ -63,7 +63,7 @@ class Chains:
             method = self.embedding or self.head
             shared = f"shared with the tied head {head}"
             return {f"{embedding}.weight": (str(embedding), "embedding", (method,), shared)} if method else {}
-        found = {}
+        found: dict[str, tuple[str, str, tuple[Method, ...], str]] = {}
         if self.embedding and embedding:
             found[f"{embedding}.weight"] = (embedding, "embedding", (self.embedding,), "")
         if self.head and head:

@@ -66,11 +66,11 @@ class Calibration(_Part):
     """
 
     source: str = "sample"
-    samples: int = Field(128, ge=1)
-    length: int | None = Field(None, ge=2)
+    samples: int = Field(default=128, ge=1)
+    length: int | None = Field(default=None, ge=2)
     seed: int = 0
     variant: Literal["standard", "new"] = "standard"
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(default=4, ge=1)
 
 
 class EngineSettings(_Part):

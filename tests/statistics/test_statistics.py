@@ -1,0 +1,52 @@
+"""Sums that add up: batches, shards and ranks give one pass's statistics; the store gives back what it got."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from featherweight import FeatherweightError
+from featherweight.statistics.inputs import InputStatistics
+from featherweight.statistics.store import StatisticsStore, content_key
+
+ALL = frozenset({"hessian", "sum_sq", "abs_max"})
+
+
+def test_splitting_batches_changes_nothing() -> None:
+    x = torch.randn(60, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = InputStatistics.from_inputs(x, ALL, torch.float64)
+    parts = [InputStatistics.from_inputs(part, ALL, torch.float64) for part in x.split([1, 19, 40])]
+    merged = parts[0] + parts[1] + parts[2]
+    assert merged.count == whole.count == 60
+    torch.testing.assert_close(merged.mean_hessian(), x.T @ x / 60)
+    torch.testing.assert_close(merged.mean_sum_sq(), (x * x).mean(0))
+    assert torch.equal(merged.abs_max, x.abs().amax(0))
+
+
+def test_what_was_not_gathered_cannot_be_read() -> None:
+    statistics = InputStatistics.from_inputs(torch.ones(3, 2), frozenset({"sum_sq"}))
+    with pytest.raises(FeatherweightError, match="hessian was not gathered"):
+        statistics.mean_hessian()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_named(bad: float) -> None:
+    x = torch.ones(4, 3)
+    x[2, 1] = bad
+    with pytest.raises(FeatherweightError, match="not finite"):
+        InputStatistics.from_inputs(x, ALL)
+
+
+def test_store_gives_back_what_it_got_and_survives_a_broken_file(tmp_path: Path) -> None:
+    store = StatisticsStore(tmp_path)
+    sums = {"a": InputStatistics.from_inputs(torch.randn(5, 4), ALL)}
+    key = content_key(model="m", block=0)
+    store.save(key, sums)
+    loaded = store.load(key, {"a": frozenset({"hessian"})})
+    assert loaded is not None and loaded["a"].count == 5 and torch.equal(loaded["a"].hessian, sums["a"].hessian)
+    assert store.load(key, {"b": ALL}) is None
+    assert store.load(content_key(model="m", block=1), {"a": ALL}) is None
+    (tmp_path / f"{key}.safetensors").write_bytes(b"half a fi")
+    assert store.load(key, {"a": ALL}) is None
