@@ -119,10 +119,15 @@ def axes_of(trace: Trace, structure: Structure, block: str) -> tuple[Axis, ...]:
     for paths in readers.values():
         consumers = tuple(path for path in paths if path in sizes)
         if consumers:
-            others = tuple(dict.fromkeys(path for path in paths if path not in sizes))
+            others = tuple(dict.fromkeys(path for path in paths if path not in sizes and not _holds_any(path, consumers)))
             axes.append(Axis(f"{consumers[0]}.input", block, sizes[consumers[0]], consumers, others))
     order = {name: index for index, name in enumerate(runs)}
     return tuple(sorted(axes, key=lambda axis: order[axis.consumers[0]]))
+
+
+def _holds_any(path: str, names: tuple[str, ...]) -> bool:
+    """Whether the module at `path` reads an axis only to hand it on to linears inside it (attention with sinks)."""
+    return any(name.startswith(f"{path}.") for name in names)
 
 
 def _note_reads(trace: Trace, path: str) -> Callable[..., None]:

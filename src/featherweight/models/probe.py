@@ -45,7 +45,7 @@ def sample_calls(
         raise FeatherweightError(f"{type(model).__name__} has no input embedding", fix="choose a decoder-only model")
     skipped = (structure.embedding, structure.head, *structure.blocks)
     values = {
-        name: _random(tensor, dtype, generator)
+        name: _random(name, tensor, dtype, generator)
         for name, tensor in model.named_parameters()
         if not any(path is not None and name.startswith(path + ".") for path in skipped)
     }
@@ -108,7 +108,7 @@ class RandomBlock:
         """A block of the same shapes with weights of unit gain."""
         module = model.get_submodule(block)
         values = {
-            f"{block}.{name}": _random(tensor, torch.float64, generator)
+            f"{block}.{name}": _random(name, tensor, torch.float64, generator)
             for name, tensor in module.named_parameters()
             if tensor.ndim < 3
         }
@@ -166,10 +166,12 @@ def _change_output(change: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return hook
 
 
-def _random(tensor: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Random values of a tensor's shape: near 1 for vectors, of unit gain for matrices."""
+def _random(name: str, tensor: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Random values of a tensor's shape: small for biases, near 1 for other vectors, of about unit gain for matrices."""
     values = torch.randn(tensor.shape, dtype=dtype, generator=generator)
-    return 1 + 0.2 * values if tensor.ndim < 2 else values / tensor.shape[-1] ** 0.5
+    if tensor.ndim > 1:
+        return values / tensor.shape[-1] ** 0.5
+    return 0.2 * values if "bias" in name.rpartition(".")[2] else 1 + 0.2 * values
 
 
 def _real(buffer: Tensor, dtype: torch.dtype) -> Tensor:
