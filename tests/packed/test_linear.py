@@ -70,12 +70,12 @@ def test_embedding_takes_over_from_the_original(quantized):
             self.register_buffer("embed_scale", torch.tensor(6.3), persistent=False)
 
     weight, decoded = quantized()
-    packed = PackedEmbedding.replacing(Scaled(), weight)
+    packed = PackedEmbedding.like(Scaled(), weight)
     assert packed.padding_idx == 2 and packed.num_embeddings == 6 and packed.embedding_dim == 40
     ids = torch.tensor([1, 2])
     assert torch.equal(packed(ids), decoded[ids] * torch.tensor(6.3))
     with pytest.raises(FeatherweightError, match="max_norm"):
-        PackedEmbedding.replacing(nn.Embedding(6, 40, max_norm=1.0), weight)
+        PackedEmbedding.like(nn.Embedding(6, 40, max_norm=1.0), weight)
 
 
 def test_dense_cache_gives_the_same_numbers_and_goes_away(quantized):

@@ -146,7 +146,7 @@ class PackedEmbedding(PackedModule):
         self.embed_scale = float(embed_scale) if embed_scale is not None else None
 
     @classmethod
-    def replacing(cls, embedding: nn.Embedding, weight: PackedWeight) -> PackedEmbedding:
+    def like(cls, embedding: nn.Embedding, weight: PackedWeight) -> PackedEmbedding:
         """The packed form of `embedding`, with its dtype, padding index and scale.
 
         Raises:

@@ -25,7 +25,8 @@ class Factor:
 
     Attributes:
         upper: `R [in, in]`, float32.
-        dead: inputs that were never active (zero diagonal), `[in]` bool, in the walked order.
+        order: stored position of each walked column, `[in]` int64.
+        dead: inputs that were never active (zero diagonal), `[in]` bool, in the stored order.
         shift: what was added to the diagonal, `λ · mean(diag H)`.
         damping: λ that was asked for.
         damping_used: λ that succeeded.
@@ -34,6 +35,7 @@ class Factor:
     """
 
     upper: Tensor
+    order: Tensor
     dead: Tensor
     shift: float
     damping: float
@@ -61,11 +63,11 @@ class Factor:
         return result
 
     def row_energy(self, error: Tensor) -> Tensor:
-        """`diag(E H Eᵀ) [rows]` of `error [rows, in]` in the walked order, damping taken out again; float64.
+        """`diag(E H Eᵀ) [rows]` of `error [rows, in]` in the stored order, damping taken out again; float64.
 
         The factor's zero half is skipped: `rows · in²` operations.
         """
-        error = torch.where(self.dead, 0.0, error)
+        error = torch.where(self.dead, 0.0, error)[:, self.order]
         energy = torch.zeros(error.shape[0], dtype=torch.float64, device=error.device)
         for start in range(0, error.shape[1], ENERGY_COLUMNS):
             stop = min(start + ENERGY_COLUMNS, error.shape[1])
@@ -115,7 +117,7 @@ def factorise(
             lower = _cholesky(reversed_hessian, dead[backwards], level * mean, dtype)
             if lower is not None:
                 upper = lower.flip(0, 1).to(torch.float32)
-                return Factor(upper, dead[order], level * mean, damping, level, attempts, dtype)
+                return Factor(upper, order, dead, level * mean, damping, level, attempts, dtype)
         if level >= LARGEST_DAMPING:
             raise _not_positive(hessian, level * mean, name, samples, attempts)
         level = min(max(level * ESCALATION, SMALLEST_ESCALATED), LARGEST_DAMPING)

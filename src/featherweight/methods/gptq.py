@@ -1,0 +1,156 @@
+"""GPTQ: rounding column by column, each rounding error compensated by the columns not yet rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import FeatherweightError
+from featherweight.grids.uniform import Fit
+from featherweight.methods.base import Compressed, Problem
+from featherweight.methods.integers import IntegerMethod
+from featherweight.solvers.damping import Factor, factorise
+from featherweight.solvers.nearest import round_to_nearest
+from featherweight.solvers.result import Solved
+from featherweight.solvers.sweep import sweep
+from featherweight.statistics.inputs import InputStatistics
+
+Order = Literal["none", "static", "dynamic"]
+
+
+@dataclass(frozen=True)
+class GPTQ(IntegerMethod):
+    """Minimise `tr((W − Ŵ) H (W − Ŵ)ᵀ)` greedily on a uniform grid; `H` is the mean of `x xᵀ`.
+
+    All linears of one input are solved in one walk. Of the walk and round-to-nearest the one with the smaller objective
+    is kept, linear by linear. Against the authors' code: groups are fitted on up-to-date weights (`stale_groups` restores
+    theirs), and `fit` weighs each column's error by what it costs ("minmax" restores theirs). Columns of inputs that were
+    never active become 0, as there.
+
+    Settings: those of `IntegerMethod`, and
+
+    Attributes:
+        damping: λ ≥ 0, added to the diagonal relative to its mean.
+        order: "none" walks the inputs as stored; "static" by falling diagonal of `H`, groups of stored inputs fitted on
+            the original weights; "dynamic" likewise, but groups are formed as walked and every input's group is stored.
+        stale_groups: fit a group without the feedback of its own block of 128 columns.
+
+    Raises:
+        FeatherweightError: a setting outside these.
+    """
+
+    name: ClassVar[str] = "gptq"
+    summary: ClassVar[str] = "second-order rounding with error feedback on a uniform grid per group"
+    source: ClassVar[str] = "Frantar et al. 2022, arXiv:2210.17323, algorithm 1"
+    needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
+
+    fit: Fit = "weighted"
+    damping: float = 0.01
+    order: Order = "none"
+    stale_groups: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        if self.order not in get_args(Order):
+            raise FeatherweightError(
+                "unknown order of columns", found=self.order, expected=", ".join(get_args(Order)), fix="use order: none"
+            )
+        if not self.damping >= 0:
+            raise FeatherweightError("damping is negative", found=self.damping, expected="0 or more", fix="use damping: 0.01")
+
+    def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+        """An `Integer` in the place of a dense weight.
+
+        Raises:
+            FeatherweightError: `current` has dropped weights, which this walk would bring back.
+        """
+        self._check_dense(str(current["kind"]))
+        return super().storage(current, dtype)
+
+    def indexed(self) -> bool:
+        """With dynamic groups every input's group is stored."""
+        return self.order == "dynamic"
+
+    def compress(self, problem: Problem) -> dict[str, Compressed]:
+        """Solve all linears of the input at once.
+
+        Raises:
+            FeatherweightError: no Hessian, or one that cannot be factorised; groups that do not fit; a `current` that is
+                not dense.
+        """
+        for name, current in problem.current.items():
+            self._check_dense(current.kind, name)
+            self.check_groups(current.shape, name)
+        names = list(problem.current)
+        statistics = self._statistics(problem, names)
+        weights = [problem.current[name].dequantize() for name in names]
+        stacked = torch.cat(weights) if len(weights) > 1 else weights[0]
+        hessian = statistics.mean_hessian().to(stacked.device, torch.float32)
+        order = None if self.order == "none" else hessian.diagonal().argsort(descending=True, stable=True)
+        factor = factorise(hessian, self.damping, order=order, name=" and ".join(names), samples=statistics.count)
+        swept = sweep(
+            stacked, factor, self.grid(), self.group_size, static_groups=self.order == "static", stale_groups=self.stale_groups
+        )
+        index = self._index(swept, stacked)
+        compressed, start = {}, 0
+        for name, weight in zip(names, weights, strict=True):
+            rows = slice(start, start + len(weight))
+            compressed[name] = self._better(weight, swept, rows, factor, hessian, index)
+            start += len(weight)
+        return compressed
+
+    def _better(
+        self, weight: Tensor, swept: Solved, rows: slice, factor: Factor, hessian: Tensor, index: Tensor | None
+    ) -> Compressed:
+        """The walk's rows or round-to-nearest, whichever has the smaller objective."""
+        nearest = round_to_nearest(weight, self.grid(), self.group_size, hessian.diagonal())
+        objective = float(factor.row_energy(weight - swept.decoded[rows]).sum())
+        nearest_objective = float(factor.row_energy(weight - nearest.decoded).sum())
+        energy = float(factor.row_energy(weight).sum())
+        wins = objective <= nearest_objective
+        facts = {
+            "solver": "sweep" if wins else "rtn",
+            "relative_error": min(objective, nearest_objective) / energy if energy > 0 else 0.0,
+            "rtn_relative_error": nearest_objective / energy if energy > 0 else 0.0,
+            "damping": factor.damping_used,
+            "dead_columns": int(factor.dead.sum()),
+            "cholesky_attempts": factor.attempts,
+            "cholesky_dtype": str(factor.dtype).removeprefix("torch."),
+        }
+        if wins:
+            return Compressed(self.pack(swept, rows, index), facts)
+        return Compressed(self.pack(nearest, slice(None), self._index(nearest, weight)), facts)
+
+    def _index(self, swept: Solved, weight: Tensor) -> Tensor | None:
+        """Group of every input, where it is stored."""
+        if not self.indexed():
+            return None
+        if swept.group_index is not None:
+            return swept.group_index
+        return torch.arange(weight.shape[1], device=weight.device).div(
+            self.group_size or weight.shape[1], rounding_mode="floor"
+        )
+
+    def _statistics(self, problem: Problem, names: list[str]) -> InputStatistics:
+        if problem.statistics is not None:
+            return problem.statistics
+        raise FeatherweightError(
+            f"gptq has no Hessian for {' and '.join(names)}",
+            found="no statistics of this input",
+            expected="a calibration run",
+            fix="give the recipe calibration data, or use method: rtn",
+        )
+
+    def _check_dense(self, kind: str, name: str = "") -> None:
+        if kind != "dense":
+            raise FeatherweightError(
+                f"gptq starts from dense weights{' in ' + name if name else ''}",
+                found=f"a step before stored them as {kind}",
+                expected="dense",
+                fix="make gptq the first step",
+            )

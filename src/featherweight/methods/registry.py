@@ -1,0 +1,43 @@
+"""All methods by name, and how a recipe's step becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from featherweight.errors import FeatherweightError, nearest
+from featherweight.methods.base import Method
+from featherweight.methods.gptq import GPTQ
+from featherweight.methods.rtn import RTN
+
+#: One line per method.
+METHODS: dict[str, type[Method]] = {
+    RTN.name: RTN,
+    GPTQ.name: GPTQ,
+}
+
+
+def method_from(name: str, settings: Mapping[str, Any]) -> Method:
+    """The method `name` with `settings`; what is left out keeps its default.
+
+    Raises:
+        FeatherweightError: an unknown method or setting (with the nearest names), or a value that the method refuses.
+    """
+    if name not in METHODS:
+        raise FeatherweightError(
+            "unknown method",
+            found=name,
+            expected=", ".join(METHODS),
+            fix=f"did you mean {nearest(name, METHODS, 1)[0]}?",
+        )
+    known = [field.name for field in fields(METHODS[name])]
+    for setting in settings:
+        if setting not in known:
+            raise FeatherweightError(
+                f"{name} has no such setting",
+                found=setting,
+                expected=", ".join(known),
+                fix=f"did you mean {nearest(setting, known, 1)[0]}?",
+            )
+    return METHODS[name](**settings)

@@ -1,0 +1,61 @@
+"""What happens to each weight during the walk: round it, drop it, or keep it exact."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from featherweight.grids.base import Grid, GridParameters
+
+
+class Decision:
+    """Rounds everything; the base of the decisions that drop or keep some weights.
+
+    The sweep calls `start_span`, `start_group` and `column` in the order of the walk; all values are up to date with
+    the feedback of every column before. A subclass overrides what it needs and may gather what it must store.
+    Tensors are transposed as the sweep holds them: columns first, `[columns, rows]`.
+
+    Attributes:
+        span: columns handed to `start_span` at once, counted from the first one walked; None if it is not to be called.
+        looks_at_columns: whether `column` does anything; without it whole blocks run in one kernel.
+    """
+
+    span: int | None = None
+    looks_at_columns: bool = False
+
+    def start_span(self, first: int, values: Tensor, importance: Tensor) -> Tensor | None:
+        """Choose what to drop among the next columns.
+
+        Args:
+            first: walked position of the first of them.
+            values: `[columns, rows]`, at most `span` columns.
+            importance: `r_jj² [columns]`; `values² · importance` is what dropping each one costs (OBS).
+
+        Returns:
+            True where the weight becomes exactly 0, `[columns, rows]`, or None.
+        """
+        return None
+
+    def start_group(self, grid: Grid, values: Tensor, importance: Tensor) -> GridParameters:
+        """Fit the grid of a group.
+
+        Args:
+            grid: to fit.
+            values: `[rows, width]` (rows first, as grids take them).
+            importance: `r_jj² [width]`.
+        """
+        return grid.fit(values, importance)
+
+    def column(self, first: int, values: Tensor, decoded: Tensor, importance: Tensor) -> Tensor:
+        """The values that columns `first …` get, `[vector_size, rows]`.
+
+        Args:
+            first: walked position.
+            values: what the columns should be, `[vector_size, rows]`.
+            decoded: what rounding and dropping made of them; returned unchanged where nothing is kept exact.
+            importance: `r_jj² [vector_size]`.
+        """
+        return decoded
+
+
+class Round(Decision):
+    """Round every weight: GPTQ, LDLQ."""

@@ -1,0 +1,46 @@
+"""Round to nearest: every weight on its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from featherweight.grids.uniform import UniformGrid
+from featherweight.solvers.result import Solved
+
+
+def round_to_nearest(
+    weight: Tensor, grid: UniformGrid, group_size: int | None = None, importance: Tensor | None = None
+) -> Solved:
+    """Every weight to the nearest level of its group's grid.
+
+    Args:
+        weight: `[rows, in]` float32.
+        grid: fitted on every group by itself.
+        group_size: consecutive inputs that share a scale; None for whole rows. The last group may be smaller.
+        importance: weighs squared errors in the fit, `[in]`; `fit_by="weighted"` uses it.
+    """
+    width = weight.shape[1]
+    size = width if group_size is None else min(group_size, width)
+    whole = width - width % size
+    parts = [_round_groups(weight[:, :whole], grid, size, None if importance is None else importance[:whole])]
+    if whole < width:
+        parts.append(_round_groups(weight[:, whole:], grid, width - whole, None if importance is None else importance[whole:]))
+    codes, scales, zeros, decoded = (torch.cat(each, 1) if len(parts) > 1 else each[0] for each in zip(*parts, strict=True))
+    return Solved(codes, scales, zeros, decoded)
+
+
+def _round_groups(
+    weight: Tensor, grid: UniformGrid, size: int, importance: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes `[rows, in]`, scales and zeros `[rows, groups]`, values `[rows, in]`, where `size` divides the width."""
+    rows, width = weight.shape
+    groups = width // size
+    values = weight.reshape(rows * groups, size)
+    if importance is not None:
+        importance = importance.view(groups, size).repeat(rows, 1) if groups > 1 else importance
+    parameters = grid.fit(values, importance)
+    codes = grid.encode(values, parameters)
+    decoded = grid.decode(codes, parameters)
+    scales, zeros = parameters.scale.view(rows, groups), parameters.zero.view(rows, groups)
+    return codes.to(torch.uint8).view(rows, width), scales, zeros, decoded.view(rows, width)

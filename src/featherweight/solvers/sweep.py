@@ -1,0 +1,222 @@
+"""The one column solver: a blocked walk with error feedback (Optimal Brain Surgeon, GPTQ, LDLQ)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import FeatherweightError
+from featherweight.grids.base import Grid
+from featherweight.grids.uniform import UniformGrid
+from featherweight.kernels.registry import choose
+from featherweight.solvers.damping import Factor
+from featherweight.solvers.decision import Decision, Round
+from featherweight.solvers.groups import Groups, cut_blocks
+from featherweight.solvers.result import Solved
+
+#: Columns between two products with everything to the right.
+BLOCK = 128
+
+
+def sweep(
+    weight: Tensor,
+    factor: Factor,
+    grid: Grid,
+    group_size: int | None = None,
+    *,
+    static_groups: bool = False,
+    stale_groups: bool = False,
+    block: int = BLOCK,
+    decision: Decision | None = None,
+) -> Solved:
+    """Minimise `tr((W − Ŵ) H (W − Ŵ)ᵀ)` greedily, column by column in the factor's order.
+
+    `t_j = w_j + Σ_{i<j} (w_i − ŵ_i) Ũ_ij` with the unit upper triangular `Ũ` of `factor`, and `ŵ_j` is `t_j` rounded: GPTQ in
+    LDLQ's form (Chee et al. 2023, arXiv:2307.13304, theorem 6), with the same codes and no inverse of `H`. Rows are
+    independent: stack the linears of one input. Columns of dead inputs become 0.
+
+    Differences from the authors' code: groups are fitted on weights that carry all feedback so far (their fit misses
+    that of the same block, `stale_groups` reproduces it), weighed by `r_jj²`; the result does not depend on `block`.
+
+    Args:
+        weight: `[rows, in]` float32.
+        factor: of the Hessian, with the order in which columns are walked.
+        grid: the rounding rule; its parameters are fitted group by group.
+        group_size: inputs that share a grid; None for whole rows.
+        static_groups: with an order, groups are runs of stored columns, all fitted on the original weights; else runs of
+            walked columns, and the result has a `group_index`.
+        stale_groups: fit at the start of each block, as the authors' code does.
+        block: columns between two products with everything to the right.
+        decision: what is dropped or kept exact; rounds everything if not given.
+
+    Raises:
+        FeatherweightError: weight and factor of different widths, or a vector grid whose vectors groups would cut.
+    """
+    rows, width = weight.shape
+    if factor.upper.shape[0] != width:
+        raise FeatherweightError(
+            "weight and Hessian do not fit",
+            found=f"{width} inputs, Hessian of {factor.upper.shape[0]}",
+            expected="the same inputs",
+        )
+    groups = Groups.form(factor.order, rows, group_size, static_groups)
+    if groups.size % grid.vector_size or width % grid.vector_size:
+        raise FeatherweightError(
+            "groups would cut the vectors of this grid",
+            found=f"{width} inputs in groups of {groups.size}",
+            expected=f"multiples of {grid.vector_size}",
+        )
+    return _Walk(weight, factor, grid, groups, decision or Round(), stale_groups, block).run()
+
+
+@dataclass
+class _Walk:
+    """State of one sweep; every matrix of weights is held transposed and in walked order, `[in, rows]`."""
+
+    weight: Tensor
+    factor: Factor
+    grid: Grid
+    groups: Groups
+    decision: Decision
+    stale: bool
+    block: int
+    target: Tensor = field(init=False)
+    codes: Tensor = field(init=False)
+    loss: Tensor = field(init=False)
+
+    def run(self) -> Solved:
+        """Walk all blocks, then put everything back in the stored order."""
+        rows, width = self.weight.shape
+        self.feedback = self.factor.feedback(self.grid.vector_size)
+        self.importance = self.factor.importance()
+        self.target = self._walked(slice(None))
+        dtype = torch.uint8 if self.grid.vector_size == 1 else torch.int32
+        self.codes = torch.empty(width // self.grid.vector_size, rows, dtype=dtype, device=self.weight.device)
+        self.loss = torch.zeros(rows, device=self.weight.device)
+        starts = self.groups.starts()
+        views = [] if self.stale else [(start, min(start + self.groups.size, width)) for start in starts]
+        if self.decision.span is not None:
+            views += [(start, min(start + self.decision.span, width)) for start in range(0, width, self.decision.span)]
+        if self.groups.scattered:
+            self._fit_scattered()
+        for start, stop in cut_blocks(width, self.block, views):
+            self._block(start, stop, sorted({view[0] for view in views if start < view[0] < stop}), starts)
+        back = self.factor.order.argsort()
+        codes = self.codes[back] if self.grid.vector_size == 1 else self.codes
+        return Solved(
+            codes.T.contiguous(),
+            self.groups.scale.T.contiguous(),
+            self.groups.zero.T.contiguous(),
+            self.target[back].T.contiguous(),
+            self.groups.stored_index(),
+            self.loss.to(torch.float64),
+        )
+
+    def _walked(self, columns: slice) -> Tensor:
+        """Original weights of some walked columns, `[columns, rows]`, dead inputs zeroed; a copy."""
+        order = self.factor.order[columns]
+        return torch.where(self.factor.dead[order], 0.0, self.weight[:, order]).T.contiguous()
+
+    def _block(self, start: int, stop: int, cuts: list[int], starts: list[int]) -> None:
+        """Decide columns `start … stop`, then correct everything to the right by one product."""
+        original = self._walked(slice(start, stop))
+        error = torch.empty_like(original)
+        edges = [start, *cuts, stop]
+        if self.stale:
+            self._fit([group for group in starts if start <= group < stop], start)
+        for first, last in pairwise(edges):
+            if not self.stale and first in starts:
+                self._fit([first], first)
+            inside = slice(first - start, last - start)
+            self._segment(first, last, original[inside], error[inside])
+            if last < stop:
+                self.target[last:stop].addmm_(self.feedback[first:last, last:stop].T, error[inside])
+        if stop < self.target.shape[0]:
+            self.target[stop:].addmm_(self.feedback[start:stop, stop:].T, error)
+
+    def _fit(self, starts: list[int], now: int) -> None:
+        """Fit the grids of the groups that start at `starts`, on the weights as they stand before column `now`."""
+        if not starts:
+            return
+        values = self._standing(now, min(starts[-1] + self.groups.size, len(self.target))).T
+        for start in starts:
+            members = slice(start, start + self.groups.size)
+            part = values[:, start - now : start - now + self.groups.size].contiguous()
+            self.groups.put(start // self.groups.size, self.decision.start_group(self.grid, part, self.importance[members]))
+
+    def _fit_scattered(self) -> None:
+        """Fit every group of stored columns on the original weights."""
+        for group in range(len(self.groups.scale)):
+            members = self.groups.members(group)
+            values = self.target[members].T.contiguous()
+            self.groups.put(group, self.decision.start_group(self.grid, values, self.importance[members]))
+
+    def _standing(self, now: int, stop: int) -> Tensor:
+        """Columns `now … stop` as they stand once all columns before `now` are decided, `[stop − now, rows]`.
+
+        These are the weights that GPTQ holds: the best values given the errors made so far, if no more were made. The
+        sums `P = t − w` count the errors before `now` alone, while every column that takes its correction makes an
+        error itself; with no rounding `E Ũ = −P` inside, so the standing weights are `w + P Ũ⁻¹`.
+        """
+        values = self.target[now:stop]
+        if now == 0:
+            return values
+        original = self._walked(slice(now, stop))
+        inside = self.feedback[now:stop, now:stop].T
+        return original + torch.linalg.solve_triangular(inside, values - original, upper=False, unitriangular=True)
+
+    def _segment(self, first: int, last: int, original: Tensor, error: Tensor) -> None:
+        """Decide columns between two cuts: in one kernel where no decision looks at single columns."""
+        part = slice(first, last)
+        dropped = None
+        if self.decision.span is not None and first % self.decision.span == 0:
+            stop = min(first + self.decision.span, len(self.target))
+            self.dropped = self.decision.start_span(first, self._standing(first, stop), self.importance[first:stop])
+            self.span_start = first
+        if self.decision.span is not None and self.dropped is not None:
+            dropped = self.dropped[first - self.span_start : last - self.span_start].contiguous()
+        feedback = self.feedback[part, part]
+        if self.decision.looks_at_columns or not isinstance(self.grid, UniformGrid):
+            self._columns(first, original, feedback, dropped, error)
+            return
+        run = choose("sweep_block", {"columns": last - first, "rows": original.shape[1]}, original.device)
+        run(
+            self.target[part],
+            original,
+            feedback,
+            self.importance[part],
+            self.groups.scale,
+            self.groups.zero,
+            self.groups.of_walked[part].to(torch.int32),
+            dropped,
+            self.grid.largest_code,
+            self.codes[part],
+            error,
+            self.loss,
+        )
+
+    def _columns(self, first: int, original: Tensor, feedback: Tensor, dropped: Tensor | None, error: Tensor) -> None:
+        """As the kernel, one vector of columns after the other, asking grid and decision about each."""
+        size = self.grid.vector_size
+        for start in range(0, len(original), size):
+            columns = slice(start, start + size)
+            walked = slice(first + start, first + start + size)
+            value = self.target[walked].addmm_(feedback[:start, columns].T, error[:start]) if start else self.target[walked]
+            parameters = self.groups.parameters(int(self.groups.of_walked[first + start]))
+            codes = self.grid.encode(value.T, parameters)
+            decoded = self.grid.decode(codes, parameters).T
+            if dropped is not None:
+                decoded = torch.where(dropped[columns], 0.0, decoded)
+                codes = torch.where(dropped[columns].T, parameters.zero, codes) if size == 1 else codes
+            decoded = self.decision.column(first + start, value, decoded, self.importance[walked])
+            self.codes[(first + start) // size] = codes[:, 0]
+            error[columns] = original[columns] - decoded
+            self.loss += self._cost(walked, value - decoded)
+            self.target[walked] = decoded
+
+    def _cost(self, walked: slice, residual: Tensor) -> Tensor:
+        """`‖R_bbᵀ r‖²` of the residual `[vector_size, rows]` of one vector of columns; `r_jj² r²` for single columns."""
+        return (self.factor.upper[walked, walked].T @ residual).square().sum(0)
