@@ -15,6 +15,7 @@ from featherweight.engine.verify import verify
 from featherweight.evaluation.protocol import Measurement
 from featherweight.integrations.load import load as load_folder
 from featherweight.models.source import ModelSource, resolve_model
+from featherweight.packed.linear import dense_cache
 from featherweight.planning.plan import Plan, make_plan
 from featherweight.planning.recipe import Recipe, load_recipe
 from featherweight.reports.card import write_card
@@ -91,14 +92,16 @@ def evaluate(
 
     source = resolve_model(model, offline=offline)
     dtype = torch.float32 if device in (None, "cpu") else "auto"
-    return measure(
-        load(source.folder, device=device, dtype=dtype),
-        source.tokenizer(),
-        data=data,
-        length=length,
-        windows=windows,
-        against=load(against, device=device, dtype=dtype) if against else None,
-        variant=variant,
-        offline=offline,
-        progress=progress,
-    )
+    loaded = load(source.folder, device=device, dtype=dtype)
+    with dense_cache(loaded):  # the same values, decoded once instead of once a window
+        return measure(
+            loaded,
+            source.tokenizer(),
+            data=data,
+            length=length,
+            windows=windows,
+            against=load(against, device=device, dtype=dtype) if against else None,
+            variant=variant,
+            offline=offline,
+            progress=progress,
+        )

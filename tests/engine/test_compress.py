@@ -33,7 +33,7 @@ def test_predicted_bytes_are_the_files_bytes(model: str, recipe: str, tmp_path: 
 
 
 def test_every_parameter_is_in_the_ledger(gptq_run) -> None:
-    plan, result = gptq_run
+    _, result = gptq_run
     ledger = json.loads((result.folder / "ledger.json").read_text())
     stored = {name for path in result.folder.glob("model-*.safetensors") for name in load_file(path)}
     rows = {row["module"]: row for row in ledger["rows"]}

@@ -49,11 +49,12 @@ def test_dtype_comes_from_the_config_unless_given():
     assert build_skeleton(config, torch.float16).dtype == torch.float16
 
 
-def test_no_weight_is_nan_unnoticed(tmp_path):
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_no_weight_is_nan_unnoticed(bad, tmp_path):
     from .families import make_model
 
     model = make_model("llama")
-    model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    model.model.layers[1].mlp.up_proj.weight[3, 4] = bad
     model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e6
     model.save_pretrained(tmp_path)
     skeleton = build_skeleton(model.config)

@@ -105,6 +105,37 @@ def test_an_unknown_hub_name_offline_comes_with_known_ones():
         resolve_model("demoo", offline=True)
 
 
+def test_a_hub_name_is_fetched_without_pickles(monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def snapshot(name, **settings):
+        asked.update(settings, name=name)
+        return str(OPT)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    source = resolve_model("owner/opt", offline=True)
+    assert source.folder == OPT and source.name == "owner/opt"
+    assert asked["name"] == "owner/opt" and asked["local_files_only"] is True
+    assert "*.safetensors" in asked["allow_patterns"] and not any("bin" in pattern for pattern in asked["allow_patterns"])
+
+
+def test_hub_refusals_say_what_to_do(monkeypatch):
+    import huggingface_hub
+
+    class Refused(OSError):
+        class response:  # noqa: N801
+            status_code = 403
+
+    def snapshot(name, **settings):
+        raise Refused("gated")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    with pytest.raises(FeatherweightError, match="ask for access"):
+        resolve_model("owner/gated")
+
+
 def write_gguf(path, config, tensors):
     """A llama in GGUF with a small byte-level tokenizer, in float32."""
     import gguf as format_package

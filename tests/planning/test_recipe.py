@@ -68,7 +68,7 @@ def test_not_yaml_and_not_a_mapping(tmp_path: Path) -> None:
     for text in ("steps: [", "- gptq"):
         path = tmp_path / "bad.yaml"
         path.write_text(text)
-        with pytest.raises(FeatherweightError, match="bad.yaml"):
+        with pytest.raises(FeatherweightError, match="bad"):
             load_recipe(path)
 
 

@@ -21,6 +21,7 @@ from featherweight.models.replay import BlockInputs, capture
 from featherweight.models.skeleton import build_skeleton, materialize
 from featherweight.packed.base import PackedWeight, from_tensors
 from featherweight.packed.files import write
+from featherweight.packed.linear import dense_cache
 from featherweight.packed.placing import place
 from featherweight.planning.plan import Plan
 from featherweight.planning.rows import Row
@@ -134,7 +135,8 @@ class Walk:
             part.advance(dense_outputs[index] if keep_dense else self._forward(part, block))
 
     def _forward(self, part: BlockInputs, block: str) -> list[Tensor]:
-        return [part.run(self._model, block, index) for index in range(len(part.hidden))]
+        with dense_cache(self._model.get_submodule(block), self.dtype):
+            return [part.run(self._model, block, index) for index in range(len(part.hidden))]
 
     def _prefix(self, shard: int) -> str:
         """Hash of everything compressed before this shard; "dense" where nothing was."""
