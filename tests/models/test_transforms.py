@@ -9,7 +9,7 @@ import torch
 from featherweight.errors import FeatherweightError
 from featherweight.models.axes import find_producers
 from featherweight.models.axis import Axis
-from featherweight.models.draw import draw
+from featherweight.models.draw import draw_transform
 from featherweight.models.probe import DoublePrecision
 from featherweight.models.producers import find_all_producers
 from featherweight.models.skeleton import build_skeleton
@@ -66,7 +66,7 @@ def test_every_admitted_map_leaves_the_logits_alone(family):
     for axes in axes_of(family).values():
         for axis in axes:
             for kind in sorted(axis.admits):
-                fold(model, axis, draw(axis, kind, generator))
+                fold(model, axis, draw_transform(axis, kind, generator))
                 now = model.state_dict()
                 changed = {name for name in now if not torch.equal(now[name], start[name])}
                 assert {f"{name}.weight" for name in axis.consumers} <= changed
@@ -79,7 +79,7 @@ def test_what_is_not_admitted_is_refused(family):
     model = make_model(family, torch.float64)
     for axis in next(iter(axes_of(family).values())):
         for kind in {D, P, R} - axis.admits:
-            transform = draw(replace(axis, groups=None, shared=None), kind, torch.Generator().manual_seed(5))
+            transform = draw_transform(replace(axis, groups=None, shared=None), kind, torch.Generator().manual_seed(5))
             with pytest.raises(FeatherweightError, match=f"admits no {kind}"):
                 fold(model, axis, transform)
 
@@ -97,7 +97,7 @@ def test_what_is_not_admitted_would_be_wrong(family, index, kind):
     assert kind not in axis.admits
     producers = tuple(replace(producer, admits=frozenset({kind})) for producer in axis.producers)
     assert producers
-    transform = draw(axis, kind, torch.Generator().manual_seed(5))
+    transform = draw_transform(axis, kind, torch.Generator().manual_seed(5))
     fold(model, replace(axis, producers=producers, admits=frozenset({kind})), transform)
     assert float((logits_of(model, tokens) - before).abs().max()) > 1e-4 * float(before.abs().max())
 
@@ -201,13 +201,13 @@ def test_maps_that_break_heads_or_shared_rows_are_refused():
 def test_draws_fit_awkward_heads():
     generator = torch.Generator().manual_seed(0)
     twelve = Axis("x", "b", 24, ("c",), groups=(0,) * 12 + (1,) * 12)
-    assert draw(twelve, R, generator).block == 4
+    assert draw_transform(twelve, R, generator).block == 4
     apart = Axis("x", "b", 4, ("c",), groups=(0, 1, 0, 1))
     with pytest.raises(FeatherweightError, match="side by side"):
-        draw(apart, R, generator)
+        draw_transform(apart, R, generator)
     with pytest.raises(FeatherweightError, match="odd"):
-        draw(Axis("x", "b", 3, ("c",)), R, generator)
+        draw_transform(Axis("x", "b", 3, ("c",)), R, generator)
     with pytest.raises(FeatherweightError, match="share a row"):
-        draw(Axis("x", "b", 2, ("c",), shared=(0, 0)), P, generator)
+        draw_transform(Axis("x", "b", 2, ("c",), shared=(0, 0)), P, generator)
     with pytest.raises(FeatherweightError, match="no kind"):
-        draw(apart, "selection", generator)
+        draw_transform(apart, "selection", generator)

@@ -10,7 +10,7 @@ from featherweight.models.axis import DIAGONAL, ORTHOGONAL, PERMUTATION, Axis
 from featherweight.models.transforms import Diagonal, Hadamard, Permutation, Transform
 
 
-def draw(axis: Axis, kind: str, generator: torch.Generator) -> Transform:
+def draw_transform(axis: Axis, kind: str, generator: torch.Generator) -> Transform:
     """A random map of one kind that fits the axis's heads and shared rows.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from featherweight.errors import FeatherweightError
 from featherweight.models.axes import axes_of, trace_block
 from featherweight.models.axis import DIAGONAL, ORTHOGONAL, PERMUTATION, Axis, Producer
-from featherweight.models.draw import draw
+from featherweight.models.draw import draw_transform
 from featherweight.models.probe import DoublePrecision, RandomBlock, sample_calls
 from featherweight.models.rows import following_rows, moving_rows
 from featherweight.models.transforms import check_foldable, folded_tensors
@@ -65,7 +65,7 @@ class Probe:
     def holds(self, axis: Axis, kind: str) -> bool:
         """Whether folding a random map of this kind leaves the block's output unchanged."""
         try:
-            transform = draw(axis, kind, self.generator)
+            transform = draw_transform(axis, kind, self.generator)
             check_foldable(replace(axis, admits=frozenset({kind})), transform)
         except FeatherweightError:
             return False

@@ -117,25 +117,32 @@ def _place(model: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:
 
 
 def _checked(tensor: Tensor, name: str, dtype: torch.dtype | None) -> Tensor:
+    """The tensor in `dtype`, if that keeps every value finite."""
     if not tensor.is_floating_point():
         return tensor
-    if not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
+    converted = tensor if dtype is None else tensor.to(dtype)
+    if _is_finite(converted):
+        return converted
+    if not _is_finite(tensor):
+        bad = int((~torch.isfinite(tensor.float())).sum())
         raise FeatherweightError(
             f"the tensor {name} holds values that are NaN or infinite",
             found=f"{bad} of {tensor.numel()}",
             expected="finite values",
             fix="the checkpoint is damaged: download it again",
         )
-    converted = tensor if dtype is None else tensor.to(dtype)
-    if converted.dtype != tensor.dtype and not bool(torch.isfinite(converted).all()):
-        raise FeatherweightError(
-            f"the tensor {name} does not fit into {dtype}",
-            found=f"a largest magnitude of {float(tensor.abs().max()):.4g}",
-            expected=f"at most {torch.finfo(converted.dtype).max:.4g}",
-            fix="use bfloat16 or float32",
-        )
-    return converted
+    raise FeatherweightError(
+        f"the tensor {name} does not fit into {dtype}",
+        found=f"a largest magnitude of {float(tensor.abs().max()):.4g}",
+        expected=f"at most {torch.finfo(converted.dtype).max:.4g}",
+        fix="use bfloat16 or float32",
+    )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite: both show in the extremes, which cost a thirtieth of `isfinite`."""
+    values = tensor.float() if tensor.element_size() == 1 else tensor
+    return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 
 def _transient_buffers(module: nn.Module) -> list[tuple[nn.Module, str]]:

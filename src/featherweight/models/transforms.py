@@ -18,8 +18,7 @@ from featherweight.models.structure import is_transposed
 class Transform(ABC):
     """An invertible linear map `T [size, size]` of an axis: `x` becomes `T x`.
 
-    Class attributes:
-        kind: what an axis must admit: "diagonal", "permutation" or "orthogonal".
+    `kind` is what an axis must admit for it to be folded: "diagonal", "permutation" or "orthogonal".
     """
 
     kind: ClassVar[str]
@@ -195,8 +194,7 @@ def fold(model: nn.Module, axis: Axis, transform: Transform) -> None:
             be treated differently; the map leaves an attention head; or a weight is on the meta device.
     """
     check_foldable(axis, transform)
-    changed = folded_tensors(model, axis, transform)
-    for name, tensor in changed.items():
+    for name, tensor in folded_tensors(model, axis, transform).items():
         with torch.no_grad():
             model.get_parameter(name).copy_(tensor)
 
@@ -219,7 +217,7 @@ def check_foldable(axis: Axis, transform: Transform) -> None:
         raise FeatherweightError(
             f"the {transform.kind} map mixes columns of {axis.name} across attention heads",
             expected=f"a map within each of {len(set(axis.groups))} heads",
-            fix="draw it with featherweight.models.draw",
+            fix="draw it with featherweight.models.draw_transform",
         )
     if axis.shared is not None:
         _check_shared(axis, torch.tensor(axis.shared), transform)
@@ -286,7 +284,7 @@ def _check_shared(axis: Axis, shared: Tensor, transform: Transform) -> None:
             f"columns of {axis.name} that one row makes (grouped-query heads) would be treated differently",
             found=f"column {apart[0]} and others of class {int(shared[apart[0]])}",
             expected="the same map for all columns of a class",
-            fix="draw it with featherweight.models.draw",
+            fix="draw it with featherweight.models.draw_transform",
         )
 
 
