@@ -1,0 +1,105 @@
+"""One block of columns, walked by one Triton launch: rows are independent, so every program takes some of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+#: Rows of one program, and columns that it holds in registers at once.
+ROWS, SUB_BLOCK = 32, 32
+
+#: `(x + ROUNDER) − ROUNDER` rounds float32 half-to-even while |x| < 2²².
+ROUNDER: Any = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def _pick(tile, here):
+    """One column of `tile [columns, rows]`: the one where `here [columns, 1]` is true."""
+    return tl.sum(tl.where(here, tile, 0.0), axis=0)
+
+
+@triton.jit
+def _walk(
+    target, original, feedback, importance, scale, zero, group, dropped, codes, error, loss,
+    columns, rows, target_stride, original_stride, feedback_stride, dropped_stride, codes_stride, error_stride,
+    largest_code, has_dropped: tl.constexpr, rows_each: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    """The arguments of `sweep_block` as pointers; the strides are those of the first dimension."""
+    row = tl.program_id(0) * rows_each + tl.arange(0, rows_each)
+    inside = row < rows
+    lane = tl.arange(0, width)
+    cost = tl.zeros([rows_each], dtype=tl.float32)
+    for start in range(0, columns, width):
+        here = start + lane
+        mask = (here < columns)[:, None] & inside[None, :]
+        value = tl.load(target + here[:, None] * target_stride + row[None, :], mask=mask, other=0.0)
+        weight = tl.load(original + here[:, None] * original_stride + row[None, :], mask=mask, other=0.0)
+        for before in range(0, start, width):
+            earlier = before + lane
+            matrix = tl.load(
+                feedback + earlier[None, :] * feedback_stride + here[:, None], mask=(here < columns)[:, None], other=0.0
+            )
+            errors = tl.load(error + earlier[:, None] * error_stride + row[None, :], mask=inside[None, :], other=0.0)
+            value = tl.dot(matrix, errors, acc=value, input_precision="ieee")
+        if has_dropped:
+            drop = tl.load(dropped + here[:, None] * dropped_stride + row[None, :], mask=mask, other=0).to(tl.float32)
+        code_tile = tl.zeros([width, rows_each], dtype=tl.float32)
+        decoded_tile = tl.zeros([width, rows_each], dtype=tl.float32)
+        error_tile = tl.zeros([width, rows_each], dtype=tl.float32)
+        for step in tl.static_range(width):
+            exists = start + step < columns
+            index = tl.load(group + start + step, mask=exists, other=0)
+            s = tl.load(scale + index * rows + row, mask=inside, other=1.0)
+            z = tl.load(zero + index * rows + row, mask=inside, other=0.0)
+            cell = (lane == step)[:, None]
+            t = _pick(value, cell)
+            level = tl.minimum(tl.maximum(tl.div_rn(t, s), -z), largest_code - z)
+            level = (level + ROUNDER) - ROUNDER
+            if has_dropped:
+                level = tl.where(_pick(drop, cell) > 0, 0.0, level)
+            w_hat = level * s
+            e = _pick(weight, cell) - w_hat
+            code_tile = tl.where(cell, (level + z)[None, :], code_tile)
+            decoded_tile = tl.where(cell, w_hat[None, :], decoded_tile)
+            error_tile = tl.where(cell, e[None, :], error_tile)
+            r = tl.load(importance + start + step, mask=exists, other=0.0)
+            cost += r * (t - w_hat) * (t - w_hat)
+            line = tl.load(feedback + (start + step) * feedback_stride + here, mask=exists & (here < columns), other=0.0)
+            value += tl.where(lane > step, line, 0.0)[:, None] * e[None, :]
+        tl.store(target + here[:, None] * target_stride + row[None, :], decoded_tile, mask=mask)
+        tl.store(error + here[:, None] * error_stride + row[None, :], error_tile, mask=mask)
+        tl.store(codes + here[:, None] * codes_stride + row[None, :], code_tile.to(tl.uint8), mask=mask)
+        tl.debug_barrier()  # the errors just stored are loaded again, by other threads, for the next columns
+    tl.store(loss + row, tl.load(loss + row, mask=inside, other=0.0) + cost, mask=inside)
+
+
+def sweep_block(
+    target: Tensor,
+    original: Tensor,
+    feedback: Tensor,
+    importance: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    group: Tensor,
+    dropped: Tensor | None,
+    largest_code: int,
+    codes: Tensor,
+    error: Tensor,
+    loss: Tensor,
+) -> None:
+    """As `featherweight.kernels.reference.sweep_block`, the same arguments; float32 throughout, no TF32.
+
+    The last dimension of every tensor is contiguous. Each sub-block of columns first takes the errors of the earlier
+    ones by one product, then is walked in registers.
+    """
+    columns, rows = target.shape
+    mask = codes if dropped is None else dropped.view(torch.uint8)
+    _walk[(triton.cdiv(rows, ROWS),)](
+        target, original, feedback, importance, scale, zero, group, mask, codes, error, loss,
+        columns, rows, target.stride(0), original.stride(0), feedback.stride(0), mask.stride(0), codes.stride(0),
+        error.stride(0), float(largest_code), dropped is not None, ROWS, SUB_BLOCK, num_warps=1,
+    )  # fmt: skip

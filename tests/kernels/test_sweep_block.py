@@ -1,0 +1,108 @@
+"""The Triton block kernel against the reference: in Triton's interpreter everywhere, compiled where there is a GPU."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from featherweight.errors import FeatherweightError
+from featherweight.kernels.reference.sweep_block import sweep_block as reference
+from featherweight.kernels.registry import OPS, choose, explain
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def arguments(columns, rows, with_mask, device="cpu", seed=0):
+    """Arguments of the op, freshly made: several groups, unit upper triangular feedback."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randn(columns, rows, generator=generator)
+    original = target + 0.1 * torch.randn(columns, rows, generator=generator)
+    feedback = torch.randn(columns, columns, generator=generator).mul_(0.1).triu(1) + torch.eye(columns)
+    importance = torch.rand(columns, generator=generator)
+    scale = torch.rand(3, rows, generator=generator) * 0.2 + 0.1
+    zero = torch.randint(0, 16, (3, rows), generator=generator).float()
+    group = torch.randint(0, 3, (columns,), generator=generator, dtype=torch.int32)
+    dropped = torch.rand(columns, rows, generator=generator) < 0.3 if with_mask else None
+    codes = torch.zeros(columns, rows, dtype=torch.uint8)
+    made = [target, original, feedback, importance, scale, zero, group, dropped, 15, codes]
+    made += [torch.zeros(columns, rows), torch.full((rows,), 2.0)]
+    return [each.to(device) if isinstance(each, torch.Tensor) else each for each in made]
+
+
+def compare(kernel, columns, rows, with_mask, device="cpu"):
+    """Run both and compare what they write."""
+    ours, theirs = arguments(columns, rows, with_mask, device), arguments(columns, rows, with_mask)
+    kernel(*ours)
+    reference(*theirs)
+    same = ours[9].cpu() == theirs[9]
+    assert same.float().mean() > 0.995
+    rows_alike = same.all(0)
+    assert rows_alike.float().mean() > 0.9
+    for position in (0, 10):
+        torch.testing.assert_close(ours[position].cpu()[:, rows_alike], theirs[position][:, rows_alike], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours[11].cpu()[rows_alike], theirs[11][rows_alike], atol=1e-3, rtol=1e-3)
+    if with_mask:
+        assert ours[0].cpu()[theirs[7]].abs().max() == 0
+
+
+CASES = [(1, 5, False), (32, 32, False), (70, 40, True), (128, 33, False)]
+
+
+@needs_triton
+def test_in_the_interpreter():
+    """Triton reads its switch when it is imported, hence the process of its own."""
+    script = (
+        f"import sys; sys.path[:0] = {[os.path.dirname(__file__), *sys.path]!r}\n"
+        "from test_sweep_block import CASES, compare\n"
+        "from featherweight.kernels.triton.sweep_block import sweep_block\n"
+        "[compare(sweep_block, *case) for case in CASES]\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("columns", "rows", "with_mask"), CASES)
+def test_compiled(columns, rows, with_mask):
+    from featherweight.kernels.triton.sweep_block import sweep_block
+
+    compare(sweep_block, columns, rows, with_mask, "cuda")
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_reference_against_single_steps(with_mask):
+    """The definition, in float64 and without blocks."""
+    made = arguments(50, 7, with_mask)
+    target, original, feedback, importance, scale, zero, group, dropped = made[:8]
+    w, t_all, errors = original.double(), target.clone().double(), torch.zeros(50, 7, dtype=torch.float64)
+    expected, loss = torch.zeros(50, 7), torch.full((7,), 2.0, dtype=torch.float64)
+    for j in range(50):
+        t = t_all[j] + feedback[:j, j].double() @ errors[:j]
+        s, z = scale[group[j]].double(), zero[group[j]].double()
+        code = (torch.round(t / s) + z).clamp(0, 15)
+        code = code if dropped is None else torch.where(dropped[j], z, code)
+        expected[j] = code
+        errors[j] = w[j] - (code - z) * s
+        loss += importance[j] * (t - (code - z) * s) ** 2
+    reference(*made)
+    assert torch.equal(made[9].float(), expected)
+    torch.testing.assert_close(made[10].double(), errors, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made[11].double(), loss, atol=1e-4, rtol=1e-4)
+
+
+def test_registry_offers_the_reference_last_and_explains():
+    for op, kernels in OPS.items():
+        assert kernels[-1].name == "reference"
+        assert explain(op, {"columns": 128}, "cpu")[-1][1] is True
+        assert callable(kernels[-1].load())
+    assert choose("sweep_block", {"columns": 128}, "cpu") is reference
+    (name, runs, reason), _ = explain("sweep_block", {"columns": 500}, "cuda")
+    assert name == "triton" and not runs and reason
+    with pytest.raises(FeatherweightError, match="did you mean sweep_block"):
+        choose("sweep_blok", {}, "cpu")
