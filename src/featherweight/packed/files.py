@@ -17,9 +17,10 @@ from featherweight.packed.base import Layout
 
 METADATA = {"format": "pt"}
 
+#: Names of dtypes in a file's header, in the order in which safetensors lays tensors out, last first.
 _NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16",
+    torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
 }  # fmt: skip
 
 
@@ -33,10 +34,10 @@ def tensor_bytes(layout: Layout) -> int:
 
 def file_bytes(layout: Layout) -> int:
     """Exact size of the safetensors file that `write` makes of such tensors: 8 bytes, the padded header, the data."""
-    by_alignment = sorted(layout, key=lambda name: (-layout[name][1].itemsize, name))
+    rank = {dtype: index for index, dtype in enumerate(_NAMES)}
     header: dict[str, object] = {"__metadata__": METADATA}
     offset = 0
-    for name in by_alignment:
+    for name in sorted(layout, key=lambda name: (-rank[layout[name][1]], name)):
         shape, dtype = layout[name]
         end = offset + torch.Size(shape).numel() * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}

@@ -23,7 +23,7 @@ def place(
     if not isinstance(original, nn.Embedding):
         model.set_submodule(name, PackedLinear(weight, getattr(original, "bias", None), dtype or original.weight.dtype))
         return
-    embedding = PackedEmbedding.replacing(original, weight)
+    embedding = PackedEmbedding.like(original, weight)
     embedding.compute_dtype = dtype or embedding.compute_dtype
     model.set_submodule(name, embedding)
     if tied_head is not None:
