@@ -22,11 +22,12 @@ WIDTHS = {
     "3-bit per row": {"bits": 3, "group_size": None},
     "2-bit g32": {"bits": 2, "group_size": 32},
 }
+FLOAT32 = {"engine": {"compute": "float32"}}
 VARIANTS = {
-    "rtn": {"method": "rtn"},
+    "rtn": {"method": "rtn", "fit": "minmax"},
     "rtn mse": {"method": "rtn", "fit": "mse"},
-    "gptq": {"method": "gptq"},
-    "gptq act-order": {"method": "gptq", "order": "static"},
+    "gptq": {"method": "gptq", "fit": "minmax"},
+    "gptq act-order": {"method": "gptq", "fit": "minmax", "order": "static"},
     "gptq mse": {"method": "gptq", "fit": "mse"},
     "gptq act-order mse": {"method": "gptq", "order": "static", "fit": "mse"},
     "gptq weighted": {"method": "gptq", "fit": "weighted"},
@@ -57,7 +58,7 @@ def main() -> None:
     print("|---" * (4 + 2 * len(options.data)) + "|", flush=True)
     for width in options.widths:
         for variant in options.variants:
-            recipe = {"name": variant, "steps": [{**VARIANTS[variant], **WIDTHS[width]}], "calibration": calibration}
+            recipe = {"name": variant, "steps": [{**VARIANTS[variant], **WIDTHS[width]}], "calibration": calibration, **FLOAT32}
             results.append(measure(options, recipe, width, variant))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))

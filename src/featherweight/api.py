@@ -80,10 +80,14 @@ def evaluate(
     windows: int | None = None,
     variant: Literal["standard", "new"] = "standard",
     device: str | None = None,
+    dtype: torch.dtype | str | None = None,
     offline: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Measurement]:
     """Perplexity of `model` on `data`; with `against`, also KL divergence and top-1 agreement with that model.
+
+    Args:
+        dtype: of activations and dense weights; None is float32 on a CPU and the checkpoint's elsewhere.
 
     Raises:
         FeatherweightError: unknown model or corpus, or a text shorter than one window.
@@ -91,7 +95,7 @@ def evaluate(
     from featherweight.evaluation.evaluate import evaluate as measure
 
     source = resolve_model(model, offline=offline)
-    dtype = torch.float32 if device in (None, "cpu") else "auto"
+    dtype = dtype or (torch.float32 if device in (None, "cpu") else "auto")
     loaded = load(source.folder, device=device, dtype=dtype)
     with dense_cache(loaded):  # the same values, decoded once instead of once a window
         return measure(

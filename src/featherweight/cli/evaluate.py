@@ -20,6 +20,7 @@ def run(
         Literal["standard", "new"], typer.Option(help="Protocol: standard as GPTQ, new as SparseGPT.")
     ] = "standard",
     device: options.Device = None,
+    dtype: options.Dtype = None,
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
@@ -28,7 +29,15 @@ def run(
     from featherweight.reports.tables import print_measurements
 
     measurements = api.evaluate(
-        model, data, against=against, length=length, windows=windows, variant=variant, device=device, offline=offline
+        model,
+        data,
+        against=against,
+        length=length,
+        windows=windows,
+        variant=variant,
+        device=device,
+        dtype=dtype,
+        offline=offline,
     )
     if json:
         print_json({"model": model, "measurements": [measurement.as_dict() for measurement in measurements]})

@@ -77,7 +77,7 @@ def compress(
     started = time.perf_counter()
     folder = Path(output)
     place = pick_device(device)
-    dtype = torch.float32 if place.type == "cpu" else stored_dtype(plan)
+    dtype = compute_dtype(plan, place)
     windows = calibration_tokens(plan, offline=offline) if plan.needs_data else None
     store = StatisticsStore(statistics or cache_folder() / "statistics")
     walk = Walk(plan, folder, windows, place, dtype, store, report)
@@ -107,7 +107,9 @@ def calibration_tokens(plan: Plan, *, offline: bool) -> Windows:
             fix=f"--length {limit}",
         )
     corpus = load_corpus(wanted.source, split="calibration", offline=offline, variant=wanted.variant)
-    return calibration_windows(corpus, plan.source.tokenizer(), samples=wanted.samples, length=wanted.length, seed=wanted.seed)
+    vocabulary = range(plan.source.config().get_text_config(decoder=True).vocab_size)
+    tokenizer = vocabulary if corpus.samples else plan.source.tokenizer()  # token ids need no tokenizer, only its size
+    return calibration_windows(corpus, tokenizer, samples=wanted.samples, length=wanted.length, seed=wanted.seed)
 
 
 def measured_rows(plan: Plan, walk: Walk) -> tuple[Row, ...]:
@@ -136,8 +138,14 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def stored_dtype(plan: Plan) -> torch.dtype:
-    """The dtype most of the checkpoint's linears are stored in."""
+def compute_dtype(plan: Plan, device: torch.device) -> torch.dtype:
+    """The dtype blocks run in: the recipe's, or float32 on a CPU and what most linears are stored in elsewhere."""
+    wanted = plan.recipe.engine.compute
+    if wanted != "auto":
+        dtype: torch.dtype = getattr(torch, wanted)
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
     dtypes = [plan.weights.dtype(linear.weight_name) for linears in plan.structure.linears.values() for linear in linears]
     return max(set(dtypes), key=dtypes.count)
 

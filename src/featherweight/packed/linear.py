@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from featherweight.packed.base import PackedWeight, from_tensors
 class WeightSketch:
     """What model code asks of `module.weight`, without the weight: shape, dtype and device."""
 
+    _is_hf_initialized: ClassVar[bool] = True  # transformers then draws no random values for it
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device

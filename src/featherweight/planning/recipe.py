@@ -80,12 +80,14 @@ class EngineSettings(_Part):
         true_sequential: gather again inside a block after each axis is compressed.
         inputs: a block sees what the "compressed" or the "dense" blocks before it make.
         accumulate: dtype of the statistics' sums.
+        compute: dtype in which blocks run; "auto" is float32 on a CPU and the checkpoint's elsewhere.
         keep_statistics: of the "first" block, of "all", or "none", for the next run on the same model and data.
     """
 
     true_sequential: bool = False
     inputs: Literal["compressed", "dense"] = "compressed"
     accumulate: Literal["float32", "float64"] = "float32"
+    compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     keep_statistics: Literal["first", "all", "none"] = "first"
 
 

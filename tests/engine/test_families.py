@@ -1,0 +1,42 @@
+"""Every family of decoder goes the whole way: planned bytes, compressed, saved, reloaded by transformers, equal logits."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import featherweight as fw
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+from families import EXPERTS, FAMILIES, save_model, some_tokens
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_family_goes_the_whole_way(family: str, tmp_path: Path) -> None:
+    save_model(family, tmp_path / "model")
+    np.save(tmp_path / "tokens.npy", some_tokens(12, 32).numpy())
+    recipe = {
+        "steps": [{"method": "gptq", "bits": 4, "group_size": 16}],
+        "calibration": {"source": str(tmp_path / "tokens.npy"), "samples": 12, "length": 32},
+    }
+    plan = fw.plan(tmp_path / "model", recipe)
+    result = fw.compress(plan, tmp_path / "out")
+    assert result.proof["identical"]
+    assert result.totals.file_bytes == plan.totals.file_bytes
+    assert sum(row.kind == "linear" for row in result.rows) >= 2 * 2
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    experts = [row for row in ledger["rows"] if row["method"] is None and "expert" in row["reason"]]
+    assert bool(experts) == (family in EXPERTS)
+    assert all(row["reason"] for row in ledger["rows"] if row["method"] is None)
+
+
+@pytest.mark.parametrize("family", ["opt-350m", "gemma3", "falcon-7b", "llama-tied-bias"])
+def test_embedding_and_head_of_families(family: str, tmp_path: Path) -> None:
+    save_model(family, tmp_path / "model")
+    eight = {"method": "rtn", "bits": 8, "group_size": 16}
+    plan = fw.plan(tmp_path / "model", {"steps": [{"method": "rtn", "group_size": 16}], "embedding": eight, "head": eight})
+    assert fw.compress(plan, tmp_path / "out").proof["identical"]
