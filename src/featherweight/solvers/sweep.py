@@ -92,7 +92,9 @@ class _Walk:
         rows, width = self.weight.shape
         self.feedback = self.factor.feedback(self.grid.vector_size)
         self.importance = self.factor.importance()
-        self.target = self._walked(slice(None))
+        self.in_order = torch.equal(self.factor.order, torch.arange(width, device=self.weight.device))
+        self.original = self._walked()
+        self.target = self.original.clone()
         dtype = torch.uint8 if self.grid.vector_size == 1 else torch.int32
         self.codes = torch.empty(width // self.grid.vector_size, rows, dtype=dtype, device=self.weight.device)
         self.loss = torch.zeros(rows, device=self.weight.device)
@@ -104,25 +106,27 @@ class _Walk:
             self._fit_scattered()
         for start, stop in cut_blocks(width, self.block, views):
             self._block(start, stop, sorted({view[0] for view in views if start < view[0] < stop}), starts)
-        back = self.factor.order.argsort()
-        codes = self.codes[back] if self.grid.vector_size == 1 else self.codes
         return Solved(
-            codes.T.contiguous(),
+            self._stored(self.codes) if self.grid.vector_size == 1 else self.codes.T.contiguous(),
             self.groups.scale.T.contiguous(),
             self.groups.zero.T.contiguous(),
-            self.target[back].T.contiguous(),
+            self._stored(self.target),
             self.groups.stored_index(),
             self.loss.to(torch.float64),
         )
 
-    def _walked(self, columns: slice) -> Tensor:
-        """Original weights of some walked columns, `[columns, rows]`, dead inputs zeroed; a copy."""
-        order = self.factor.order[columns]
-        return torch.where(self.factor.dead[order], 0.0, self.weight[:, order]).T.contiguous()
+    def _walked(self) -> Tensor:
+        """The weights in walked order, `[in, rows]`, dead inputs zeroed; a copy."""
+        weight = self.weight if self.in_order else self.weight.index_select(1, self.factor.order)
+        return weight.T.contiguous().masked_fill_(self.factor.dead[self.factor.order, None], 0.0)
+
+    def _stored(self, walked: Tensor) -> Tensor:
+        """`[in, rows]` in walked order to `[rows, in]` as stored."""
+        return (walked if self.in_order else walked.index_select(0, self.factor.order.argsort())).T.contiguous()
 
     def _block(self, start: int, stop: int, cuts: list[int], starts: list[int]) -> None:
         """Decide columns `start … stop`, then correct everything to the right by one product."""
-        original = self._walked(slice(start, stop))
+        original = self.original[start:stop]
         error = torch.empty_like(original)
         edges = [start, *cuts, stop]
         if self.stale:
@@ -164,7 +168,7 @@ class _Walk:
         values = self.target[now:stop]
         if now == 0:
             return values
-        original = self._walked(slice(now, stop))
+        original = self.original[now:stop]
         inside = self.feedback[now:stop, now:stop].T
         return original + torch.linalg.solve_triangular(inside, values - original, upper=False, unitriangular=True)
 

@@ -42,22 +42,24 @@ def sweep_block(
         error: written, `E`.
         loss: `Σ_j r_jj² (t_j − ŵ_j)²` is added, `[rows]` float32.
     """
-    groups = group.tolist()
-    weights = importance.tolist()
+    groups, weights = group.tolist(), importance.tolist()
+    scales, zeros = scale.unbind(), zero.unbind()
     for start in range(0, target.shape[0], SUB_BLOCK):
         stop = min(start + SUB_BLOCK, target.shape[0])
         if start:
             target[start:stop].addmm_(feedback[:start, start:stop].T, error[:start])
-        for column in range(start, stop):
-            value, s, z = target[column], scale[groups[column]], zero[groups[column]]
+        values, errors, rounded = target[start:stop].unbind(), error[start:stop].unbind(), torch.empty_like(target[start:stop])
+        triangle = feedback[start:stop, start:stop].T.contiguous()
+        for column, (value, code) in enumerate(zip(values, rounded.unbind(), strict=True), start):
+            s, z = scales[groups[column]], zeros[groups[column]]
             if column > start:
-                value.addmv_(error[start:column].T, feedback[start:column, column])
-            code = torch.div(value, s).round_().add_(z).clamp_(0, largest_code)
+                value.addmv_(error[start:column].T, triangle[column - start, : column - start])
+            torch.div(value, s, out=code).round_().add_(z).clamp_(0, largest_code)
             if dropped is not None:
-                code = torch.where(dropped[column], z, code)
-            codes[column] = code
-            decoded = code.sub_(z).mul_(s)
-            torch.sub(original[column], decoded, out=error[column])
+                torch.where(dropped[column], z, code, out=code)
+            decoded = torch.sub(code, z).mul_(s)
+            torch.sub(original[column], decoded, out=errors[column - start])
             value.sub_(decoded)
             loss.addcmul_(value, value, value=weights[column])
             value.copy_(decoded)
+        codes[start:stop] = rounded

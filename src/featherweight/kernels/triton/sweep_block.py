@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: Rows of one program, and columns that it holds in registers at once.
-ROWS, SUB_BLOCK = 32, 32
+#: Rows of one program, columns that it holds in registers at once (32 of them spill), and its warps.
+ROWS, SUB_BLOCK, WARPS = 32, 16, 1
 
 #: `(x + ROUNDER) − ROUNDER` rounds float32 half-to-even while |x| < 2²².
 ROUNDER: Any = tl.constexpr(12582912.0)
@@ -101,5 +101,5 @@ def sweep_block(
     _walk[(triton.cdiv(rows, ROWS),)](
         target, original, feedback, importance, scale, zero, group, mask, codes, error, loss,
         columns, rows, target.stride(0), original.stride(0), feedback.stride(0), mask.stride(0), codes.stride(0),
-        error.stride(0), float(largest_code), dropped is not None, ROWS, SUB_BLOCK, num_warps=1,
+        error.stride(0), float(largest_code), dropped is not None, ROWS, SUB_BLOCK, num_warps=WARPS,
     )  # fmt: skip
