@@ -154,7 +154,7 @@ def table(results: list[Result]) -> str:
 def growth_table(results: list[Result]) -> str:
     """Milliseconds over sizes, with the exponent from one size to the next."""
     lines = ["| n x n | factorise ms | sweep ms | total ms | exponent |", "|---|---|---|---|---|"]
-    for previous, result in zip([None, *results[:-1]], results, strict=True):
+    for previous, result in zip([None, *results], results, strict=False):
         steps = math.log(result.inputs / previous.inputs) if previous else 1.0
         exponent = f"{math.log(result.total_ms / previous.total_ms) / steps:.2f}" if previous else "-"
         lines.append(

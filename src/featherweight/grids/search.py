@@ -19,10 +19,13 @@ NORM, STEPS, LARGEST_SHRINK = 2.4, 100, 0.8
 #: The weighted search: shrink factors of both ends, moves of one end from there, rounds of the least-squares refit.
 SHRINKS = tuple(1.0 - 0.08 * step for step in range(9))
 MOVES = (-0.16, -0.08, 0.08, 0.16)
-REFITS = 2
+SMALLEST_SHRINK, REFITS = 0.05, 2
+
+#: Candidates tried at once, at most.
+AT_ONCE = 20
 
 #: Values held by one chunk: fits the cache of a CPU, and is large enough to fill an accelerator.
-CHUNK_ON_CPU, CHUNK_ELSEWHERE = 2**19, 2**26
+CHUNK_ON_CPU, CHUNK_ELSEWHERE = 2**19, 2**25
 
 Search = Callable[[Tensor, Tensor, Tensor, Tensor | None], GridParameters]
 
@@ -36,14 +39,14 @@ def search_mse(grid: UniformGrid, values: Tensor, low: Tensor, high: Tensor) -> 
         low: first end of the unshrunk range, `[rows, 1]`.
         high: other end, `[rows, 1]`.
     """
+    shrinks = 1 - torch.arange(int(LARGEST_SHRINK * STEPS), device=values.device) / STEPS
 
     def search(values: Tensor, low: Tensor, high: Tensor, importance: Tensor | None) -> GridParameters:
         best = _Best(values)
-        for step in range(int(LARGEST_SHRINK * STEPS)):
-            shrink = 1 - step / STEPS
-            parameters = grid.between(shrink * low, shrink * high)
+        for several in shrinks[:, None, None].split(AT_ONCE):
+            parameters = grid.between(several * low, several * high)
             decoded = grid.decode(grid.encode(values, parameters), parameters)
-            best.offer(parameters, (decoded.sub_(values)).abs_().pow_(NORM).sum(-1, keepdim=True))
+            best.offer(parameters, decoded.sub_(values).abs_().pow_(NORM).sum(-1, keepdim=True))
         return best.parameters
 
     return _by_chunks(search, values, low, high, None)
@@ -63,27 +66,26 @@ def search_weighted(grid: UniformGrid, values: Tensor, low: Tensor, high: Tensor
         high: other end, `[rows, 1]`.
         importance: `[width]` or `[rows, width]`, non-negative; None weighs all alike.
     """
+    shrinks = torch.tensor([*SHRINKS, *(-shrink for shrink in SHRINKS if grid.symmetric)], device=values.device)[:, None, None]
+    moves = torch.tensor(MOVES, device=values.device)[:, None, None]
 
     def search(values: Tensor, low: Tensor, high: Tensor, importance: Tensor | None) -> GridParameters:
         best = _Best(values)
 
-        def offer(parameters: GridParameters) -> Tensor:
-            return best.offer(parameters, _squared_error(grid, values, parameters, importance))
+        def pick(parameters: GridParameters, tried: Tensor, present: Tensor) -> Tensor:
+            index, better = best.offer(parameters, _squared_error(grid, values, parameters, importance))
+            return torch.where(better, tried.expand_as(parameters.scale).gather(0, index[None])[0], present)
 
-        shrink_low = shrink_high = torch.ones_like(low)
-        for shrink in SHRINKS:
-            better = offer(grid.between(shrink * low, shrink * high))
-            shrink_low = shrink_high = torch.where(better, shrink, shrink_low)
-            if grid.symmetric:
-                offer(grid.with_scale(shrink * (low - high) / grid.largest_code, low))
-        for move in () if grid.symmetric else MOVES:
-            moved = (shrink_low + move).clamp(0.05, 1.0)
-            shrink_low = torch.where(offer(grid.between(moved * low, shrink_high * high)), moved, shrink_low)
-        for move in () if grid.symmetric else MOVES:
-            moved = (shrink_high + move).clamp(0.05, 1.0)
-            shrink_high = torch.where(offer(grid.between(shrink_low * low, moved * high)), moved, shrink_high)
+        width = (high - low) / grid.largest_code
+        both = pick(grid.with_scale(shrinks * width, shrinks * low), shrinks, torch.ones_like(low))
+        if not grid.symmetric:
+            moved = (both + moves).clamp(SMALLEST_SHRINK, 1.0)
+            shrink_low = pick(grid.between(moved * low, both * high), moved, both)
+            pick(grid.between(shrink_low * low, moved * high), moved, both)
         for _ in range(REFITS):
-            offer(_refit(grid, values, best.parameters, importance))
+            refitted = _refit(grid, values, best.parameters, importance)
+            error = _squared_error(grid, values, refitted, importance)
+            best.offer(GridParameters(refitted.scale[None], refitted.zero[None]), error[None])
         return best.parameters
 
     return _by_chunks(search, values, low, high, importance)
@@ -97,19 +99,28 @@ class _Best:
         self.parameters = GridParameters(ones, torch.zeros_like(ones))
         self.error = torch.full_like(ones, torch.inf)
 
-    def offer(self, parameters: GridParameters, error: Tensor) -> Tensor:
-        """Take `parameters` in the rows where `error [rows, 1]` is strictly smaller; those rows, `[rows, 1]` bool."""
-        better = error < self.error
-        self.error = torch.where(better, error, self.error)
+    def offer(self, parameters: GridParameters, error: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the best candidate in the rows where it is strictly better.
+
+        Args:
+            parameters: candidates, `[candidates, rows, 1]`.
+            error: of each, `[candidates, rows, 1]`.
+
+        Returns:
+            The best candidate per row, `[rows, 1]` int64, and where it was taken, `[rows, 1]` bool.
+        """
+        least, index = error.min(0)
+        better = least < self.error
+        self.error = torch.where(better, least, self.error)
+        scale, zero = parameters.scale.gather(0, index[None])[0], parameters.zero.gather(0, index[None])[0]
         self.parameters = GridParameters(
-            torch.where(better, parameters.scale, self.parameters.scale),
-            torch.where(better, parameters.zero, self.parameters.zero),
+            torch.where(better, scale, self.parameters.scale), torch.where(better, zero, self.parameters.zero)
         )
-        return better
+        return index, better
 
 
 def _squared_error(grid: UniformGrid, values: Tensor, parameters: GridParameters, importance: Tensor | None) -> Tensor:
-    """`Σ importance (ŵ − w)²`, `[rows, 1]`."""
+    """`Σ importance (ŵ − w)²`, `[rows, 1]`, or `[candidates, rows, 1]`."""
     squares = grid.decode(grid.encode(values, parameters), parameters).sub_(values).square_()
     return (squares if importance is None else squares.mul_(importance)).sum(-1, keepdim=True)
 
@@ -127,7 +138,7 @@ def _refit(grid: UniformGrid, values: Tensor, parameters: GridParameters, import
 def _by_chunks(search: Search, values: Tensor, low: Tensor, high: Tensor, importance: Tensor | None) -> GridParameters:
     """`search` over chunks of rows, joined."""
     size = CHUNK_ON_CPU if values.device.type == "cpu" else CHUNK_ELSEWHERE
-    rows = max(1, size // max(1, values.shape[-1]))
+    rows = max(1, size // max(1, AT_ONCE * values.shape[-1]))
     found = []
     for chunk in _slices(values.shape[0], rows):
         weights = importance[chunk] if importance is not None and importance.ndim == 2 else importance
