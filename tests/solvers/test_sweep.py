@@ -202,3 +202,20 @@ def test_sizes_must_fit(problem):
     weight, hessian = problem()
     with pytest.raises(FeatherweightError, match="do not fit"):
         sweep(weight[:, :50], factorise(hessian), UniformGrid(4))
+
+
+def test_what_the_kernels_read_is_contiguous():
+    x = torch.randn(200, 48, generator=torch.Generator().manual_seed(0))
+    assert factorise(x.T @ x).feedback().is_contiguous()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_decides_as_a_cpu_does():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1024, 320, generator=generator) @ torch.randn(320, 320, generator=generator)
+    weight, hessian = torch.randn(200, 320, generator=generator), x.T @ x / len(x)
+    here = sweep(weight, factorise(hessian), UniformGrid(4), 128)
+    there = sweep(weight.cuda(), factorise(hessian.cuda()), UniformGrid(4), 128)
+    assert (here.codes == there.codes.cpu()).float().mean() > 0.98
+    loss = [float(((weight - solved.decoded.cpu()) @ hessian * (weight - solved.decoded.cpu())).sum()) for solved in (here, there)]
+    assert loss[1] == pytest.approx(loss[0], rel=0.02)

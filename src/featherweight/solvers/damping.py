@@ -116,7 +116,7 @@ def factorise(
             attempts += 1
             lower = _cholesky(reversed_hessian, dead[backwards], level * mean, dtype)
             if lower is not None:
-                upper = lower.flip(0, 1).to(torch.float32)
+                upper = lower.flip(0, 1).to(torch.float32).contiguous()  # LAPACK and cuSOLVER leave columns contiguous
                 return Factor(upper, order, dead, level * mean, damping, level, attempts, dtype)
         if level >= LARGEST_DAMPING:
             raise _not_positive(hessian, level * mean, name, samples, attempts)

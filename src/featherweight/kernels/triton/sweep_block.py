@@ -96,6 +96,9 @@ def sweep_block(
     The last dimension of every tensor is contiguous. Each sub-block of columns first takes the errors of the earlier
     ones by one product, then is walked in registers.
     """
+    for name, tensor in (("target", target), ("original", original), ("feedback", feedback), ("error", error)):
+        if tensor.stride(-1) != 1:
+            raise ValueError(f"{name} has strides {tensor.stride()}; its last dimension must be contiguous")
     columns, rows = target.shape
     mask = codes if dropped is None else dropped.view(torch.uint8)
     _walk[(triton.cdiv(rows, ROWS),)](
