@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ CASES = [(1, 5, False), (32, 32, False), (70, 40, True), (128, 33, False)]
 def test_in_the_interpreter():
     """Triton reads its switch when it is imported, hence the process of its own."""
     script = (
-        f"import sys; sys.path[:0] = {[os.path.dirname(__file__), *sys.path]!r}\n"
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
         "from test_sweep_block import CASES, compare\n"
         "from featherweight.kernels.triton.sweep_block import sweep_block\n"
         "[compare(sweep_block, *case) for case in CASES]\n"

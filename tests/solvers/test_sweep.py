@@ -217,5 +217,7 @@ def test_a_gpu_decides_as_a_cpu_does():
     here = sweep(weight, factorise(hessian), UniformGrid(4), 128)
     there = sweep(weight.cuda(), factorise(hessian.cuda()), UniformGrid(4), 128)
     assert (here.codes == there.codes.cpu()).float().mean() > 0.98
-    loss = [float(((weight - solved.decoded.cpu()) @ hessian * (weight - solved.decoded.cpu())).sum()) for solved in (here, there)]
+    loss = [
+        float(((weight - solved.decoded.cpu()) @ hessian * (weight - solved.decoded.cpu())).sum()) for solved in (here, there)
+    ]
     assert loss[1] == pytest.approx(loss[0], rel=0.02)

@@ -33,10 +33,9 @@ def gptq(
         order: in which columns are walked.
         dtype: of the arithmetic.
     """
-    width = weight.shape[1]
+    width, diagonal = weight.shape[1], hessian.diagonal()
     order = torch.arange(width, device=weight.device) if order is None else order
     size = width if group_size is None else group_size
-    diagonal = hessian.diagonal()
     damped = hessian.to(dtype) + torch.diag((diagonal == 0).to(dtype))
     damped.diagonal().add_(damping * damped.diagonal().mean())
     work = torch.where(diagonal == 0, 0.0, weight.to(dtype))[:, order]

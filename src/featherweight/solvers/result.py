@@ -12,7 +12,7 @@ class Solved:
     """Codes and values of one weight, or of several stacked by rows, in the stored order of inputs.
 
     Attributes:
-        codes: `[rows, in / vector_size]`, uint8 on integer grids, int32 on vector grids.
+        codes: `[rows, in / vector_size]`, uint8 on integer grids, int32 on vector grids (those in walked order).
         scales: `[rows, groups]` float32, already rounded to the dtype they are stored in.
         zeros: integer zero points, `[rows, groups]` float32.
         decoded: the values, `[rows, in]` float32, exactly those that the stored tensors give back.

@@ -33,8 +33,7 @@ def sweep_block(
         original: `w`, float32.
         feedback: `Ũ [k, k]`, upper triangular with ones on the diagonal.
         importance: `r_jj² [k]`.
-        scale: `[groups, rows]` float32.
-        zero: `[groups, rows]` float32, integer values.
+        scale, zero: `[groups, rows]` float32.
         group: row of `scale` and `zero` for each column, `[k]` int32.
         dropped: True where `ŵ` is 0, bool, or None.
         largest_code: codes run from 0 to this.
@@ -42,24 +41,28 @@ def sweep_block(
         error: written, `E`.
         loss: `Σ_j r_jj² (t_j − ŵ_j)²` is added, `[rows]` float32.
     """
-    groups, weights = group.tolist(), importance.tolist()
-    scales, zeros = scale.unbind(), zero.unbind()
+    groups, weights, scales, zeros = group.tolist(), importance.tolist(), scale.unbind(), zero.unbind()
     for start in range(0, target.shape[0], SUB_BLOCK):
-        stop = min(start + SUB_BLOCK, target.shape[0])
+        part = slice(start, min(start + SUB_BLOCK, target.shape[0]))
         if start:
-            target[start:stop].addmm_(feedback[:start, start:stop].T, error[:start])
-        values, errors, rounded = target[start:stop].unbind(), error[start:stop].unbind(), torch.empty_like(target[start:stop])
-        triangle = feedback[start:stop, start:stop].T.contiguous()
-        for column, (value, code) in enumerate(zip(values, rounded.unbind(), strict=True), start):
+            target[part].addmm_(feedback[:start, part].T, error[:start])
+        inside, sub_error, rounded = feedback[part, part].T.contiguous(), error[part], torch.empty_like(target[part])
+        for step, (value, code) in enumerate(zip(target[part].unbind(), rounded.unbind(), strict=True)):
+            column = start + step
             s, z = scales[groups[column]], zeros[groups[column]]
-            if column > start:
-                value.addmv_(error[start:column].T, triangle[column - start, : column - start])
-            torch.div(value, s, out=code).round_().add_(z).clamp_(0, largest_code)
-            if dropped is not None:
-                torch.where(dropped[column], z, code, out=code)
+            if step:
+                value.addmv_(sub_error[:step].T, inside[step, :step])
+            _encode(value, s, z, largest_code, None if dropped is None else dropped[column], code)
             decoded = torch.sub(code, z).mul_(s)
-            torch.sub(original[column], decoded, out=errors[column - start])
+            torch.sub(original[column], decoded, out=sub_error[step])
             value.sub_(decoded)
             loss.addcmul_(value, value, value=weights[column])
             value.copy_(decoded)
-        codes[start:stop] = rounded
+        codes[part] = rounded
+
+
+def _encode(value: Tensor, scale: Tensor, zero: Tensor, largest_code: int, dropped: Tensor | None, code: Tensor) -> None:
+    """Write the codes of one column, `[rows]`; the zero point's where the weight is dropped."""
+    torch.div(value, scale, out=code).round_().add_(zero).clamp_(0, largest_code)
+    if dropped is not None:
+        torch.where(dropped, zero, code, out=code)

@@ -23,6 +23,19 @@ def _pick(tile, here):
 
 
 @triton.jit
+def _correct(value, feedback, error, start, here, row, columns, inside, feedback_stride, error_stride, width: tl.constexpr):
+    """Add the feedback of the columns before `start` to `value [columns, rows]`."""
+    for before in range(0, start, width):
+        earlier = before + tl.arange(0, width)
+        matrix = tl.load(
+            feedback + earlier[None, :] * feedback_stride + here[:, None], mask=(here < columns)[:, None], other=0.0
+        )
+        errors = tl.load(error + earlier[:, None] * error_stride + row[None, :], mask=inside[None, :], other=0.0)
+        value = tl.dot(matrix, errors, acc=value, input_precision="ieee")
+    return value
+
+
+@triton.jit
 def _walk(
     target, original, feedback, importance, scale, zero, group, dropped, codes, error, loss,
     columns, rows, target_stride, original_stride, feedback_stride, dropped_stride, codes_stride, error_stride,
@@ -38,13 +51,7 @@ def _walk(
         mask = (here < columns)[:, None] & inside[None, :]
         value = tl.load(target + here[:, None] * target_stride + row[None, :], mask=mask, other=0.0)
         weight = tl.load(original + here[:, None] * original_stride + row[None, :], mask=mask, other=0.0)
-        for before in range(0, start, width):
-            earlier = before + lane
-            matrix = tl.load(
-                feedback + earlier[None, :] * feedback_stride + here[:, None], mask=(here < columns)[:, None], other=0.0
-            )
-            errors = tl.load(error + earlier[:, None] * error_stride + row[None, :], mask=inside[None, :], other=0.0)
-            value = tl.dot(matrix, errors, acc=value, input_precision="ieee")
+        value = _correct(value, feedback, error, start, here, row, columns, inside, feedback_stride, error_stride, width)
         if has_dropped:
             drop = tl.load(dropped + here[:, None] * dropped_stride + row[None, :], mask=mask, other=0).to(tl.float32)
         code_tile = tl.zeros([width, rows_each], dtype=tl.float32)
