@@ -16,7 +16,7 @@ from typing import Any
 import featherweight as fw
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "rtn, 4 bits": {"method": "rtn", "bits": 4, "group_size": 64},
+    "rtn, 4 bits": {"method": "rtn", "bits": 4, "group_size": 64, "fit": "weighted"},
     "gptq, 4 bits": {"method": "gptq", "bits": 4, "group_size": 64},
     "gptq, 3 bits": {"method": "gptq", "bits": 3, "group_size": 64},
     "gptq, 3 bits, act-order": {"method": "gptq", "bits": 3, "group_size": 64, "order": "static"},
