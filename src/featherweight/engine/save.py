@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 from torch import Tensor
 
+from featherweight import __version__
 from featherweight.engine.verify import PROBE, compare_logits, reload_logits
 from featherweight.errors import FeatherweightError
 from featherweight.integrations.config import quantization_config
@@ -90,14 +91,14 @@ def _config(walk: Walk, rows: Iterable[Row]) -> dict[str, Any]:
 
 def _ledger(walk: Walk, rows: Iterable[Row], totals: Totals, proof: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     plan = walk.plan
-    packages = ("featherweight", "torch", "transformers", "safetensors")
+    packages = ("torch", "transformers", "safetensors")
     return {
         "format_version": 1,
         "model": {"name": plan.source.name, "fingerprint": plan.fingerprint},
         "recipe": plan.recipe.as_dict(),
         "calibration": {**walk.windows.description, "sha256": walk.windows.sha256} if walk.windows else None,
         "compute": {"device": walk.device.type, "dtype": str(walk.dtype)},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {"featherweight": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}},
         "seconds": seconds,
         "files": {entry.shard: entry.sha256 for entry in walk.journal.entries},
         "total": vars(totals),
