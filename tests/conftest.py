@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 import featherweight as fw
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers that each use every core wait for one another
 
 OPT = Path(__file__).parent / "assets" / "opt-5m"
 #: Small enough for a test, large enough for a Hessian of full rank on the embedded models.

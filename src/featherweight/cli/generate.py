@@ -33,7 +33,8 @@ def run(
     if json:
         print_json({"model": model, "prompt": prompt, "text": "".join(pieces)})
         return
-    print(prompt, end="", flush=True)
+    first = next(pieces, "")  # whatever is wrong with the input shows before anything is printed
+    print(prompt + first, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

@@ -57,7 +57,12 @@ def recipe_changes(
             raise FeatherweightError(
                 "a setting has no value", found=f"--set {setting}", expected="--set KEY=VALUE", fix="--set steps.0.bits=3"
             )
-        changes[key] = yaml.safe_load(value)
+        try:
+            changes[key] = yaml.safe_load(value)
+        except yaml.YAMLError as problem:
+            raise FeatherweightError(
+                "a setting's value is not readable", found=f"--set {setting}: {problem}", expected="YAML"
+            ) from None
     return changes
 
 

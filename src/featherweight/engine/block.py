@@ -100,6 +100,12 @@ def gather(task: BlockTask, axes: list[Axis], done: BlockResult) -> dict[str, In
         for index in range(len(task.inputs.hidden)):
             task.inputs.run(task.model, task.block, index)
             task.report(Event("gather", task.block, done=index + 1, total=len(task.inputs.hidden)))
+    for axis in axes:
+        if axis.name in needs and collector.sums[axis.name].count < axis.size:
+            tokens = collector.sums[axis.name].count
+            task.report(
+                Event("warning", task.block, detail=f"{tokens} tokens for the {axis.size} inputs of {axis.consumers[0]}")
+            )
     if task.keep:
         task.store.save(key, collector.sums)
     return collector.sums

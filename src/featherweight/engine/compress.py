@@ -13,7 +13,7 @@ import torch
 from featherweight.data.corpora import load_corpus
 from featherweight.data.windows import Windows, calibration_windows
 from featherweight.engine.progress import Event, silent
-from featherweight.engine.save import finish_output, read_ledger
+from featherweight.engine.save import LEDGER, finish_output, read_ledger
 from featherweight.engine.walk import Walk
 from featherweight.errors import FeatherweightError
 from featherweight.models.cache import cache_folder
@@ -82,7 +82,7 @@ def compress(
     store = StatisticsStore(statistics or cache_folder() / "statistics")
     walk = Walk(plan, folder, windows, place, dtype, store, report)
     resumed = len(walk.journal.entries)
-    if walk.journal.finished:
+    if walk.journal.finished and (folder / LEDGER).is_file():
         report(Event("saved", detail=f"{folder} is already complete"))
         ledger = read_ledger(folder)
         return Result(folder, measured_rows(plan, walk), _totals(plan, walk), ledger["proof"], 0.0, resumed)
@@ -97,15 +97,7 @@ def compress(
 def calibration_tokens(plan: Plan, *, offline: bool) -> Windows:
     """The windows that the recipe's calibration section asks for."""
     wanted = plan.recipe.calibration
-    limit = plan.source.max_length()
     assert wanted.length is not None
-    if wanted.length > limit:
-        raise FeatherweightError(
-            "calibration windows are longer than the model reads",
-            found=f"length {wanted.length}",
-            expected=f"at most {limit}",
-            fix=f"--length {limit}",
-        )
     corpus = load_corpus(wanted.source, split="calibration", offline=offline, variant=wanted.variant)
     vocabulary = range(plan.source.config().get_text_config(decoder=True).vocab_size)
     tokenizer = vocabulary if corpus.samples else plan.source.tokenizer()  # token ids need no tokenizer, only its size

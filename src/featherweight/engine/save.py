@@ -64,13 +64,23 @@ def read_ledger(folder: Path) -> dict[str, Any]:
     path = folder / LEDGER
     if not path.is_file():
         state = "an unfinished output" if (folder / "journal.json").is_file() else "no output of featherweight"
+        state = state if folder.is_dir() else "no folder"
         raise FeatherweightError(
             "no ledger here",
             found=f"{folder} is {state}",
             expected=f"a folder made by `fw compress`, with {LEDGER}",
             fix="run the same `fw compress` again to finish it" if "unfinished" in state else "",
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        ledger: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not {"files", "total", "proof", "compute"} <= ledger.keys():
+            raise ValueError("sections are missing")
+    except (ValueError, AttributeError) as problem:
+        raise FeatherweightError(
+            "the ledger cannot be read", found=f"{path}: {problem}", expected="the file as `fw compress` wrote it",
+            fix="delete it and run the same `fw compress` again",
+        ) from None  # fmt: skip
+    return ledger
 
 
 def _index(walk: Walk) -> dict[str, Any]:
@@ -78,8 +88,7 @@ def _index(walk: Walk) -> dict[str, Any]:
     for entry in walk.journal.entries:
         with safe_open(walk.output / entry.shard, framework="pt") as file:
             placed.update(dict.fromkeys(file.keys(), entry.shard))
-    total = sum((walk.output / entry.shard).stat().st_size for entry in walk.journal.entries)
-    return {"metadata": {"total_size": total}, "weight_map": placed}
+    return {"metadata": {"total_size": walk.plan.totals.predicted_bytes}, "weight_map": placed}
 
 
 def _config(walk: Walk, rows: Iterable[Row]) -> dict[str, Any]:
@@ -98,7 +107,11 @@ def _ledger(walk: Walk, rows: Iterable[Row], totals: Totals, proof: Mapping[str,
         "recipe": plan.recipe.as_dict(),
         "calibration": {**walk.windows.description, "sha256": walk.windows.sha256} if walk.windows else None,
         "compute": {"device": walk.device.type, "dtype": str(walk.dtype)},
-        "versions": {"featherweight": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {
+            "featherweight": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
         "seconds": seconds,
         "files": {entry.shard: entry.sha256 for entry in walk.journal.entries},
         "total": vars(totals),

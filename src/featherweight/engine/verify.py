@@ -47,7 +47,7 @@ def compare_logits(memory: Tensor, disk: Tensor, dtype: torch.dtype) -> dict[str
 
 
 def verify(folder: str | Path, *, device: str | None = None) -> dict[str, Any]:
-    """Check every shard's hash, that predicted bytes are on the disk, and that the model repeats its recorded logits.
+    """Check every shard's hash, the total bytes, and that the model repeats its recorded logits.
 
     Returns:
         `{"files": n, "bytes": n, "proof": {...}}`.
@@ -62,6 +62,10 @@ def verify(folder: str | Path, *, device: str | None = None) -> dict[str, Any]:
     for shard, digest in ledger["files"].items():
         check_shard(folder / shard, digest)
     size = sum((folder / shard).stat().st_size for shard in ledger["files"])
+    if size != ledger["total"]["file_bytes"]:
+        raise FeatherweightError(
+            "the weight files have another size than the ledger says", found=size, expected=ledger["total"]
+        )
     if not (folder / PROBE).is_file():
         raise FeatherweightError("the probe is missing", found=f"no {folder / PROBE}", expected="the recorded logits")
     probe = load_file(folder / PROBE)

@@ -35,9 +35,32 @@ def load(folder: str | Path, *, device: str | None = None, dtype: torch.dtype | 
     section = json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
     if section.get("quant_method") == METHOD:
         check_version(int(section.get("format_version", 1)))
+        _check_tensors(folder, section.get("modules") or {})
     with _no_loading_bar():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
     return model.eval()
+
+
+def _check_tensors(folder: Path, modules: dict[str, dict[str, Any]]) -> None:
+    """The files must hold the tensors that the configuration describes; transformers' own error is hard to read."""
+    from safetensors import safe_open
+
+    from featherweight.packed.base import layout_of
+
+    stored: dict[str, tuple[int, ...]] = {}
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    for module, description in modules.items():
+        for part, (shape, _) in layout_of(description).items():
+            found = stored.get(f"{module}.{part}")
+            if found != tuple(shape):
+                raise FeatherweightError(
+                    "config.json does not describe the weight files",
+                    found=f"{module}.{part} of shape {found}" if found else f"no tensor {module}.{part}",
+                    expected=f"shape {tuple(shape)}, from {description}",
+                    fix="restore config.json, or run the same `fw compress` again",
+                )
 
 
 @contextmanager

@@ -40,4 +40,16 @@ def method_from(name: str, settings: Mapping[str, Any]) -> Method:
                 expected=", ".join(known),
                 fix=f"did you mean {nearest(setting, known, 1)[0]}?",
             )
-    return METHODS[name](**settings)
+    return _typed(name, settings)
+
+
+def _typed(name: str, settings: Mapping[str, Any]) -> Method:
+    """The method, with every value of the type that its field declares; "maybe" is no boolean, 2.5 no number of bits."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(METHODS[name]).validate_python(dict(settings), strict=False)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise FeatherweightError(f"{name}: {place}: {first['msg'].lower()}", found=repr(first.get("input"))) from None

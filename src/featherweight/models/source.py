@@ -93,7 +93,8 @@ def resolve_model(name: str | Path, *, offline: bool = False, confirm: Confirm |
     """
     text = str(name)
     path = Path(name).expanduser()
-    if path.is_dir():
+    packaged = isinstance(name, str) and text in _PACKAGED
+    if path.is_dir() and not (packaged and not (path / "config.json").is_file()):
         return ModelSource(text, check_folder(path))
     if path.suffix == ".gguf":
         return ModelSource(text, _from_gguf(path))
@@ -101,7 +102,7 @@ def resolve_model(name: str | Path, *, offline: bool = False, confirm: Confirm |
         raise FeatherweightError(
             f"{path} is a file", expected="a folder with config.json and safetensors, or a .gguf file", fix=f"use {path.parent}"
         )
-    if isinstance(name, str) and text in _PACKAGED:
+    if packaged:
         return ModelSource(text, check_folder(_packaged_folder(_PACKAGED[text])))
     if isinstance(name, str) and text in _FETCHED:
         from featherweight.models.smollm2 import fetch_smollm2

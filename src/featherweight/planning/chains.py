@@ -90,6 +90,8 @@ def _overridden(steps: tuple[Step, ...], override: Override) -> tuple[Step, ...]
     if override.skip:
         return ()
     steps = override.steps if override.steps is not None else steps
+    if not steps:
+        return ()
     unused = set(override.settings)
     changed = []
     for step in steps:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from featherweight.errors import FeatherweightError
 from featherweight.methods.base import Method
 from featherweight.models.axes import Axis, find_axes
 from featherweight.models.skeleton import build_skeleton
@@ -127,6 +128,13 @@ def row_layout(row: Row, weights: Weights) -> Layout:
 def _settled(recipe: Recipe, source: ModelSource) -> Recipe:
     limit = source.max_length()
     length = recipe.calibration.length or min(2048, limit)
+    if length > limit:
+        raise FeatherweightError(
+            "calibration windows are longer than the model reads",
+            found=f"length {length}",
+            expected=f"at most {limit}",
+            fix=f"--length {limit}",
+        )
     return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"length": length})})
 
 

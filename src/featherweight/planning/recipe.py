@@ -43,6 +43,12 @@ class Override(_Part):
     settings: dict[str, Any] = {}
     steps: tuple[Step, ...] | None = None
 
+    @model_validator(mode="after")
+    def _does_something(self) -> Override:
+        if not (self.skip or self.settings or self.steps):
+            raise ValueError("an override needs skip, settings or steps")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _one_glob(cls, values: Any) -> Any:
@@ -123,6 +129,12 @@ class Recipe(_Part):
     def with_changes(self, changes: dict[str, Any]) -> Recipe:
         """The recipe with dotted settings replaced: `{"calibration.samples": 32, "steps.0.bits": 3}`."""
         data = self.as_dict()
+        for path in changes.keys() - Recipe.model_fields.keys():
+            if "." not in path:
+                raise FeatherweightError(
+                    "no such setting", found=path, expected=", ".join(Recipe.model_fields),
+                    fix=f"a method's own settings belong to its step: steps.0.{path}",
+                )  # fmt: skip
         for path, value in changes.items():
             _assign(data, path, value)
         return _validated(data, self.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -65,7 +65,7 @@ def rows_table(rows: Iterable[Row]) -> Table:
             row.storage,
             f"{'≤ ' if row.at_most and not measured else ''}{row.bytes:,}",
             f"{row.bits_per_weight:.3f}",
-            _number(measured.get("relative_error"), ".2e"),
+            _error(measured),
             _number(measured.get("damping"), ".3g"),
             _number(measured.get("seconds"), ".2f"),
         )
@@ -110,6 +110,13 @@ def _left_alone(rows: Iterable[Row]) -> dict[str, list[Row]]:
         if not row.chain:
             groups.setdefault(row.reason, []).append(row)
     return groups
+
+
+def _error(measured: Mapping[str, Any]) -> str:
+    """Relative error of the outputs; of the weights, marked w, where no activations were seen."""
+    if measured.get("relative_error") is not None:
+        return f"{measured['relative_error']:.2e}"
+    return f"{measured['relative_weight_error']:.2e} w" if "relative_weight_error" in measured else ""
 
 
 def _number(value: Any, form: str) -> str:
