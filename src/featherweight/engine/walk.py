@@ -78,6 +78,7 @@ class Walk:
                 self._compress(index + 1, block, inputs)
             self._model.get_submodule(block).to("meta")
         logits = inputs[0].finish(self._model, inputs[0].hidden[0])
+        self._model.to("meta")  # the proof loads the output beside it
         return probe_tokens, logits.float().cpu()
 
     def probe_tokens(self) -> Tensor:

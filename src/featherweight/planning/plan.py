@@ -171,7 +171,7 @@ def _packed_row(
         description = method.storage(description, dtype)
     return Row(
         module, kind, block, tuple(method.name for method in chain), description, shape, original,
-        described_bytes(description), reason=reason,
+        described_bytes(description), at_most=not all(method.exact for method in chain), reason=reason,
     )  # fmt: skip
 
 
