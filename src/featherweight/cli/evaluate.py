@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from featherweight.cli import options
-from featherweight.cli.output import print_json
+from featherweight.cli.output import counting_bar, print_json
 
 
 def run(
@@ -28,17 +28,19 @@ def run(
     from featherweight import api
     from featherweight.reports.tables import print_measurements
 
-    measurements = api.evaluate(
-        model,
-        data,
-        against=against,
-        length=length,
-        windows=windows,
-        variant=variant,
-        device=device,
-        dtype=dtype,
-        offline=offline,
-    )
+    with counting_bar("windows", quiet=json) as progress:
+        measurements = api.evaluate(
+            model,
+            data,
+            against=against,
+            length=length,
+            windows=windows,
+            variant=variant,
+            device=device,
+            dtype=dtype,
+            offline=offline,
+            progress=progress,
+        )
     if json:
         print_json({"model": model, "measurements": [measurement.as_dict() for measurement in measurements]})
     else:

@@ -51,6 +51,22 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[Event], None]]:
         yield draw
 
 
+@contextmanager
+def counting_bar(label: str, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar for `progress(done, total)`; None where there is no terminal."""
+    import sys
+
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def _line(console: Any, event: Event) -> None:
     if event.stage in ("gather", "compressed"):
         return
