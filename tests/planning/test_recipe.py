@@ -31,7 +31,10 @@ def test_shipped_recipes_resolve_and_round_trip(name: str, tmp_path: Path) -> No
         ({"steps": [{"method": "rtn"}], "calibration": {"sample": 3}}, "samples"),
         ({"steps": [{"method": "rtn"}], "engine": {"inputs": "wet"}}, "dense"),
         ({"steps": [{"method": "rtn"}], "embedding": {"method": "gptq"}}, "rtn"),
-        ({"steps": [{"method": "rtn"}], "embedding": {"method": "rtn", "bits": 8}, "head": {"method": "rtn", "bits": 4}}, "tied"),
+        (
+            {"steps": [{"method": "rtn"}], "embedding": {"method": "rtn", "bits": 8}, "head": {"method": "rtn", "bits": 4}},
+            "tied",
+        ),
         ({"steps": [{"method": "rtn"}], "overrides": [{"match": "*", "settings": {"bitz": 3}}]}, "bits"),
     ],
 )
