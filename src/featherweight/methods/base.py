@@ -66,11 +66,17 @@ class Method(ABC):
     source: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def exact(self) -> bool:
+        """Whether `storage` is exactly what `compress` will return, or only a bound on its bytes."""
+        return True
+
     @abstractmethod
     def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         """Description of the packed weight this step makes of one described `current`; no data is read.
 
-        The plan's bytes come from it, and the engine checks that `compress` returns exactly this.
+        The plan's bytes come from it, and the engine checks that `compress` returns exactly this; of a method that is not
+        `exact`, the same kind and shape in at most these bytes.
         """
 
     @abstractmethod
