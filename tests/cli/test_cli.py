@@ -119,6 +119,13 @@ def test_wrong_input_is_explained_with_exit_code_2(fw_call, words, says, tmp_pat
     assert not (tmp_path / "unused").exists(), "nothing is made before the input is checked"
 
 
+def test_wrong_options_keep_the_json_contract(fw_call) -> None:
+    code, out, _ = fw_call("compress", "demo", "-o", "unused", "--samples", "0", "--json")
+    assert code == 2 and "samples" in json.loads(out)["error"]
+    code, out, err = fw_call("compress", "demo", "--samples", "0")
+    assert code == 2 and out == "" and "samples" in err
+
+
 def test_a_pattern_that_matches_nothing_names_the_nearest(tmp_path: Path) -> None:
     recipe = {"steps": [{"method": "rtn"}], "overrides": [{"match": "*.qproj", "skip": True}]}
     with pytest.raises(fw.FeatherweightError, match="q_proj"):

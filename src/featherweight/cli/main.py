@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -32,18 +33,31 @@ app.command("explain")(explain.run)
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a defect of ours, 2 something to mend in the input, 130 interrupted."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except FeatherweightError as problem:
-        if "--json" in sys.argv:
-            import json
-
-            print(json.dumps(problem.as_dict()))
-        else:
-            print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _fail(problem)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as problem:
+        # Typer carries its own copy of click in some releases, so its usage errors are known by what they can do.
+        if not hasattr(problem, "format_message"):
+            raise
+        if "--json" in sys.argv:
+            _fail(FeatherweightError(problem.format_message(), found=" ".join(sys.argv[1:]), fix="see --help"))
+        problem.show()
+        raise SystemExit(2) from None
+    raise SystemExit(code or 0)
+
+
+def _fail(problem: FeatherweightError) -> NoReturn:
+    if "--json" in sys.argv:
+        import json
+
+        print(json.dumps(problem.as_dict()))
+    else:
+        print(f"error: {problem}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 if __name__ == "__main__":
