@@ -2,8 +2,8 @@
 
     python benchmarks/kill.py --kills 20
 
-Each trial starts the command in a process of its own, sends SIGKILL after a random time, starts it again (and kills it
-again, with a falling chance) until it finishes, and compares the hashes of all weight files with an undisturbed run's.
+Each trial starts the command in a process of its own, waits until a random number of files is finished and then a random
+time, sends SIGKILL, starts it again and compares the hashes of all weight files with an undisturbed run's.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ def main() -> None:
     for trial in range(options.kills):
         folder = work / f"trial-{trial}"
         process = start(options.model, folder)
-        moment = draw.uniform(0.3, 1.0) * seconds
-        time.sleep(moment)
+        began, files = time.perf_counter(), draw.randrange(len(expected) + 1)
+        while process.poll() is None and len(list(folder.glob("model-*.safetensors"))) < files:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.0, 0.3) * seconds / len(expected))
+        moment = time.perf_counter() - began
         process.send_signal(signal.SIGKILL)
         process.wait()
         landed.append(len(list(folder.glob("model-*.safetensors"))) if folder.exists() else 0)

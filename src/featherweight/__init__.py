@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from featherweight.errors import FeatherweightError
 from featherweight.integrations.hook import install as _install
+from featherweight.version import __version__
 
 if TYPE_CHECKING:
     from featherweight.api import compress, evaluate, load, plan, verify
 
-__version__ = "0.1.0"
-__all__ = ["FeatherweightError", "compress", "evaluate", "load", "plan", "verify"]
+__all__ = ["FeatherweightError", "__version__", "compress", "evaluate", "load", "plan", "verify"]
 
 _install()
 

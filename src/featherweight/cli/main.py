@@ -41,11 +41,12 @@ def main() -> None:
         raise SystemExit(130) from None
     except Exception as problem:
         # Typer carries its own copy of click in some releases, so its usage errors are known by what they can do.
-        if not hasattr(problem, "format_message"):
+        message, show = getattr(problem, "format_message", None), getattr(problem, "show", None)
+        if message is None or show is None:
             raise
         if "--json" in sys.argv:
-            _fail(FeatherweightError(problem.format_message(), found=" ".join(sys.argv[1:]), fix="see --help"))
-        problem.show()
+            _fail(FeatherweightError(message(), found=" ".join(sys.argv[1:]), fix="see --help"))
+        show()
         raise SystemExit(2) from None
     raise SystemExit(code or 0)
 

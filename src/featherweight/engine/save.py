@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 from torch import Tensor
 
-from featherweight import __version__
 from featherweight.engine.verify import PROBE, compare_logits, reload_logits
 from featherweight.errors import FeatherweightError
 from featherweight.integrations.config import quantization_config
 from featherweight.packed.files import write, write_text
 from featherweight.planning.rows import Row, Totals
+from featherweight.version import __version__
 
 if TYPE_CHECKING:
     from featherweight.engine.walk import Walk
