@@ -10,11 +10,13 @@ from featherweight.errors import FeatherweightError, nearest
 from featherweight.methods.base import Method
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.rtn import RTN
+from featherweight.methods.spqr import SpQR
 
 #: One line per method.
 METHODS: dict[str, type[Method]] = {
     RTN.name: RTN,
     GPTQ.name: GPTQ,
+    SpQR.name: SpQR,
 }
 
 

@@ -1,0 +1,112 @@
+"""SpQR's decision: weights whose rounding would cost too much are kept, as a residual beside their code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from featherweight.grids.base import Grid, GridParameters
+from featherweight.grids.two_level import Quantized, TwoLevelGrid, TwoLevelParameters, replace_likely_outliers
+from featherweight.solvers.damping import Factor
+from featherweight.solvers.decision import Decision
+from featherweight.solvers.result import Solved
+
+
+class KeepOutliers(Decision):
+    """Keep weight `t` where rounding it costs `r_jj² (t − ŵ)² > τ`; fit groups as if likely outliers were not there.
+
+    A kept weight's code is that of 0, and the float16 residual `t − ŵ(0)` is stored: `ŵ(0) + residual` is what the walk
+    goes on with and what a reload adds up, exactly. Inputs that were never active keep nothing.
+
+    Args:
+        grid: of the walk.
+        factor: of the walk.
+        threshold: τ, absolute; infinite for no outliers.
+        leave_one_out: fit each group without the values that gain more than τ by being left out; else to all values.
+        budget: outliers at most, counted along the walk; in the column where it ends the dearest ones are kept.
+    """
+
+    looks_at_columns = True
+
+    def __init__(
+        self, grid: TwoLevelGrid, factor: Factor, threshold: float, leave_one_out: bool = True, budget: int | None = None
+    ) -> None:
+        self.grid, self.order, self.threshold, self.left = grid, factor.order, threshold, budget
+        self.fits_all = not leave_one_out or threshold == float("inf")
+        self.dead = factor.dead[factor.order].tolist()
+        self.fitted: list[TwoLevelParameters] = []
+        self.kept: list[Tensor] = []
+        self.codes: list[Tensor] = []
+        self.residuals: list[Tensor] = []
+
+    def start_group(self, grid: Grid, values: Tensor, importance: Tensor) -> GridParameters:
+        """Fit both levels to `values [rows, width]` without the likely outliers."""
+        if not self.fits_all:
+            values = replace_likely_outliers(self.grid, values, importance, self.threshold)
+        self.fitted.append(self.grid.fit(values))
+        return self.fitted[-1]
+
+    def column(self, first: int, values: Tensor, decoded: Tensor, importance: Tensor) -> Tensor:
+        """Rounded values, or kept ones, `[1, rows]`."""
+        cost = (values - decoded).square_().mul_(importance)
+        outlier = cost > self.threshold
+        if self.dead[first] and self.threshold >= 0:
+            outlier = torch.zeros_like(outlier)
+        if self.left is not None:
+            outlier = self._within_budget(cost, outlier)
+        parameters = self.fitted[-1]
+        code = self.grid.encode(torch.zeros_like(values.T), parameters)
+        dense = self.grid.decode(code, parameters).T
+        residual = (values - dense).clamp_(-65504.0, 65504.0).to(torch.float16)
+        self.kept.append(outlier[0])
+        self.codes.append(code[:, 0].to(torch.uint8))
+        self.residuals.append(residual[0])
+        return torch.where(outlier, dense + residual.to(torch.float32), decoded)
+
+    def _within_budget(self, cost: Tensor, outlier: Tensor) -> Tensor:
+        assert self.left is not None
+        count = int(outlier.sum())
+        if count > self.left:
+            chosen = cost.masked_fill(~outlier, -1.0)[0].topk(self.left).indices
+            outlier = torch.zeros_like(outlier).index_fill_(1, chosen, True)
+        self.left -= min(count, self.left)
+        return outlier
+
+    @property
+    def count(self) -> int:
+        """Weights kept."""
+        return int(torch.stack(self.kept).sum())
+
+    def stored(self, solved: Solved) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, where weights are kept, and residuals, each `[rows, in]` in the stored order of inputs."""
+        back = self.order.argsort()
+        kept, codes, residuals = (torch.stack(each)[back].T for each in (self.kept, self.codes, self.residuals))
+        return torch.where(kept, codes, solved.codes), kept, residuals
+
+    def parameters(self) -> tuple[Quantized, Quantized | None]:
+        """Scales and zeros of all groups."""
+        zeros = [group.zeros for group in self.fitted if group.zeros is not None]
+        return Quantized.join([group.scales for group in self.fitted]), Quantized.join(zeros) if zeros else None
+
+
+def outlier_scale(weight: Tensor, factor: Factor) -> float:
+    """`σ = mean_j (Var_rows(W_:j) · r_jj²)`, unbiased variance, of `weight [rows, in]` with the columns of dead inputs zeroed."""
+    if len(weight) < 2:
+        return 0.0
+    variance = torch.where(factor.dead, 0.0, weight)[:, factor.order].var(0)
+    return float((variance * factor.importance()).mean())
+
+
+def spearman_order(weight: Tensor) -> Tensor:
+    """Columns in a greedy chain of rank correlation, `[in]`: from column 0 always on to the one most like the last.
+
+    Likeness is the cosine between the mean-centred ranks of two columns of `weight [rows, in]`.
+    """
+    ranks = weight.argsort(dim=0, stable=True).argsort(dim=0).to(torch.float32)
+    ranks = torch.nn.functional.normalize(ranks - ranks.mean(0), dim=0)
+    likeness = ranks.T @ ranks
+    order, left = [0], torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+    for _ in range(weight.shape[1] - 1):
+        left[order[-1]] = False
+        order.append(int(likeness[order[-1]].masked_fill(~left, -torch.inf).argmax()))
+    return torch.tensor(order, device=weight.device)
