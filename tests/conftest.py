@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-
-import featherweight as fw
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # workers that each use every core wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers, and what they start, would wait for one another's cores
+
+import featherweight as fw
 
 OPT = Path(__file__).parent / "assets" / "opt-5m"
 #: Small enough for a test, large enough for a Hessian of full rank on the embedded models.
