@@ -12,7 +12,9 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.grids.uniform import Fit
 from featherweight.methods.base import Compressed, Problem
+from featherweight.methods.dropping import hold_dropped
 from featherweight.methods.integers import IntegerMethod
+from featherweight.packed.integer import Integer
 from featherweight.solvers.damping import Factor, factorise
 from featherweight.solvers.nearest import round_to_nearest
 from featherweight.solvers.result import Solved
@@ -29,7 +31,7 @@ class GPTQ(IntegerMethod):
     All linears of one input are solved in one walk. Of the walk and round-to-nearest the one with the smaller objective
     is kept, linear by linear. Against the authors' code: groups are fitted on up-to-date weights (`stale_groups` restores
     theirs), and `fit` weighs each column's error by what it costs ("minmax" restores theirs). Columns of inputs that were
-    never active become 0, as there.
+    never active become 0, as there. Weights that a step before dropped stay exactly 0, and grids are fitted on the others.
 
     Settings: those of `IntegerMethod`, and
 
@@ -64,12 +66,12 @@ class GPTQ(IntegerMethod):
             raise FeatherweightError("damping is negative", found=self.damping, expected="0 or more", fix="use damping: 0.01")
 
     def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """An `Integer` in the place of a dense weight.
+        """An `Integer` in the place of dense values, beneath their mask where a step before dropped weights.
 
         Raises:
-            FeatherweightError: `current` has dropped weights, which this walk would bring back.
+            FeatherweightError: `current` is neither dense nor dense beneath a mask.
         """
-        self._check_dense(str(current["kind"]))
+        self._check_dense(current)
         return super().storage(current, dtype)
 
     def indexed(self) -> bool:
@@ -81,10 +83,10 @@ class GPTQ(IntegerMethod):
 
         Raises:
             FeatherweightError: no Hessian, or one that cannot be factorised; groups that do not fit; a `current` that is
-                not dense.
+                neither dense nor dense beneath a mask.
         """
         for name, current in problem.current.items():
-            self._check_dense(current.kind, name)
+            self._check_dense(current.description(), name)
             self.check_groups(current.shape, name)
         names = list(problem.current)
         statistics = self._statistics(problem, names)
@@ -93,20 +95,28 @@ class GPTQ(IntegerMethod):
         hessian = statistics.mean_hessian().to(stacked.device, torch.float32)
         order = None if self.order == "none" else hessian.diagonal().argsort(descending=True, stable=True)
         factor = factorise(hessian, self.damping, order=order, name=" and ".join(names), samples=statistics.count)
+        static = self.order == "static"
         swept = sweep(
-            stacked, factor, self.grid(), self.group_size, static_groups=self.order == "static", stale_groups=self.stale_groups
+            stacked,
+            factor,
+            self.grid(),
+            self.group_size,
+            static_groups=static,
+            stale_groups=self.stale_groups,
+            decision=hold_dropped([problem.current[name] for name in names], factor.order, static),
         )
         index = self._index(swept, stacked)
         compressed, start = {}, 0
         for name, weight in zip(names, weights, strict=True):
             rows = slice(start, start + len(weight))
-            compressed[name] = self._better(weight, swept, rows, factor, hessian, index)
+            better, facts = self._better(weight, swept, rows, factor, hessian, index)
+            compressed[name] = Compressed(self.masked_like(problem.current[name], better), facts)
             start += len(weight)
         return compressed
 
     def _better(
         self, weight: Tensor, swept: Solved, rows: slice, factor: Factor, hessian: Tensor, index: Tensor | None
-    ) -> Compressed:
+    ) -> tuple[Integer, dict[str, Any]]:
         """The walk's rows or round-to-nearest, whichever has the smaller objective."""
         nearest = round_to_nearest(weight, self.grid(), self.group_size, hessian.diagonal())
         objective = float(factor.row_energy(weight - swept.decoded[rows]).sum())
@@ -123,8 +133,8 @@ class GPTQ(IntegerMethod):
             "cholesky_dtype": str(factor.dtype).removeprefix("torch."),
         }
         if wins:
-            return Compressed(self.pack(swept, rows, index), facts)
-        return Compressed(self.pack(nearest, slice(None), self._index(nearest, weight)), facts)
+            return self.pack(swept, rows, index), facts
+        return self.pack(nearest, slice(None), self._index(nearest, weight)), facts
 
     def _index(self, swept: Solved, weight: Tensor) -> Tensor | None:
         """Group of every input, where it is stored."""
@@ -146,11 +156,12 @@ class GPTQ(IntegerMethod):
             fix="give the recipe calibration data, or use method: rtn",
         )
 
-    def _check_dense(self, kind: str, name: str = "") -> None:
-        if kind != "dense":
+    def _check_dense(self, current: Mapping[str, Any], name: str = "") -> None:
+        stored = current["values"] if current["kind"] == "masked" else current
+        if stored["kind"] != "dense":
             raise FeatherweightError(
                 f"gptq starts from dense weights{' in ' + name if name else ''}",
-                found=f"a step before stored them as {kind}",
-                expected="dense",
-                fix="make gptq the first step",
+                found=f"a step before stored them as {stored['kind']}",
+                expected="dense, or dense beneath a mask",
+                fix="make gptq the first step, or the first after pruning",
             )

@@ -12,8 +12,10 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.grids.uniform import Fit, UniformGrid
 from featherweight.methods.base import Method
+from featherweight.packed.base import PackedWeight
 from featherweight.packed.dtypes import dtype_from
 from featherweight.packed.integer import Integer
+from featherweight.packed.masked import Masked
 from featherweight.solvers.result import Solved
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -71,12 +73,13 @@ class IntegerMethod(Method):
         return UniformGrid(self.bits, self.symmetric, self.fit, dtype_from(self.scale_dtype))
 
     def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """An `Integer` of the same shape, whatever the checkpoint's dtype."""
+        """An `Integer` of the same shape, whatever the checkpoint's dtype; beneath the mask where `current` has one."""
         rows, columns = current["shape"]
         self.check_groups((rows, columns))
-        return Integer.describe(
+        values = Integer.describe(
             (rows, columns), self.bits, self.group_size, self.symmetric, dtype_from(self.scale_dtype), self.indexed()
         )
+        return Masked.describe_like(current, values) if current["kind"] == "masked" else values
 
     def indexed(self) -> bool:
         """Whether every input's group is stored."""
@@ -98,6 +101,13 @@ class IntegerMethod(Method):
             expected="a group size that divides the inputs, since tails: false",
             fix=f"{smaller}tails: true for a smaller last group, or group_size: null for one scale per row",
         )
+
+    def masked_like(self, current: PackedWeight, packed: Integer) -> PackedWeight:
+        """`packed` beneath the mask of `current`, where it has one."""
+        if not isinstance(current, Masked):
+            return packed
+        described = Masked.describe_like(current.description(), packed.description())
+        return Masked.of(packed, current.support, described)
 
     def pack(self, solved: Solved, rows: slice, group_index: Tensor | None = None) -> Integer:
         """The stored form of some rows of a solution."""

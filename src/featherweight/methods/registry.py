@@ -9,7 +9,9 @@ from typing import Any
 from featherweight.errors import FeatherweightError, nearest
 from featherweight.methods.base import Method
 from featherweight.methods.gptq import GPTQ
+from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.rtn import RTN
+from featherweight.methods.sparsegpt import SparseGPT
 from featherweight.methods.spqr import SpQR
 
 #: One line per method.
@@ -17,6 +19,8 @@ METHODS: dict[str, type[Method]] = {
     RTN.name: RTN,
     GPTQ.name: GPTQ,
     SpQR.name: SpQR,
+    Magnitude.name: Magnitude,
+    SparseGPT.name: SparseGPT,
 }
 
 

@@ -14,6 +14,8 @@ from featherweight.solvers.nearest import round_to_nearest
 class RTN(IntegerMethod):
     """Every weight to the nearest of `2^bits` levels of its group, `ŵ = s (clamp(round(w/s) + z) − z)`; no data.
 
+    Weights that a step before dropped stay exactly 0.
+
     Settings: those of `IntegerMethod`.
     """
 
@@ -31,5 +33,6 @@ class RTN(IntegerMethod):
         for name, current in problem.current.items():
             self.check_groups(current.shape, name)
             solved = round_to_nearest(current.dequantize(), self.grid(), self.group_size)
-            compressed[name] = Compressed(self.pack(solved, slice(None)), {"solver": "rtn"})
+            packed = self.masked_like(current, self.pack(solved, slice(None)))
+            compressed[name] = Compressed(packed, {"solver": "rtn"})
         return compressed

@@ -1,0 +1,180 @@
+"""Decisions that drop weights in the walk: those of a given mask, or those that cost least."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from featherweight.grids.base import Grid, GridParameters
+from featherweight.masks.patterns import Pattern
+from featherweight.packed.base import PackedWeight
+from featherweight.solvers.decision import Decision
+
+#: Columns between two products in `drop_exactly`.
+SUB_BLOCK = 32
+
+
+class Exact:
+    """The grid of weights that are not rounded; the decision gives them their values."""
+
+    vector_size = 1
+
+    def fit(self, values: Tensor, importance: Tensor | None = None) -> GridParameters:
+        """Nothing to fit: scale 1, zero 0."""
+        return GridParameters(torch.ones_like(values[:, :1]), torch.zeros_like(values[:, :1]))
+
+    def encode(self, values: Tensor, parameters: GridParameters) -> Tensor:
+        """Codes of 0."""
+        return torch.zeros_like(values)
+
+    def decode(self, codes: Tensor, parameters: GridParameters) -> Tensor:
+        """0."""
+        return codes
+
+
+class Hold(Decision):
+    """Drops a given mask, and fits grids on the weights that are kept.
+
+    Args:
+        dropped: `[in, rows]` bool, columns as walked.
+        grouped: the same, columns as groups are formed, where that is another order.
+        exact: dtype in which kept weights are stored unrounded; None where a grid rounds them.
+        fit_on_kept: whether a grid's fit leaves out what is dropped.
+        feedback: `Ũ [in, in]` of the walk; with it, grids are fitted on what kept weights become once they make up for
+            what their own group drops. For groups of consecutive walked columns.
+    """
+
+    span: int
+
+    def __init__(
+        self,
+        dropped: Tensor,
+        grouped: Tensor | None = None,
+        exact: torch.dtype | None = None,
+        fit_on_kept: bool = True,
+        feedback: Tensor | None = None,
+    ) -> None:
+        self.dropped, self.exact, self.fit_on_kept, self.feedback = dropped, exact, fit_on_kept, feedback
+        self.grouped = dropped if grouped is None else grouped
+        self.span = len(dropped)
+        self.looks_at_columns = exact is not None
+        self.fitted = 0
+
+    def start_span(self, first: int, values: Tensor, importance: Tensor) -> Tensor | None:
+        """The mask."""
+        return self.dropped[first : first + len(values)]
+
+    def start_group(self, grid: Grid, values: Tensor, importance: Tensor) -> GridParameters:
+        """Fit with 0 in the place of what is dropped: every grid has that level, so it costs the fit nothing."""
+        first, self.fitted = self.fitted, self.fitted + values.shape[1]
+        if not self.fit_on_kept or isinstance(grid, Exact):
+            return grid.fit(values, importance)
+        dropped = self.expected(first, values.T, importance)
+        if self.feedback is None:
+            return grid.fit(values.masked_fill(dropped.T, 0.0), importance)
+        inside = self.feedback[first : self.fitted, first : self.fitted]
+        return grid.fit(drop_exactly(values.T, dropped, inside).T.contiguous(), importance)
+
+    def expected(self, first: int, values: Tensor, importance: Tensor) -> Tensor:
+        """What of a group's columns will be dropped, `[width, rows]`."""
+        return self.grouped[first : first + len(values)]
+
+    def column(self, first: int, values: Tensor, decoded: Tensor, importance: Tensor) -> Tensor:
+        """Kept weights in the dtype they are stored in, so that the walk makes up for that rounding too."""
+        if self.exact is None:
+            return decoded
+        stored = values.to(self.exact).to(values.dtype)
+        return stored.masked_fill(self.dropped[first : first + len(values)], 0.0)
+
+
+class Select(Hold):
+    """Drops what costs least, `w² r_jj²`, among the next columns as they stand; each linear by itself.
+
+    Args:
+        pattern: of one span: "layer" lets all of its weights compete.
+        span: columns that are selected together; M for N:M.
+        linears: rows of each linear.
+        width: inputs.
+        device: of the weights.
+        exact, fit_on_kept, feedback: as in `Hold`.
+
+    A grid that is fitted before some of its columns are selected takes the selection that their present values give.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        span: int,
+        linears: Sequence[int],
+        width: int,
+        device: torch.device,
+        exact: torch.dtype | None = None,
+        fit_on_kept: bool = True,
+        feedback: Tensor | None = None,
+    ) -> None:
+        nothing = torch.zeros(width, sum(linears), dtype=torch.bool, device=device)
+        super().__init__(nothing, None, exact, fit_on_kept, feedback)
+        self.pattern, self.span, self.linears = pattern, span, list(linears)
+        self.selected = 0
+
+    def start_span(self, first: int, values: Tensor, importance: Tensor) -> Tensor | None:
+        """Select among these columns."""
+        self.selected = first + len(values)
+        self.dropped[first : self.selected] = self._select(values, importance)
+        return self.dropped[first : self.selected]
+
+    def expected(self, first: int, values: Tensor, importance: Tensor) -> Tensor:
+        """What was selected, and for columns not yet reached what would be now."""
+        start = min(max(self.selected - first, 0), len(values))
+        parts = [self.dropped[first : first + start]]
+        while start < len(values):
+            left = len(values) - start
+            size = left if self.pattern.of else min(self.span - (first + start) % self.span, left)
+            parts.append(self._select(values[start : start + size], importance[start : start + size]))
+            start += size
+        return torch.cat(parts)
+
+    def _select(self, values: Tensor, importance: Tensor) -> Tensor:
+        """`[columns, rows]`, True where a weight goes."""
+        scores = (values.square() * importance[:, None]).T.split(self.linears)
+        return torch.cat([self.pattern.dropped(each) for each in scores]).T
+
+
+def drop_exactly(values: Tensor, dropped: Tensor, feedback: Tensor) -> Tensor:
+    """What a walk without rounding makes of some columns: 0 where dropped, the others corrected for that.
+
+    Args:
+        values: as they stand before the first of these columns, `[columns, rows]`.
+        dropped: bool, likewise.
+        feedback: `Ũ [columns, columns]`.
+    """
+    target, error = values.clone(), torch.empty_like(values)
+    for start in range(0, len(values), SUB_BLOCK):
+        stop = min(start + SUB_BLOCK, len(values))
+        for column in range(start, stop):
+            target[column] += feedback[start:column, column] @ error[start:column]
+            target[column].masked_fill_(dropped[column], 0.0)
+            error[column] = values[column] - target[column]
+        target[stop:] += feedback[start:stop, stop:].T @ error[start:stop]
+    return target
+
+
+def hold_dropped(current: Sequence[PackedWeight], order: Tensor, static: bool = False) -> Hold | None:
+    """The decision that keeps every zero of `current`, linears stacked by rows; None where nothing was dropped.
+
+    Args:
+        current: what the linears are stored as.
+        order: stored position of every walked column, `[in]`.
+        static: whether groups are runs of stored columns.
+    """
+    supports = [weight.support for weight in current]
+    if all(support is None for support in supports):
+        return None
+    whole = [
+        torch.zeros(weight.shape, dtype=torch.bool, device=order.device) if support is None else ~support
+        for weight, support in zip(current, supports, strict=True)
+    ]
+    dropped = torch.cat(whole).T
+    return Hold(dropped[order], dropped if static else None)

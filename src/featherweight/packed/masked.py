@@ -1,0 +1,265 @@
+"""A weight of which only some values are stored, with a mask that tells which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import FeatherweightError
+from featherweight.packed.base import Layout, PackedWeight, from_tensors, layout_of
+from featherweight.packed.bits import pack, packed_width, unpack
+from featherweight.packed.dense import Dense
+from featherweight.packed.dtypes import dtype_from
+from featherweight.packed.integer import Integer
+
+#: Name of the tensor that holds one entry per weight, by kind of leaf: what the mask compacts.
+_COMPACTED = {"dense": "values", "integer": "codes"}
+
+PREFIX = "values_"
+
+#: Largest M whose places fit a packed index.
+LARGEST_INDEXED = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Masked(PackedWeight):
+    """Values of a leaf where the mask is set, exactly 0 elsewhere.
+
+    Kept values (or codes) lie one after the other in row-major order: a row for each output where all outputs keep
+    equally many ("row", "N:M"), one stream otherwise. All else that the leaf stores (scales, zero points, group index)
+    stays as it is, so every kept value is decoded with the scale of its original group, bit for bit as the solver did.
+
+    The mask is stored in the smallest of three forms, which the description names beside the bytes of all three:
+    "bitmap", 1 bit per weight; "index", `⌈log2 M⌉` bits per kept value, its place among its M (N:M only); "implied",
+    none at all: the leaf is stored whole, with zeros, where it is not larger so.
+
+    Attributes:
+        described: as `describe` writes it.
+        stored: tensors as `layout` names them.
+    """
+
+    kind: ClassVar[str] = "masked"
+
+    described: Mapping[str, Any]
+    stored: Mapping[str, Tensor]
+
+    @staticmethod
+    def describe(values: Mapping[str, Any], kept: int, pattern: str = "unstructured", implied: bool = False) -> dict[str, Any]:
+        """Description of a leaf of which `kept` weights are stored.
+
+        Args:
+            values: description of the whole leaf.
+            kept: number of weights kept.
+            pattern: "unstructured", "row" (equally many in every row) or "N:M".
+            implied: store the leaf whole in any case.
+
+        Raises:
+            FeatherweightError: a storage that cannot be compacted, or a number that does not fit the pattern.
+        """
+        if values["kind"] not in _COMPACTED:
+            raise FeatherweightError(
+                "this storage cannot hold a mask", found=values["kind"], expected=", ".join(_COMPACTED), fix="prune last"
+            )
+        rows, inputs = values["shape"]
+        fits = kept % rows == 0 if pattern != "unstructured" else 0 <= kept <= rows * inputs
+        if not fits:
+            raise FeatherweightError(
+                "the number of kept weights does not fit", found=f"{kept} kept, {pattern}", expected=f"shape {rows} x {inputs}"
+            )
+        described = {"kind": "masked", "shape": [rows, inputs], "kept": kept, "pattern": pattern, "values": dict(values)}
+        forms = ["bitmap", *(["index"] if ":" in pattern and int(pattern.split(":")[1]) <= LARGEST_INDEXED else []), "implied"]
+        sizes = {form: _bytes(_layout({**described, "mask": form})) for form in forms}
+        described["mask"] = "implied" if implied else min(sizes, key=lambda form: sizes[form])
+        return {**described, "bytes": sizes}
+
+    @classmethod
+    def describe_like(cls, current: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Description of new `values` under the mask of a described `current`."""
+        return cls.describe(values, current["kept"], current["pattern"], current["mask"] == "implied")
+
+    @classmethod
+    def of(cls, values: PackedWeight, mask: Tensor, described: Mapping[str, Any]) -> Masked:
+        """Keep `values` where `mask [out, in]` is True.
+
+        Args:
+            values: a leaf, dense or integer.
+            mask: as many True as `described` says, distributed as its pattern says.
+            described: from `describe` or `describe_like`.
+
+        Raises:
+            FeatherweightError: another number of kept weights than described.
+        """
+        inner, name = values.description(), _COMPACTED[values.kind]
+        found = int(mask.sum())
+        if described["mask"] != "implied" and found != described["kept"]:
+            raise FeatherweightError("the mask keeps another number of weights", found=found, expected=described["kept"])
+        tensors = {PREFIX + key: tensor for key, tensor in values.tensors().items()}
+        if described["mask"] == "implied":
+            entries = torch.where(mask, _entries(values), _nothing(values))
+            tensors[PREFIX + name] = _put_bits(entries, inner)
+            return cls(described, tensors)
+        lines = _lines(described)
+        tensors[PREFIX + name] = _put_bits(_entries(values)[mask].view(lines, described["kept"] // lines), inner)
+        return cls(described, {**tensors, "mask": _write_mask(mask, described)})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out, in)`."""
+        rows, inputs = self.described["shape"]
+        return (rows, inputs)
+
+    def description(self) -> dict[str, Any]:
+        """`kind`, `shape`, `kept`, `pattern`, `values`, `mask` (its form) and `bytes` of all forms."""
+        return dict(self.described)
+
+    @classmethod
+    def layout(cls, description: Mapping[str, Any]) -> Layout:
+        """The leaf's tensors behind `values_`, one of them compacted; `mask`."""
+        return _layout(description)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors."""
+        return dict(self.stored)
+
+    @classmethod
+    def from_tensors(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Masked:
+        """The weight of these stored tensors."""
+        return cls(dict(description), {name: tensors[name] for name in _layout(description)})
+
+    @property
+    def support(self) -> Tensor:
+        """`[out, in]`, False where the weight was dropped; with an implied mask, where it is 0."""
+        form = self.described["mask"]
+        if form == "implied":
+            return self._whole().dequantize() != 0
+        rows, inputs = self.shape
+        if form == "bitmap":
+            return unpack(self.stored["mask"], 1, inputs).to(torch.bool)
+        keep, of = _keep_of(self.described)
+        places = unpack(self.stored["mask"], _index_bits(of), inputs // of * keep).long().view(rows, inputs // of, keep)
+        mask = torch.zeros(rows, inputs // of, of, dtype=torch.bool, device=places.device)
+        return mask.scatter_(2, places, True).view(rows, inputs)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The values, `[out, in]`, exactly 0 where dropped."""
+        return self._whole().dequantize(dtype)
+
+    @property
+    def values(self) -> PackedWeight:
+        """The leaf, whole, with zeros where weights were dropped."""
+        return self._whole(packed=True)
+
+    def take(self, outputs: slice | Tensor | None = None, inputs: slice | Tensor | None = None) -> Masked:
+        """What the leaf can take; after a cut of inputs the mask counts as unstructured.
+
+        Raises:
+            FeatherweightError: a cut through a group of the leaf.
+        """
+        part, mask = self.values.take(outputs, inputs), self.support
+        mask = mask if outputs is None else mask[outputs]
+        mask = mask if inputs is None else mask[:, inputs]
+        pattern = self.described["pattern"] if inputs is None else "unstructured"
+        implied = self.described["mask"] == "implied"
+        kept = part.shape[0] * (self.described["kept"] // self.shape[0]) if implied and inputs is None else int(mask.sum())
+        return Masked.of(part, mask, Masked.describe(part.description(), kept, pattern, implied))
+
+    def _whole(self, packed: bool = False) -> PackedWeight:
+        """The leaf with its dropped entries filled in; unless `packed` integer codes are left at 8 bits (faster)."""
+        inner = self.described["values"]
+        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in self.stored.items() if name != "mask"}
+        if self.described["mask"] == "implied":
+            return from_tensors(inner, tensors)
+        lines = _lines(self.described)
+        name, count = _COMPACTED[inner["kind"]], self.described["kept"] // lines
+        if inner["kind"] == "dense":
+            kept = tensors[name]
+            empty = torch.zeros(self.shape, dtype=kept.dtype, device=kept.device)
+            return Dense(empty.masked_scatter_(self.support, kept))
+        codes = unpack(tensors[name], inner["bits"], count)
+        empty = _zero_codes(inner, tensors).expand(self.shape).contiguous()
+        codes = empty.masked_scatter_(self.support, codes)
+        if packed:
+            return from_tensors(inner, {**tensors, name: pack(codes, inner["bits"])})
+        zeros = _zeros(inner, tensors)
+        return Integer(self.shape[1], 8, inner["group_size"], codes, tensors["scales"], zeros, tensors.get("group_index"))
+
+
+def _layout(description: Mapping[str, Any]) -> Layout:
+    inner, kept, form = description["values"], description["kept"], description["mask"]
+    layout = {PREFIX + name: entry for name, entry in layout_of(inner).items()}
+    if form == "implied":
+        return layout
+    rows, inputs = description["shape"]
+    lines, name = _lines(description), _COMPACTED[inner["kind"]]
+    if inner["kind"] == "dense":
+        layout[PREFIX + name] = ((lines, kept // lines), dtype_from(inner["dtype"]))
+    else:
+        layout[PREFIX + name] = ((lines, packed_width(kept // lines, inner["bits"])), torch.uint8)
+    if form == "bitmap":
+        return {**layout, "mask": ((rows, packed_width(inputs, 1)), torch.uint8)}
+    keep, of = _keep_of(description)
+    return {**layout, "mask": ((rows, packed_width(inputs // of * keep, _index_bits(of))), torch.uint8)}
+
+
+def _bytes(layout: Layout) -> int:
+    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in layout.values())
+
+
+def _lines(description: Mapping[str, Any]) -> int:
+    """Rows in which kept values are stored: the outputs where they keep equally many, else one stream."""
+    return 1 if description["pattern"] == "unstructured" else int(description["shape"][0])
+
+
+def _keep_of(description: Mapping[str, Any]) -> tuple[int, int]:
+    keep, of = description["pattern"].split(":")
+    return int(keep), int(of)
+
+
+def _index_bits(of: int) -> int:
+    """`⌈log2 M⌉`."""
+    return (of - 1).bit_length()
+
+
+def _write_mask(mask: Tensor, description: Mapping[str, Any]) -> Tensor:
+    if description["mask"] == "bitmap":
+        return pack(mask.to(torch.uint8), 1)
+    keep, of = _keep_of(description)
+    rows, inputs = mask.shape
+    places = mask.view(rows, inputs // of, of).nonzero()[:, 2]
+    return pack(places.to(torch.uint8).view(rows, inputs // of * keep), _index_bits(of))
+
+
+def _entries(leaf: PackedWeight) -> Tensor:
+    """What the leaf stores per weight, `[out, in]`: values, or codes as uint8."""
+    stored = leaf.tensors()[_COMPACTED[leaf.kind]]
+    return unpack(stored, leaf.bits, leaf.inputs) if isinstance(leaf, Integer) else stored
+
+
+def _nothing(leaf: PackedWeight) -> Tensor:
+    """What stands for 0 in `_entries`, broadcasting to `[out, in]`."""
+    if isinstance(leaf, Integer):
+        return _zero_codes(leaf.description(), leaf.tensors())
+    return torch.zeros((), dtype=_entries(leaf).dtype, device=_entries(leaf).device)
+
+
+def _put_bits(entries: Tensor, inner: Mapping[str, Any]) -> Tensor:
+    return pack(entries, inner["bits"]) if inner["kind"] == "integer" else entries.contiguous()
+
+
+def _zeros(inner: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """Zero points `[out, groups]` uint8 of an integer leaf."""
+    if "zeros" in tensors:
+        return unpack(tensors["zeros"], inner["bits"], inner["groups"])
+    return torch.full_like(tensors["scales"], 2 ** (inner["bits"] - 1), dtype=torch.uint8)
+
+
+def _zero_codes(inner: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """The zero point of every weight, `[out, in]` uint8, or `[out, 1]` with one per row."""
+    zeros, group_size = _zeros(inner, tensors), inner["group_size"]
+    if "group_index" in tensors:
+        return zeros[:, tensors["group_index"].long()]
+    return zeros if group_size is None else zeros.repeat_interleave(group_size, 1)[:, : inner["shape"][1]]
