@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -11,10 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers, and what they start, would wait for one another's cores
 
 import featherweight as fw
-
-OPT = Path(__file__).parent / "assets" / "opt-5m"
-#: Small enough for a test, large enough for a Hessian of full rank on the embedded models.
-SMALL = {"calibration.samples": 16, "calibration.length": 128, "calibration.batch_size": 8}
+from common import SMALL
 
 
 @pytest.fixture(autouse=True)

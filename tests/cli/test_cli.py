@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import featherweight as fw
-from conftest import SMALL
+from common import SMALL
 from featherweight.cli import main as cli
 
 

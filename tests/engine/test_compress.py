@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import featherweight as fw
-from conftest import OPT, SMALL
+from common import OPT, SMALL
 from featherweight import FeatherweightError
 from featherweight.engine.progress import Event
 from featherweight.packed.files import sha256

@@ -53,6 +53,9 @@ CASES = [(1, 5, False), (32, 32, False), (70, 40, True), (128, 33, False)]
 
 
 @needs_triton
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the compiled cases run here; Triton 3.6 interprets only with numpy < 2.4"
+)
 def test_in_the_interpreter():
     """Triton reads its switch when it is imported, hence the process of its own."""
     script = (
