@@ -174,7 +174,7 @@ def _from_hub(name: str, offline: bool) -> Path:
         fix = {
             401: "log in with `hf auth login`, and check the name",
             403: "ask for access on the model's page, then log in with `hf auth login`",
-            404: "check the name on huggingface.co",
+            404: "check the name on the hub",
         }.get(status or 0, "fetch it once while online" if offline else "check the name and the network")
         raise FeatherweightError(
             f"cannot get the model {name!r} " + ("from the local hub cache (offline)" if offline else "from the hub"),
