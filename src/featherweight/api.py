@@ -95,6 +95,7 @@ def evaluate(
     from featherweight.evaluation.evaluate import evaluate as measure
 
     source = resolve_model(model, offline=offline)
+    reference = resolve_model(against, offline=offline) if against else None
     dtype = dtype or (torch.float32 if device in (None, "cpu") else "auto")
     loaded = load(source.folder, device=device, dtype=dtype)
     with dense_cache(loaded):  # the same values, decoded once instead of once a window
@@ -104,7 +105,7 @@ def evaluate(
             data=data,
             length=length,
             windows=windows,
-            against=load(against, device=device, dtype=dtype) if against else None,
+            against=load(reference.folder, device=device, dtype=dtype) if reference else None,
             variant=variant,
             offline=offline,
             progress=progress,

@@ -105,6 +105,7 @@ def test_methods_and_recipes(fw_call) -> None:
         (("compress", "demo", "-o", "unused", "--device", "gpu"), "cpu"),
         (("verify", "."), "fw compress"),
         (("eval", "demo", "--data", "no-such-file.txt", "--offline"), "no-such-file.txt"),
+        (("eval", "demo", "--against", "nowhere/at-all", "--offline"), "offline"),
         (("explain", "."), "fw compress"),
     ],
 )
