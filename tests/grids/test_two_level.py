@@ -4,12 +4,9 @@ import pytest
 import torch
 
 from featherweight.errors import FeatherweightError
-from featherweight.grids.two_level import (
-    TwoLevelGrid,
-    decode_second_level,
-    gains_of_leaving_out,
-    replace_likely_outliers,
-)
+from featherweight.grids.base import GridParameters
+from featherweight.grids.two_level import TwoLevelGrid, decode_second_level
+from featherweight.solvers.outliers import gains_of_leaving_out, replace_likely_outliers
 
 
 def values(rows=40, width=16, seed=0):
@@ -113,3 +110,43 @@ def test_a_planted_weight_shrinks_the_range():
 def test_bad_settings(settings):
     with pytest.raises(FeatherweightError, match=next(iter(settings))):
         TwoLevelGrid(**{"bits": 3, **settings})
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"symmetric": True}, {"round_zero": True}, {"scale_bits": None, "zero_bits": None}], ids=str
+)
+def test_the_weighted_fit_errs_less_and_stores_what_it_says(settings):
+    generator = torch.Generator().manual_seed(0)
+    values, importance = torch.randn(50, 16, generator=generator), torch.rand(16, generator=generator)
+    errors = {}
+    for fit_by in ("minmax", "weighted"):
+        grid = TwoLevelGrid(3, **{"second_group_size": 20, **settings}, fit_by=fit_by)
+        fitted = grid.fit(values, importance)
+        errors[fit_by] = float(((grid.decode(grid.encode(values, fitted), fitted) - values).square() * importance).sum())
+        assert torch.equal(fitted.scale, fitted.scales.values)
+        if fitted.scales.codes is not None:
+            again = decode_second_level(fitted.scales.codes, fitted.scales.grids, 20)
+            assert torch.equal(again, fitted.scale) and int(fitted.scales.codes.max()) <= 7
+    assert errors["weighted"] < 0.85 * errors["minmax"]
+
+
+def test_the_weighted_fit_finds_the_best_pair_of_stored_codes():
+    generator = torch.Generator().manual_seed(1)
+    values, importance = torch.randn(6, 8, generator=generator), torch.rand(8, generator=generator)
+    grid = TwoLevelGrid(3, 1, 1, 6, fit_by="weighted")  # both codes are near
+    fitted = grid.fit(values, importance)
+    everywhere = torch.arange(2, dtype=torch.uint8)[None].expand(6, 2)
+    scales = decode_second_level(everywhere, fitted.scales.grids, 6)
+    zeros = decode_second_level(everywhere, fitted.zeros.grids, 6)
+    for row in range(6):
+        errors = []
+        for scale in scales[row]:
+            for zero in zeros[row]:
+                parameters = GridParameters(scale, zero)
+                decoded = grid.decode(grid.encode(values[row], parameters), parameters)
+                errors.append(float(((decoded - values[row]).square() * importance).sum()))
+        parameters = GridParameters(fitted.scale[row], fitted.zero[row])
+        found = float(
+            ((grid.decode(grid.encode(values[row], parameters), parameters) - values[row]).square() * importance).sum()
+        )
+        assert found <= min(errors) * (1 + 1e-6)

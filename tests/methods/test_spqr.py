@@ -126,10 +126,12 @@ def test_storage_holds_what_compress_makes(order, settings, shape):
 @pytest.mark.parametrize(
     "settings", [{}, {"bits": 4}, {"round_zero": True}, {"symmetric": True}, {"scale_bits": None, "zero_bits": None}]
 )
-def test_nominal_bits_are_the_stored_ones_without_offsets_and_order(settings):
+def test_nominal_bits_are_the_stored_ones_but_for_places_and_order(settings):
     problem = make(shapes=((32, 128),))
     compressed = SpQR(max_outlier_share=0.2, **settings).compress(problem)["linear0"]
-    rest = (32 * 33 + 8 * 128) / (32 * 128)  # row offsets, a group per input
+    sparse = compressed.weight.terms[1]
+    places = 8 * sparse.nbytes - 32 * sparse.described["entries"]  # less than 32 bits for each, where tiles are smaller
+    rest = (places + 8 * 128) / (32 * 128)  # and a group per input
     assert compressed.facts["stored_bits"] - rest == pytest.approx(compressed.facts["nominal_bits"], abs=1e-9)
     assert SpQR().nominal_bits(0.01) == pytest.approx(3.945)
     assert SpQR(round_zero=True).nominal_bits(0.0) == pytest.approx(3 + 6 / 16 + 32 / 256)
@@ -223,3 +225,34 @@ def test_saved_and_loaded_weights_are_those_that_the_solver_made(tmp_path, monke
 def test_a_share_makes_the_plan_exact():
     plan = fw.plan("demo", "spqr-3bit", changes={"steps.0.outlier_share": 0.01})
     assert not any(row.at_most for row in plan.rows)
+
+
+def test_residuals_in_eight_bits_are_what_the_walk_went_on_with():
+    problem = make()
+    for bits in (16, 8):
+        for name, compressed in SpQR(outlier_share=0.02, outlier_bits=bits).compress(problem).items():
+            sparse = compressed.weight.terms[1]
+            assert sparse.stored["values"].element_size() * 8 == bits and sparse.described["entries"] > 0
+            assert compressed.weight.description() == SpQR(outlier_share=0.02, outlier_bits=bits).storage(
+                problem.current[name].description(), problem.dtype
+            )
+            kept = torch.zeros_like(problem.weights[name], dtype=torch.bool)
+            kept[sparse.positions()] = True
+            assert compressed.facts["relative_error"] < 0.05 and compressed.facts["outlier_share"] == pytest.approx(
+                0.02, abs=1e-3
+            )
+
+
+def test_the_weighted_fit_lowers_the_objective():
+    problem = make()
+    errors = [
+        sum(each.facts["relative_error"] for each in SpQR(outlier_threshold=None, fit=fit).compress(problem).values())
+        for fit in ("minmax", "weighted")
+    ]
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_outliers_that_would_take_more_than_the_weights_are_refused():
+    current = {"kind": "dense", "shape": [64, 512]}
+    with pytest.raises(FeatherweightError, match="larger than 16 bits"):
+        SpQR(outlier_share=0.6).storage(current, torch.bfloat16)

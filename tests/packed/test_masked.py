@@ -99,3 +99,17 @@ def test_errors(quantized):
         Masked.describe(Dense.describe(SHAPE, torch.float16), 7, "row")
     with pytest.raises(FeatherweightError, match="another number"):
         Masked.of(weight.values, ~mask | mask, weight.description())
+
+
+@pytest.mark.parametrize(
+    ("keep", "of", "form"), [(2, 4, "combination"), (4, 8, "combination"), (1, 4, "index"), (1, 16, "index")]
+)
+def test_masks_of_few_combinations_take_one_number_each(keep, of, form, quantized):
+    weight, expected, mask = masked(quantized, f"{keep}:{of}", None, None, seed=3) if 40 % of == 0 else (None, None, None)
+    if weight is None:
+        with pytest.raises(FeatherweightError):
+            masked(quantized, f"{keep}:{of}", None, None)
+        return
+    assert weight.description()["mask"] == form and torch.equal(weight.support, mask)
+    bits = {(2, 4): 3, (4, 8): 7, (1, 4): 2}[keep, of]
+    assert weight.tensors()["mask"].shape == (6, (40 // of * bits + 7) // 8)

@@ -35,11 +35,11 @@ def check(weight, values):
     assert weight.matmul(torch.randn(2, values.shape[1]).bfloat16()).dtype == torch.bfloat16
 
 
-def make_sparse(rows=6, columns=40, share=0.1, seed=0):
+def make_sparse(rows=6, columns=40, share=0.1, seed=0, dtype=torch.float16):
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(rows, columns, generator=generator).half().float()
+    values = torch.randn(rows, columns, generator=generator).to(dtype)
     mask = torch.rand(rows, columns, generator=generator) < share
-    return SparseRows.from_dense(values, mask), torch.where(mask, values, 0.0)
+    return SparseRows.from_dense(values, mask), torch.where(mask, values.float(), 0.0)
 
 
 def make_two_level(grid, rows=40, columns=40, group_size=16, indexed=False, seed=0):
@@ -59,12 +59,19 @@ def make_two_level(grid, rows=40, columns=40, group_size=16, indexed=False, seed
     return TwoLevel.from_codes(codes.to(torch.uint8), scales, zeros, grid, group_size, index if indexed else None), decoded
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
-def test_sparse_rows(share):
-    weight, values = make_sparse(share=share)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e5m2])
+@pytest.mark.parametrize(
+    ("width", "share", "form"),
+    [(300, 0.0, "list"), (300, 0.001, "list"), (300, 0.1, "tiles"), (16, 0.3, "tiles"), (300, 1.0, "tiles")],
+)
+def test_sparse_rows(width, share, form, dtype):
+    weight, values = make_sparse(columns=width, share=share, dtype=dtype)
     check(weight, values)
-    assert weight.nbytes == 7 * 4 + int(values.count_nonzero()) * 4
-    rows, columns = torch.tensor([4, 0, 4]), torch.tensor([39, 3])
+    entries = int(values.count_nonzero())
+    sizes = {"list": 4 * entries, "tiles": 6 * -(-width // 255) + entries, "rows": 7 * 4 + 2 * entries}
+    assert weight.description()["form"] == form == min(sizes, key=sizes.get)
+    assert weight.nbytes == sizes[form] + entries * dtype.itemsize
+    rows, columns = torch.tensor([4, 0, 4]), torch.tensor([width - 1, 3])
     assert torch.equal(weight.take(slice(1, 5), columns).dequantize(), values[1:5][:, columns])
     assert torch.equal(weight.take(rows).dequantize(), values[rows])
 
@@ -82,7 +89,7 @@ def test_columns_of_wide_weights_are_read_as_unsigned(width, dtype):
     mask = torch.zeros(2, width, dtype=torch.bool)
     mask[0, 40000] = mask[1, width - 1] = True
     weight = SparseRows.from_dense(mask.float() * 3, mask)
-    assert weight.columns.dtype == dtype
+    assert weight.tensors()["columns"].dtype == dtype
     check(weight, mask.float() * 3)
 
 
@@ -120,8 +127,15 @@ def test_sum_adds_and_nests():
     third = torch.randn(6, 40)
     nested = Sum((Sum((dense, sparse)), Dense(third)))
     check(nested, (decoded + values) + third)
-    assert "terms_0_terms_1_offsets" in nested.tensors()
+    assert "terms_0_terms_1_counts" in nested.tensors()
     rows = torch.arange(6)
     assert torch.equal(nested.take(rows).dequantize(), nested.dequantize())
     with pytest.raises(FeatherweightError, match="one shape"):
         Sum((dense, Dense(torch.zeros(3, 3))))
+
+
+def test_a_wide_row_of_few_entries_is_offset_by_rows():
+    mask = torch.rand(40, 60000, generator=torch.Generator().manual_seed(0)) < 2e-4
+    weight = SparseRows.from_dense(mask.float(), mask)
+    assert weight.description()["form"] == "rows" and weight.nbytes == 41 * 4 + 4 * int(mask.sum())
+    assert torch.equal(weight.dequantize(), mask.float())

@@ -17,11 +17,10 @@ from featherweight.evaluation.linears import relative_output_error
 from featherweight.methods.base import Compressed, Method, Problem
 from featherweight.models.axes import Axis
 from featherweight.models.replay import BlockInputs
-from featherweight.packed.base import PackedWeight
+from featherweight.packed.base import PackedWeight, described_bytes
 from featherweight.packed.dense import Dense
 from featherweight.packed.placing import place
 from featherweight.planning.plan import Plan
-from featherweight.planning.rows import described_bytes
 from featherweight.statistics.collector import Collector
 from featherweight.statistics.inputs import InputStatistics
 from featherweight.statistics.store import StatisticsStore, content_key

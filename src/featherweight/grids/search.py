@@ -11,6 +11,7 @@ from torch import Tensor
 from featherweight.grids.base import GridParameters
 
 if TYPE_CHECKING:
+    from featherweight.grids.two_level import TwoLevelGrid
     from featherweight.grids.uniform import UniformGrid
 
 #: `Σ |ŵ − w|^NORM` over shrink factors `1 − i/STEPS`, `i < LARGEST_SHRINK · STEPS` (GPTQ's quantiser, `mse` flag).
@@ -42,7 +43,7 @@ def search_mse(grid: UniformGrid, values: Tensor, low: Tensor, high: Tensor) -> 
     shrinks = 1 - torch.arange(int(LARGEST_SHRINK * STEPS), device=values.device) / STEPS
 
     def search(values: Tensor, low: Tensor, high: Tensor, importance: Tensor | None) -> GridParameters:
-        best = _Best(values)
+        best = Best(values)
         for several in shrinks[:, None, None].split(AT_ONCE):
             parameters = grid.between(several * low, several * high)
             decoded = grid.decode(grid.encode(values, parameters), parameters)
@@ -70,10 +71,10 @@ def search_weighted(grid: UniformGrid, values: Tensor, low: Tensor, high: Tensor
     moves = torch.tensor(MOVES, device=values.device)[:, None, None]
 
     def search(values: Tensor, low: Tensor, high: Tensor, importance: Tensor | None) -> GridParameters:
-        best = _Best(values)
+        best = Best(values)
 
         def pick(parameters: GridParameters, tried: Tensor, present: Tensor) -> Tensor:
-            index, better = best.offer(parameters, _squared_error(grid, values, parameters, importance))
+            index, better = best.offer(parameters, squared_error(grid, values, parameters, importance))
             return torch.where(better, tried.expand_as(parameters.scale).gather(0, index[None])[0], present)
 
         width = (high - low) / grid.largest_code
@@ -84,14 +85,14 @@ def search_weighted(grid: UniformGrid, values: Tensor, low: Tensor, high: Tensor
             pick(grid.between(shrink_low * low, moved * high), moved, both)
         for _ in range(REFITS):
             refitted = _refit(grid, values, best.parameters, importance)
-            error = _squared_error(grid, values, refitted, importance)
+            error = squared_error(grid, values, refitted, importance)
             best.offer(GridParameters(refitted.scale[None], refitted.zero[None]), error[None])
         return best.parameters
 
     return _by_chunks(search, values, low, high, importance)
 
 
-class _Best:
+class Best:
     """The best grid offered so far, per row."""
 
     def __init__(self, values: Tensor) -> None:
@@ -119,7 +120,9 @@ class _Best:
         return index, better
 
 
-def _squared_error(grid: UniformGrid, values: Tensor, parameters: GridParameters, importance: Tensor | None) -> Tensor:
+def squared_error(
+    grid: UniformGrid | TwoLevelGrid, values: Tensor, parameters: GridParameters, importance: Tensor | None
+) -> Tensor:
     """`Σ importance (ŵ − w)²`, `[rows, 1]`, or `[candidates, rows, 1]`."""
     squares = grid.decode(grid.encode(values, parameters), parameters).sub_(values).square_()
     return (squares if importance is None else squares.mul_(importance)).sum(-1, keepdim=True)
@@ -140,11 +143,12 @@ def _by_chunks(search: Search, values: Tensor, low: Tensor, high: Tensor, import
     size = CHUNK_ON_CPU if values.device.type == "cpu" else CHUNK_ELSEWHERE
     rows = max(1, size // max(1, AT_ONCE * values.shape[-1]))
     found = []
-    for chunk in _slices(values.shape[0], rows):
+    for chunk in slices(values.shape[0], rows):
         weights = importance[chunk] if importance is not None and importance.ndim == 2 else importance
         found.append(search(values[chunk], low[chunk], high[chunk], weights))
     return GridParameters(torch.cat([each.scale for each in found]), torch.cat([each.zero for each in found]))
 
 
-def _slices(total: int, size: int) -> Iterator[slice]:
+def slices(total: int, size: int) -> Iterator[slice]:
+    """`0 … total` in runs of `size`."""
     return (slice(start, start + size) for start in range(0, total, size))

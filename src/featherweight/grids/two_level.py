@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import GridParameters
+from featherweight.grids.two_level_search import NEAR, search_codes, search_first_level
 from featherweight.grids.uniform import decode_uniform, store_scale
+
+Fit = Literal["minmax", "weighted"]
 
 #: A scale below this is not divided by.
 SMALLEST_SCALE = 1e-9
@@ -31,6 +35,13 @@ class Quantized:
     values: Tensor
     codes: Tensor | None = None
     grids: Tensor | None = None
+
+    @staticmethod
+    def pick(candidates: list[Quantized], index: Tensor) -> Quantized:
+        """Row by row the candidate that `index [rows, 1]` says; all lie on the same second grids."""
+        values = torch.cat([each.values for each in candidates], 1).gather(1, index)
+        codes = [each.codes for each in candidates if each.codes is not None]
+        return Quantized(values, torch.cat(codes, 1).gather(1, index) if codes else None, candidates[0].grids)
 
     @staticmethod
     def join(groups: list[Quantized]) -> Quantized:
@@ -90,6 +101,8 @@ class TwoLevelGrid:
         round_zero: widen the range to hold 0 and round `z` to an integer. It is then stored in `bits` bits, or on a second
             grid where `zero_bits < bits` (as the authors do).
         symmetric: range `[−a, a]`, `z` fixed to `2^(bits−1)` and not stored.
+        fit_by: "minmax", as above, is the authors'. "weighted" is ours: it minimises `Σ importance · (ŵ − w)²` over ranges
+            inside the extremes, and then over the pairs of stored scale and stored zero near the best of each.
 
     Raises:
         FeatherweightError: a setting outside these ranges.
@@ -101,9 +114,14 @@ class TwoLevelGrid:
     second_group_size: int = 16
     round_zero: bool = False
     symmetric: bool = False
+    fit_by: Fit = "minmax"
 
     def __post_init__(self) -> None:
         """Refuse settings outside their ranges."""
+        if self.fit_by not in get_args(Fit):
+            raise FeatherweightError(
+                "unknown way to fit a two-level grid", found=self.fit_by, expected=", ".join(get_args(Fit)), fix="use minmax"
+            )
         for name, value, least in (
             ("scale_bits", self.scale_bits, 1),
             ("zero_bits", self.zero_bits, 1),
@@ -135,15 +153,20 @@ class TwoLevelGrid:
         return self.round_zero and not self.symmetric and (self.zero_bits is None or self.zero_bits >= self.bits)
 
     def fit(self, values: Tensor, importance: Tensor | None = None) -> TwoLevelParameters:
-        """Scales and zeros of the rows of `values [rows, width]`, the second level included; `importance` is not used."""
+        """Scales and zeros of the rows of `values [rows, width]`, the second level included.
+
+        `importance [width]`, non-negative, is used by `fit_by="weighted"` only.
+        """
         low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
-        first = self.between(low, high)
+        searched = self.fit_by == "weighted"
+        first = search_first_level(self, values, importance) if searched else self.between(low, high)
         scale, zero = self._fill_empty((low == 0) & (high == 0), first)
-        scales = self._second_level(scale, self.scale_bits)
-        if self.symmetric:
-            return TwoLevelParameters(scales.values, zero, scales, None)
-        zeros = Quantized(zero, zero.to(torch.uint8)) if self.integer_zeros else self._second_level(zero, self.zero_bits)
-        return TwoLevelParameters(scales.values, zeros.values, scales, zeros)
+        scales, zeros = self._store(scale, self.scale_bits), self._store_zero(zero)
+        if searched:
+            near = self._near(scales, self.scale_bits), self._near(zeros, self.bits if self.integer_zeros else self.zero_bits)
+            chosen = search_codes(self, values, importance, *near)
+            scales, zeros = (Quantized.pick(*each) for each in zip(near, chosen, strict=True))
+        return TwoLevelParameters(scales.values, zeros.values, scales, None if self.symmetric else zeros)
 
     def between(self, low: Tensor, high: Tensor) -> GridParameters:
         """The first level alone: the grid that spans `[low, high]`, `[rows, 1]` each, nothing rounded but `z` if asked for."""
@@ -186,7 +209,24 @@ class TwoLevelGrid:
         fill = -len(values) % self.second_group_size
         return torch.cat([values, values[-1:].expand(fill, 1)]).view(-1, self.second_group_size)
 
-    def _second_level(self, values: Tensor, bits: int | None) -> Quantized:
+    def _store_zero(self, zero: Tensor) -> Quantized:
+        """`[rows, 1]`, as it is stored; the fixed zero of a symmetric grid is not."""
+        if self.symmetric:
+            return Quantized(zero)
+        return Quantized(zero, zero.to(torch.uint8)) if self.integer_zeros else self._store(zero, self.zero_bits)
+
+    def _near(self, stored: Quantized, bits: int | None) -> list[Quantized]:
+        """The stored number itself and those of the codes next to it, `NEAR` on either side."""
+        if stored.codes is None or bits is None:
+            return [stored]
+        steps = range(-NEAR, NEAR + 1)
+        moved = [stored.codes.to(torch.int16).add(step).clamp_(0, 2**bits - 1).to(torch.uint8) for step in steps]
+        if stored.grids is None:
+            return [Quantized(codes.to(torch.float32), codes) for codes in moved]
+        size = self.second_group_size
+        return [Quantized(decode_second_level(codes, stored.grids, size), codes, stored.grids) for codes in moved]
+
+    def _store(self, values: Tensor, bits: int | None) -> Quantized:
         """`values [rows, 1]` as they are stored, at `bits` bits or in float16."""
         if bits is None:
             limit = torch.finfo(torch.float16).max
@@ -201,52 +241,3 @@ class TwoLevelGrid:
         codes = torch.round(blocks / scale + zero).clamp_(0, 2**bits - 1).view(-1, 1)[: len(values)].to(torch.uint8)
         grids = torch.stack([scale, zero], -1).to(torch.float16)
         return Quantized(decode_second_level(codes, grids, self.second_group_size), codes, grids)
-
-
-def gains_of_leaving_out(grid: TwoLevelGrid, values: Tensor, importance: Tensor) -> Tensor:
-    """How much the weighed error of a group falls if one value is taken out and the first level fitted to the rest.
-
-    `gain_k = Σ_j i_j (ŵ_j − w_j)² − Σ_{j≠k} i_j (ŵ_j⁽ᵏ⁾ − w_j)²`, with `ŵ⁽ᵏ⁾` on the grid fitted without value `k`. That grid
-    is the old one unless `k` is the smallest or the largest value: three fits serve for all `k`, and every other gain is
-    the value's own error.
-
-    Args:
-        grid: whose first level is fitted.
-        values: `[rows, width]`.
-        importance: `i [width]`.
-
-    Returns:
-        `[rows, width]`.
-
-    Source: SpQR's code, `get_leave_one_out_error`, there with one fit per value.
-    """
-
-    def errors(low: Tensor, high: Tensor) -> Tensor:
-        parameters = grid.between(low, high)
-        return grid.decode(grid.encode(values, parameters), parameters).sub_(values).square_().mul_(importance)
-
-    ordered, positions = values.sort(-1)
-    width = values.shape[-1]
-    own = errors(ordered[:, :1], ordered[:, -1:])
-    if width == 1:
-        return own
-    base, gains = own.sum(-1, keepdim=True), own.clone()
-    for place, low, high in ((0, 1, width - 1), (width - 1, 0, width - 2)):
-        position = positions[:, place : place + 1]
-        without = errors(ordered[:, low : low + 1], ordered[:, high : high + 1]).scatter_(1, position, 0.0)
-        gains.scatter_(1, position, base - without.sum(-1, keepdim=True))
-    return gains
-
-
-def replace_likely_outliers(grid: TwoLevelGrid, values: Tensor, importance: Tensor, threshold: float) -> Tensor:
-    """`values [rows, width]` with those that gain more than `threshold` replaced by the mean of their row's others.
-
-    Args:
-        grid: to be fitted to the result.
-        importance: `[width]`.
-        threshold: absolute, in the unit of `importance · values²`.
-    """
-    likely = gains_of_leaving_out(grid, values, importance) > threshold
-    count = (~likely).sum(-1, keepdim=True).clamp(min=1)
-    mean = torch.where(likely, 0.0, values).sum(-1, keepdim=True) / count
-    return torch.where(likely, mean, values)

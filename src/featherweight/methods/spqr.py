@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.grids.two_level import TwoLevelGrid
+from featherweight.grids.two_level import Fit, TwoLevelGrid
 from featherweight.methods.base import Compressed, Method, Problem
-from featherweight.packed.sparse_rows import SparseRows
+from featherweight.packed.base import described_bytes
+from featherweight.packed.sparse_rows import VALUE_DTYPES, SparseRows
 from featherweight.packed.sum import Sum
 from featherweight.packed.two_level import TwoLevel
 from featherweight.solvers.damping import Factor, factorise
@@ -47,6 +48,8 @@ class SpQR(Method):
         damping: λ ≥ 0, added to the diagonal relative to its mean.
         round_zero: round zeros to integers.
         symmetric: fix zeros in the middle.
+        fit: "minmax" as the authors; "weighted" searches ranges and the codes of scales and zeros, see `TwoLevelGrid`.
+        outlier_bits: of a kept weight's residual, 16 or 8 (float8_e5m2: the walk makes up for that rounding too).
         max_outlier_share: the plan's bound; more outliers than this are an error.
 
     Raises:
@@ -70,6 +73,8 @@ class SpQR(Method):
     damping: float = 1.0
     round_zero: bool = False
     symmetric: bool = False
+    fit: Fit = "minmax"
+    outlier_bits: Literal[16, 8] = 16
     max_outlier_share: float = 0.05
 
     def __post_init__(self) -> None:
@@ -95,7 +100,8 @@ class SpQR(Method):
 
     def grid(self) -> TwoLevelGrid:
         """The grid of these settings."""
-        return TwoLevelGrid(self.bits, self.scale_bits, self.zero_bits, self.second_group_size, self.round_zero, self.symmetric)
+        second = (self.scale_bits, self.zero_bits, self.second_group_size)
+        return TwoLevelGrid(self.bits, *second, self.round_zero, self.symmetric, self.fit)
 
     @property
     def exact(self) -> bool:
@@ -111,14 +117,30 @@ class SpQR(Method):
         """A `TwoLevel`, plus `SparseRows` with the largest number of outliers there may be.
 
         Raises:
-            FeatherweightError: a step before stored `current` otherwise than dense.
+            FeatherweightError: a step before stored `current` otherwise than dense; outliers that would take more than 16 bits.
         """
         self._check_dense(str(current["kind"]))
         rows, columns = current["shape"]
         dense = TwoLevel.describe((rows, columns), self.group_size, self.grid(), self.order != "identity")
         if not self.keeps_outliers:
             return dense
-        return Sum.describe([dense, SparseRows.describe((rows, columns), self._outliers(rows * columns))])
+        described = Sum.describe(
+            [dense, SparseRows.describe((rows, columns), self._outliers(rows * columns), self.outlier_bits)]
+        )
+        self._check_size(described)
+        return described
+
+    def _check_size(self, described: Mapping[str, Any]) -> None:
+        rows, columns = described["shape"]
+        bits = 8 * described_bytes(described) / (rows * columns)
+        if bits > 16:
+            setting = "max_outlier_share" if self.outlier_share is None else "outlier_share"
+            raise FeatherweightError(
+                "with so many outliers the storage would be larger than 16 bits",
+                found=f"{setting}: {getattr(self, setting)}, {bits:.2f} bits a weight in a linear of {rows} x {columns}",
+                expected="at most 16 bits a weight",
+                fix=f"use {setting}: 0.05",
+            )
 
     def compress(self, problem: Problem) -> dict[str, Compressed]:
         """Solve linear by linear on the shared Hessian.
@@ -194,7 +216,9 @@ class SpQR(Method):
         return solved, decision
 
     def _walk(self, weight: Tensor, factor: Factor, threshold: float, budget: int | None = None) -> tuple[Solved, KeepOutliers]:
-        decision = KeepOutliers(self.grid(), factor, threshold, not self.simplified_outliers, budget)
+        decision = KeepOutliers(
+            self.grid(), factor, threshold, not self.simplified_outliers, budget, VALUE_DTYPES[self.outlier_bits]
+        )
         return sweep(weight, factor, self.grid(), self.group_size, decision=decision), decision
 
     def nominal_bits(self, share: float) -> float:
@@ -208,7 +232,7 @@ class SpQR(Method):
             bits += self.bits / self.group_size
         elif not self.symmetric:
             bits += (16 if self.zero_bits is None else self.zero_bits + second) / self.group_size
-        return bits + 32 * share
+        return bits + (16 + self.outlier_bits) * share
 
     def _threshold(self) -> float:
         return float("inf") if self.outlier_threshold is None else self.outlier_threshold

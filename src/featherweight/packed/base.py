@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -106,6 +107,16 @@ def kind_of(description: Mapping[str, Any]) -> type[PackedWeight]:
 def layout_of(description: Mapping[str, Any]) -> Layout:
     """The stored tensors of any described weight."""
     return kind_of(description).layout(description)
+
+
+def layout_bytes(layout: Layout) -> int:
+    """Bytes of the tensors alone."""
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+
+
+def described_bytes(description: Mapping[str, Any]) -> int:
+    """Stored bytes of any described weight."""
+    return layout_bytes(layout_of(description))
 
 
 def from_tensors(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PackedWeight:

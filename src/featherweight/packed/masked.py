@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.packed.base import Layout, PackedWeight, from_tensors, layout_of
+from featherweight.packed.base import Layout, PackedWeight, from_tensors, layout_bytes, layout_of
 from featherweight.packed.bits import pack, packed_width, unpack
+from featherweight.packed.combinations import forms_of, mask_width, read_mask, write_mask
 from featherweight.packed.dense import Dense
 from featherweight.packed.dtypes import dtype_from
 from featherweight.packed.integer import Integer
@@ -20,9 +21,6 @@ from featherweight.packed.integer import Integer
 _COMPACTED = {"dense": "values", "integer": "codes"}
 
 PREFIX = "values_"
-
-#: Largest M whose places fit a packed index.
-LARGEST_INDEXED = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +31,10 @@ class Masked(PackedWeight):
     equally many ("row", "N:M"), one stream otherwise. All else that the leaf stores (scales, zero points, group index)
     stays as it is, so every kept value is decoded with the scale of its original group, bit for bit as the solver did.
 
-    The mask is stored in the smallest of three forms, which the description names beside the bytes of all three:
-    "bitmap", 1 bit per weight; "index", `⌈log2 M⌉` bits per kept value, its place among its M (N:M only); "implied",
-    none at all: the leaf is stored whole, with zeros, where it is not larger so.
+    The mask is stored in the smallest of its forms, which the description names beside the bytes of all of them:
+    "bitmap", 1 bit per weight; for N:M "index", `⌈log2 M⌉` bits per kept value, its place among its M, and "combination",
+    `⌈log2 (M over N)⌉` bits per M inputs, 0.75 a weight for 2:4; "implied", none at all: the leaf is stored whole, with
+    zeros, where it is not larger so.
 
     Attributes:
         described: as `describe` writes it.
@@ -71,8 +70,8 @@ class Masked(PackedWeight):
                 "the number of kept weights does not fit", found=f"{kept} kept, {pattern}", expected=f"shape {rows} x {inputs}"
             )
         described = {"kind": "masked", "shape": [rows, inputs], "kept": kept, "pattern": pattern, "values": dict(values)}
-        forms = ["bitmap", *(["index"] if ":" in pattern and int(pattern.split(":")[1]) <= LARGEST_INDEXED else []), "implied"]
-        sizes = {form: _bytes(_layout({**described, "mask": form})) for form in forms}
+        forms = ["bitmap", *(forms_of(*_keep_of(described)) if ":" in pattern else []), "implied"]
+        sizes = {form: layout_bytes(_layout({**described, "mask": form})) for form in forms}
         described["mask"] = "implied" if implied else min(sizes, key=lambda form: sizes[form])
         return {**described, "bytes": sizes}
 
@@ -136,13 +135,10 @@ class Masked(PackedWeight):
         form = self.described["mask"]
         if form == "implied":
             return self._whole().dequantize() != 0
-        rows, inputs = self.shape
+        inputs = self.shape[1]
         if form == "bitmap":
             return unpack(self.stored["mask"], 1, inputs).to(torch.bool)
-        keep, of = _keep_of(self.described)
-        places = unpack(self.stored["mask"], _index_bits(of), inputs // of * keep).long().view(rows, inputs // of, keep)
-        mask = torch.zeros(rows, inputs // of, of, dtype=torch.bool, device=places.device)
-        return mask.scatter_(2, places, True).view(rows, inputs)
+        return read_mask(form, self.stored["mask"], *_keep_of(self.described), inputs)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The values, `[out, in]`, exactly 0 where dropped."""
@@ -201,12 +197,7 @@ def _layout(description: Mapping[str, Any]) -> Layout:
         layout[PREFIX + name] = ((lines, packed_width(kept // lines, inner["bits"])), torch.uint8)
     if form == "bitmap":
         return {**layout, "mask": ((rows, packed_width(inputs, 1)), torch.uint8)}
-    keep, of = _keep_of(description)
-    return {**layout, "mask": ((rows, packed_width(inputs // of * keep, _index_bits(of))), torch.uint8)}
-
-
-def _bytes(layout: Layout) -> int:
-    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in layout.values())
+    return {**layout, "mask": ((rows, mask_width(form, *_keep_of(description), inputs)), torch.uint8)}
 
 
 def _lines(description: Mapping[str, Any]) -> int:
@@ -219,18 +210,10 @@ def _keep_of(description: Mapping[str, Any]) -> tuple[int, int]:
     return int(keep), int(of)
 
 
-def _index_bits(of: int) -> int:
-    """`⌈log2 M⌉`."""
-    return (of - 1).bit_length()
-
-
 def _write_mask(mask: Tensor, description: Mapping[str, Any]) -> Tensor:
     if description["mask"] == "bitmap":
         return pack(mask.to(torch.uint8), 1)
-    keep, of = _keep_of(description)
-    rows, inputs = mask.shape
-    places = mask.view(rows, inputs // of, of).nonzero()[:, 2]
-    return pack(places.to(torch.uint8).view(rows, inputs // of * keep), _index_bits(of))
+    return write_mask(description["mask"], mask, *_keep_of(description))
 
 
 def _entries(leaf: PackedWeight) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,8 @@ from featherweight.packed.bits import pack, packed_width, unpack
 from featherweight.packed.cuts import as_indices, whole_groups
 from featherweight.packed.sparse_rows import read_positions
 
-_GRID = tuple(field.name for field in fields(TwoLevelGrid))
+#: What of a grid is needed to decode; not how it was fitted.
+_GRID = tuple(field.name for field in fields(TwoLevelGrid) if field.name != "fit_by")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class TwoLevel(PackedWeight):
         """Description of an `[out, in]` weight so stored; `groups` is `⌈in / group_size⌉` unless an indexed cut kept more."""
         count = -(-shape[1] // group_size) if groups is None else groups
         stored = {"kind": "two_level", "shape": list(shape), "group_size": group_size, "groups": count}
-        return {**stored, "group_index": group_index, **asdict(grid)}
+        return {**stored, "group_index": group_index, **{name: getattr(grid, name) for name in _GRID}}
 
     @classmethod
     def from_codes(

@@ -19,11 +19,11 @@ from featherweight.models.skeleton import build_skeleton
 from featherweight.models.source import ModelSource, resolve_model
 from featherweight.models.structure import Structure, find_structure
 from featherweight.models.weights import Weights, open_weights
-from featherweight.packed.base import Layout, layout_of
-from featherweight.packed.files import file_bytes, tensor_bytes
+from featherweight.packed.base import Layout, described_bytes, layout_bytes, layout_of
+from featherweight.packed.files import file_bytes
 from featherweight.planning.chains import Chains
 from featherweight.planning.recipe import Recipe, load_recipe
-from featherweight.planning.rows import Row, Totals, described_bytes
+from featherweight.planning.rows import Row, Totals
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _rows(structure: Structure, chains: Chains, weights: Weights) -> Iterator[Ro
                 yield _packed_row(module, kind, block, chain, (shape[0], shape[1]), dtype, reason)
             else:
                 reason = "left alone by an override" if name in packed else structure.parameters.get(name, "no linear")
-                size = tensor_bytes({name: (shape, dtype)})
+                size = layout_bytes({name: (shape, dtype)})
                 yield Row(name, "parameter", block, (), None, shape, size, size, reason=reason)
 
 

@@ -6,9 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from featherweight.packed.base import layout_of
-from featherweight.packed.files import tensor_bytes
-
 
 @dataclass(frozen=True)
 class Row:
@@ -128,8 +125,3 @@ def describe_storage(description: Mapping[str, Any]) -> str:
     if description.get("group_index"):
         words.append("indexed")
     return " ".join(words) + (f"({', '.join(inner)})" if inner else "")
-
-
-def described_bytes(description: Mapping[str, Any]) -> int:
-    """Stored bytes of a weight so described."""
-    return tensor_bytes(layout_of(description))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from featherweight.grids.base import Grid, GridParameters
-from featherweight.grids.two_level import Quantized, TwoLevelGrid, TwoLevelParameters, replace_likely_outliers
+from featherweight.grids.two_level import Quantized, TwoLevelGrid, TwoLevelParameters
 from featherweight.solvers.damping import Factor
 from featherweight.solvers.decision import Decision
 from featherweight.solvers.result import Solved
@@ -15,7 +15,7 @@ from featherweight.solvers.result import Solved
 class KeepOutliers(Decision):
     """Keep weight `t` where rounding it costs `r_jj² (t − ŵ)² > τ`; fit groups as if likely outliers were not there.
 
-    A kept weight's code is that of 0, and the float16 residual `t − ŵ(0)` is stored: `ŵ(0) + residual` is what the walk
+    A kept weight's code is that of 0, and the residual `t − ŵ(0)` is stored: `ŵ(0) + residual` is what the walk
     goes on with and what a reload adds up, exactly. Inputs that were never active keep nothing.
 
     Args:
@@ -24,14 +24,22 @@ class KeepOutliers(Decision):
         threshold: τ, absolute; infinite for no outliers.
         leave_one_out: fit each group without the values that gain more than τ by being left out; else to all values.
         budget: outliers at most, counted along the walk; in the column where it ends the dearest ones are kept.
+        dtype: of the stored residuals, float16 or float8_e5m2.
     """
 
     looks_at_columns = True
 
     def __init__(
-        self, grid: TwoLevelGrid, factor: Factor, threshold: float, leave_one_out: bool = True, budget: int | None = None
+        self,
+        grid: TwoLevelGrid,
+        factor: Factor,
+        threshold: float,
+        leave_one_out: bool = True,
+        budget: int | None = None,
+        dtype: torch.dtype = torch.float16,
     ) -> None:
         self.grid, self.order, self.threshold, self.left = grid, factor.order, threshold, budget
+        self.dtype, self.limit = dtype, torch.finfo(dtype).max
         self.fits_all = not leave_one_out or threshold == float("inf")
         self.dead = factor.dead[factor.order].tolist()
         self.fitted: list[TwoLevelParameters] = []
@@ -43,7 +51,7 @@ class KeepOutliers(Decision):
         """Fit both levels to `values [rows, width]` without the likely outliers."""
         if not self.fits_all:
             values = replace_likely_outliers(self.grid, values, importance, self.threshold)
-        self.fitted.append(self.grid.fit(values))
+        self.fitted.append(self.grid.fit(values, importance))
         return self.fitted[-1]
 
     def column(self, first: int, values: Tensor, decoded: Tensor, importance: Tensor) -> Tensor:
@@ -57,7 +65,7 @@ class KeepOutliers(Decision):
         parameters = self.fitted[-1]
         code = self.grid.encode(torch.zeros_like(values.T), parameters)
         dense = self.grid.decode(code, parameters).T
-        residual = (values - dense).clamp_(-65504.0, 65504.0).to(torch.float16)
+        residual = (values - dense).clamp_(-self.limit, self.limit).to(self.dtype)
         self.kept.append(outlier[0])
         self.codes.append(code[:, 0].to(torch.uint8))
         self.residuals.append(residual[0])
@@ -110,3 +118,52 @@ def spearman_order(weight: Tensor) -> Tensor:
         left[order[-1]] = False
         order.append(int(likeness[order[-1]].masked_fill(~left, -torch.inf).argmax()))
     return torch.tensor(order, device=weight.device)
+
+
+def gains_of_leaving_out(grid: TwoLevelGrid, values: Tensor, importance: Tensor) -> Tensor:
+    """How much the weighed error of a group falls if one value is taken out and the first level fitted to the rest.
+
+    `gain_k = Σ_j i_j (ŵ_j − w_j)² − Σ_{j≠k} i_j (ŵ_j⁽ᵏ⁾ − w_j)²`, with `ŵ⁽ᵏ⁾` on the grid fitted without value `k`. That grid
+    is the old one unless `k` is the smallest or the largest value: three fits serve for all `k`, and every other gain is
+    the value's own error.
+
+    Args:
+        grid: whose first level is fitted.
+        values: `[rows, width]`.
+        importance: `i [width]`.
+
+    Returns:
+        `[rows, width]`.
+
+    Source: SpQR's code, `get_leave_one_out_error`, there with one fit per value.
+    """
+
+    def errors(low: Tensor, high: Tensor) -> Tensor:
+        parameters = grid.between(low, high)
+        return grid.decode(grid.encode(values, parameters), parameters).sub_(values).square_().mul_(importance)
+
+    ordered, positions = values.sort(-1)
+    width = values.shape[-1]
+    own = errors(ordered[:, :1], ordered[:, -1:])
+    if width == 1:
+        return own
+    base, gains = own.sum(-1, keepdim=True), own.clone()
+    for place, low, high in ((0, 1, width - 1), (width - 1, 0, width - 2)):
+        position = positions[:, place : place + 1]
+        without = errors(ordered[:, low : low + 1], ordered[:, high : high + 1]).scatter_(1, position, 0.0)
+        gains.scatter_(1, position, base - without.sum(-1, keepdim=True))
+    return gains
+
+
+def replace_likely_outliers(grid: TwoLevelGrid, values: Tensor, importance: Tensor, threshold: float) -> Tensor:
+    """`values [rows, width]` with those that gain more than `threshold` replaced by the mean of their row's others.
+
+    Args:
+        grid: to be fitted to the result.
+        importance: `[width]`.
+        threshold: absolute, in the unit of `importance · values²`.
+    """
+    likely = gains_of_leaving_out(grid, values, importance) > threshold
+    count = (~likely).sum(-1, keepdim=True).clamp(min=1)
+    mean = torch.where(likely, 0.0, values).sum(-1, keepdim=True) / count
+    return torch.where(likely, mean, values)
