@@ -8,6 +8,7 @@ import torch
 from featherweight.errors import FeatherweightError
 from featherweight.masks.patterns import Pattern
 from featherweight.packed.base import empty, from_tensors
+from featherweight.packed.combinations import forms_of, mask_width, read_mask, write_mask
 from featherweight.packed.dense import Dense
 from featherweight.packed.masked import Masked
 
@@ -102,14 +103,21 @@ def test_errors(quantized):
 
 
 @pytest.mark.parametrize(
-    ("keep", "of", "form"), [(2, 4, "combination"), (4, 8, "combination"), (1, 4, "index"), (1, 16, "index")]
+    ("keep", "of", "form", "bits"), [(2, 4, "combination", 3), (4, 8, "combination", 7), (1, 4, "index", 2)]
 )
-def test_masks_of_few_combinations_take_one_number_each(keep, of, form, quantized):
-    weight, expected, mask = masked(quantized, f"{keep}:{of}", None, None, seed=3) if 40 % of == 0 else (None, None, None)
-    if weight is None:
-        with pytest.raises(FeatherweightError):
-            masked(quantized, f"{keep}:{of}", None, None)
-        return
-    assert weight.description()["mask"] == form and torch.equal(weight.support, mask)
-    bits = {(2, 4): 3, (4, 8): 7, (1, 4): 2}[keep, of]
-    assert weight.tensors()["mask"].shape == (6, (40 // of * bits + 7) // 8)
+def test_masks_of_few_combinations_take_one_number_each(keep, of, form, bits):
+    pattern = Pattern.parse(f"{keep}:{of}")
+    mask = ~pattern.dropped(torch.rand(5, 320, generator=torch.Generator().manual_seed(0)))
+    described = Masked.describe(Dense(torch.ones(5, 320)).description(), int(mask.sum()), pattern.name)
+    weight = Masked.of(Dense(torch.ones(5, 320)), mask, described)
+    assert described["mask"] == form and torch.equal(weight.support, mask)
+    assert weight.tensors()["mask"].shape == (5, 320 // of * bits // 8)
+
+
+@pytest.mark.parametrize(("keep", "of"), [(1, 2), (2, 4), (3, 4), (2, 8), (4, 8), (7, 8), (2, 16)])
+def test_every_form_of_a_mask_reads_back(keep, of):
+    mask = ~Pattern.parse(f"{keep}:{of}").dropped(torch.rand(7, 6 * of, generator=torch.Generator().manual_seed(keep)))
+    for form in forms_of(keep, of):
+        stored = write_mask(form, mask, keep, of)
+        assert stored.shape == (7, mask_width(form, keep, of, 6 * of))
+        assert torch.equal(read_mask(form, stored, keep, of, 6 * of), mask)
