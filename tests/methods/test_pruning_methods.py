@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from featherweight.errors import FeatherweightError
 from featherweight.masks.patterns import Pattern
+from featherweight.methods.alps import ALPS
 from featherweight.methods.base import Problem
 from featherweight.methods.dropping import Hold, Select, drop_exactly
 from featherweight.methods.gptq import GPTQ
@@ -281,3 +282,42 @@ def test_chains_that_make_no_sense_are_refused_in_the_plan():
         Magnitude(pattern="2:7").compress(problem)
     with pytest.raises(FeatherweightError, match="no Hessian for linear0 and linear1"):
         SparseGPT().compress(replace(problem, statistics=None))
+
+
+@pytest.mark.parametrize("pattern", ["layer", "row", "2:4"])
+def test_alps_drops_as_planned_and_errs_less_than_sparsegpt(pattern):
+    problem = make()
+    current, facts = run(problem, ALPS(pattern=pattern))
+    walked, _ = run(problem, SparseGPT(pattern="block" if pattern == "layer" else pattern))
+    refitted, _ = run(problem, SparseGPT(pattern="block" if pattern == "layer" else pattern, refit=20))
+    assert relative_error(problem, current) < relative_error(problem, refitted) < 0.95 * relative_error(problem, walked)
+    assert all(fact["solver"] == "admm" and fact["iterations"] > 2 for fact in facts.values())
+
+
+def test_alps_then_gptq_keeps_every_zero_and_beats_the_joint_walk():
+    problem = make(shapes=((48, 128), (16, 128)))
+    rounded, _ = run(problem, ALPS(), GPTQ(bits=4, group_size=32))
+    joint, _ = run(problem, SparseGPT(bits=4, group_size=32))
+    assert relative_error(problem, rounded) < relative_error(problem, joint)
+    assert sum(weight.nbytes for weight in rounded.values()) == sum(weight.nbytes for weight in joint.values())
+
+
+def test_a_refit_of_a_given_mask_only_lowers_the_error():
+    problem = make()
+    held, _ = run(problem, Magnitude(), SparseGPT(mask_from="current"))
+    refitted, _ = run(problem, Magnitude(), SparseGPT(mask_from="current", refit=20))
+    assert relative_error(problem, refitted) < relative_error(problem, held)
+    assert all(torch.equal(held[name].support, refitted[name].support) for name in held)
+    with pytest.raises(FeatherweightError, match="add a second step"):
+        SparseGPT(bits=4, refit=5)
+
+
+def test_alps_with_an_input_that_was_never_active():
+    problem = make()
+    statistics = problem.statistics
+    hessian = statistics.hessian.clone()
+    hessian[3] = hessian[:, 3] = 0
+    problem = replace(problem, statistics=replace(statistics, hessian=hessian, sum_sq=hessian.diagonal().clone()))
+    current, facts = run(problem, ALPS())
+    assert all(not weight.dequantize()[:, 3].any() for weight in current.values())
+    assert all(fact["dead_columns"] == 1 for fact in facts.values())

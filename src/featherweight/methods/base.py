@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from featherweight.errors import FeatherweightError
 from featherweight.packed.base import PackedWeight
 from featherweight.statistics.inputs import InputStatistics
 
@@ -40,6 +41,26 @@ class Problem:
 
         digest = hashlib.sha256(f"{self.seed}/{self.step}/{name}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+    def hessian(self, method: str, without_data: str) -> tuple[Tensor, int]:
+        """Mean of `x xᵀ [in, in]`, float32 on the weights' device, and the tokens behind it.
+
+        Args:
+            method: that asks, for the error.
+            without_data: a method that would do without, for the error.
+
+        Raises:
+            FeatherweightError: no statistics of this input.
+        """
+        if self.statistics is None:
+            raise FeatherweightError(
+                f"{method} has no Hessian for {' and '.join(self.current)}",
+                found="no statistics of this input",
+                expected="a calibration run",
+                fix=f"give the recipe calibration data, or use method: {without_data}",
+            )
+        device = next(iter(self.weights.values())).device
+        return self.statistics.mean_hessian().to(device, torch.float32), self.statistics.count
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from featherweight.solvers.damping import Factor, factorise
 from featherweight.solvers.nearest import round_to_nearest
 from featherweight.solvers.result import Solved
 from featherweight.solvers.sweep import sweep
-from featherweight.statistics.inputs import InputStatistics
 
 Order = Literal["none", "static", "dynamic"]
 
@@ -89,12 +88,11 @@ class GPTQ(IntegerMethod):
             self._check_dense(current.description(), name)
             self.check_groups(current.shape, name)
         names = list(problem.current)
-        statistics = self._statistics(problem, names)
         weights = [problem.current[name].dequantize() for name in names]
         stacked = torch.cat(weights) if len(weights) > 1 else weights[0]
-        hessian = statistics.mean_hessian().to(stacked.device, torch.float32)
+        hessian, count = problem.hessian(self.name, "rtn")
         order = None if self.order == "none" else hessian.diagonal().argsort(descending=True, stable=True)
-        factor = factorise(hessian, self.damping, order=order, name=" and ".join(names), samples=statistics.count)
+        factor = factorise(hessian, self.damping, order=order, name=" and ".join(names), samples=count)
         static = self.order == "static"
         swept = sweep(
             stacked,
@@ -144,16 +142,6 @@ class GPTQ(IntegerMethod):
             return swept.group_index
         return torch.arange(weight.shape[1], device=weight.device).div(
             self.group_size or weight.shape[1], rounding_mode="floor"
-        )
-
-    def _statistics(self, problem: Problem, names: list[str]) -> InputStatistics:
-        if problem.statistics is not None:
-            return problem.statistics
-        raise FeatherweightError(
-            f"gptq has no Hessian for {' and '.join(names)}",
-            found="no statistics of this input",
-            expected="a calibration run",
-            fix="give the recipe calibration data, or use method: rtn",
         )
 
     def _check_dense(self, current: Mapping[str, Any], name: str = "") -> None:

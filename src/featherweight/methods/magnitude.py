@@ -47,7 +47,7 @@ class Magnitude(Method):
         """
         if current["kind"] == "masked":
             raise FeatherweightError(
-                "magnitude drops from weights that are all there",
+                f"{self.name} drops from weights that are all there",
                 found="a step before dropped some",
                 expected="one step that prunes",
                 fix="remove one of them",

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from featherweight.errors import FeatherweightError, nearest
+from featherweight.methods.alps import ALPS
 from featherweight.methods.base import Method
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.magnitude import Magnitude
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     SpQR.name: SpQR,
     Magnitude.name: Magnitude,
     SparseGPT.name: SparseGPT,
+    ALPS.name: ALPS,
 }
 
 

@@ -20,7 +20,6 @@ from featherweight.solvers.damping import Factor, factorise
 from featherweight.solvers.outliers import KeepOutliers, outlier_scale, spearman_order
 from featherweight.solvers.result import Solved
 from featherweight.solvers.sweep import sweep
-from featherweight.statistics.inputs import InputStatistics
 
 Order = Literal["act_order", "identity", "spearman"]
 
@@ -151,15 +150,13 @@ class SpQR(Method):
         """
         for name, current in problem.current.items():
             self._check_dense(current.kind, name)
-        statistics = self._statistics(problem)
-        hessian, shared = statistics.mean_hessian(), None
+        (hessian, count), shared = problem.hessian(self.name, "rtn"), None
         compressed = {}
         for name, current in problem.current.items():
             weight = current.dequantize()
-            hessian = hessian.to(weight.device, torch.float32)
             if shared is None or self.order == "spearman":
                 order = self._order(weight, hessian)
-                shared = factorise(hessian, self.damping, order=order, name=name, samples=statistics.count)
+                shared = factorise(hessian, self.damping, order=order, name=name, samples=count)
             compressed[name] = self._compress(name, weight, shared)
         return compressed
 
@@ -245,16 +242,6 @@ class SpQR(Method):
         if self.order == "identity":
             return None
         return spearman_order(weight) if self.order == "spearman" else hessian.diagonal().argsort(descending=True, stable=True)
-
-    def _statistics(self, problem: Problem) -> InputStatistics:
-        if problem.statistics is not None:
-            return problem.statistics
-        raise FeatherweightError(
-            f"spqr has no Hessian for {' and '.join(problem.current)}",
-            found="no statistics of this input",
-            expected="a calibration run",
-            fix="give the recipe calibration data, or use method: rtn",
-        )
 
     def _check_dense(self, kind: str, name: str = "") -> None:
         if kind != "dense":

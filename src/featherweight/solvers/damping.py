@@ -62,6 +62,10 @@ class Factor:
             result[:, part] = torch.linalg.solve_triangular(self.upper[part, part], self.upper[:, part], upper=True, left=False)
         return result
 
+    def damped(self, hessian: Tensor) -> Tensor:
+        """`hessian [in, in]` with what was added to it: `R Rᵀ`, in the stored order."""
+        return hessian + torch.diag(self.dead.to(hessian.dtype) + self.shift)
+
     def row_energy(self, error: Tensor) -> Tensor:
         """`diag(E H Eᵀ) [rows]` of `error [rows, in]` in the stored order, damping taken out again; float64.
 
