@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,10 @@ from featherweight.planning.plan import Plan, make_plan
 from featherweight.planning.recipe import Recipe, load_recipe
 from featherweight.reports.card import write_card
 
-__all__ = ["compress", "evaluate", "load", "plan", "verify"]
+#: What `score` measured, in an output folder.
+EVALUATION = "evaluation.json"
+
+__all__ = ["check_texts", "compress", "evaluate", "load", "plan", "score", "verify"]
 
 
 def plan(
@@ -110,3 +114,43 @@ def evaluate(
             offline=offline,
             progress=progress,
         )
+
+
+def check_texts(texts: Sequence[str], *, offline: bool = False) -> None:
+    """Find (or download) every text that `score` will read, before any work depends on it.
+
+    Raises:
+        FeatherweightError: a text that is unknown, malformed or not to be had.
+    """
+    from featherweight.data import load_corpus
+
+    for text in texts:
+        load_corpus(text, split="evaluation", offline=offline)
+
+
+def score(
+    output: str | Path,
+    texts: Sequence[str],
+    *,
+    against: str | Path,
+    windows: int | None = None,
+    device: str | None = None,
+    offline: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[Measurement]]:
+    """`evaluate` a compressed output on several texts against the model it came from; kept in its `evaluation.json`.
+
+    Args:
+        against: the dense model.
+        windows: of each text at most.
+
+    Raises:
+        FeatherweightError: what `evaluate` raises.
+    """
+    scores = {
+        text: evaluate(output, text, against=against, windows=windows, device=device, offline=offline, progress=progress)
+        for text in texts
+    }
+    kept = {text: [measurement.as_dict() for measurement in measured] for text, measured in scores.items()}
+    (Path(output) / EVALUATION).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return scores

@@ -78,6 +78,23 @@ def test_compress_verify_eval_generate_explain(fw_call, tmp_path: Path) -> None:
     assert code == 0 and any(kernel["runs"] for weight in json.loads(out)["weights"] for kernel in weight["kernels"])
 
 
+def test_compress_scores_in_the_same_command(fw_call, tmp_path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The captain looked at the sea, and the sea looked back at him. " * 400)
+    words = ("compress", "demo", "-r", "spqr-4bit", "-o", str(tmp_path / "out"), "--samples", "2", "--length", "64")
+    code, out, _ = fw_call(*words, "--evaluate", "heldout,no-such-text", "--windows", "1", "--json")
+    assert code == 2 and "no-such-text" in json.loads(out)["found"] and not (tmp_path / "out").exists()
+    code, out, _ = fw_call(*words, "--evaluate", f"heldout,{text}", "--windows", "1", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["evaluation"].keys() == {"heldout", str(text)}
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == result["evaluation"]
+    assert {"perplexity", "kl"} <= {each["name"] for each in result["evaluation"]["heldout"]}
+    total = result["total"]
+    assert 4.6 < total["nominal_bits"] < total["linear_bits"]  # what the paper counts, what is stored
+    linear = next(row for row in result["rows"] if row["method"])
+    assert sum(linear["component_bits"].values()) == pytest.approx(linear["bits_per_weight"])
+
+
 def test_dense_model_is_evaluated_too(fw_call) -> None:
     code, out, _ = fw_call("eval", "demo", "--length", "128", "--windows", "2", "--json")
     assert code == 0 and json.loads(out)["measurements"][0]["name"] == "perplexity"

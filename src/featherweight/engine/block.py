@@ -196,6 +196,7 @@ def _measured(compressed: Compressed, weight: Tensor, statistics: InputStatistic
     return {
         **compressed.facts,
         "stored_bytes": compressed.weight.nbytes,
+        "component_bits": {name: 8 * part.nbytes / weight.numel() for name, part in compressed.weight.tensors().items()},
         "relative_error": None if hessian is None else relative_output_error(weight, values, hessian),
         "relative_weight_error": relative_output_error(weight, values),
         "sparsity": float((values == 0).float().mean()),

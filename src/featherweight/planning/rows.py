@@ -89,6 +89,7 @@ class Totals:
         model_bits: bits per weight of everything, embeddings included.
         original_bytes, predicted_bytes: tensors of the whole model.
         file_bytes: of all weight files, headers included.
+        nominal_bits: of the compressed linears as their papers count, where methods say so and after the run.
     """
 
     linear_bits: float
@@ -96,6 +97,7 @@ class Totals:
     original_bytes: int
     predicted_bytes: int
     file_bytes: int
+    nominal_bits: float | None = None
 
     @classmethod
     def of(cls, rows: Iterable[Row], file_bytes: int) -> Totals:
@@ -106,8 +108,14 @@ class Totals:
         def bits(part: list[Row]) -> float:
             return 8 * sum(row.bytes for row in part) / max(sum(row.weights for row in part), 1)
 
+        nominal = [(row.measured["nominal_bits"], row.weights) for row in compressed if "nominal_bits" in row.measured]
         return cls(
-            bits(compressed), bits(rows), sum(row.original_bytes for row in rows), sum(row.bytes for row in rows), file_bytes
+            bits(compressed),
+            bits(rows),
+            sum(row.original_bytes for row in rows),
+            sum(row.bytes for row in rows),
+            file_bytes,
+            sum(each * weights for each, weights in nominal) / sum(weights for _, weights in nominal) if nominal else None,
         )
 
 

@@ -96,8 +96,9 @@ def human_bytes(size: float) -> str:
 
 def _print_totals(console: Console, totals: Totals, at_most: bool) -> None:
     bound = "≤ " if at_most else ""
+    nominal = "" if totals.nominal_bits is None else f" (nominal, as the paper counts: {totals.nominal_bits:.3f})"
     console.print(
-        f"compressed weights {bound}{totals.linear_bits:.3f} bits each, whole model {bound}{totals.model_bits:.3f}; "
+        f"compressed weights {bound}{totals.linear_bits:.3f} bits each{nominal}, whole model {bound}{totals.model_bits:.3f}; "
         f"tensors {human_bytes(totals.original_bytes)} -> {bound}{human_bytes(totals.predicted_bytes)}; "
         f"weight files {bound}{totals.file_bytes:,} bytes",
         highlight=False,
