@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from featherweight.errors import FeatherweightError
+from featherweight.kernels.keeping import Keeping
 from featherweight.kernels.reference.sweep_block import sweep_block as reference
 from featherweight.kernels.registry import OPS, choose, explain
 
@@ -33,11 +34,27 @@ def arguments(columns, rows, with_mask, device="cpu", seed=0):
     return [each.to(device) if isinstance(each, torch.Tensor) else each for each in made]
 
 
-def compare(kernel, columns, rows, with_mask, device="cpu"):
+def with_keeping(made, narrow):
+    """The same with real zeros, and where a threshold keeps some weights."""
+    columns, rows = made[0].shape
+    made[5] = made[5] + 0.3
+    kept = torch.zeros(columns, rows, dtype=torch.bool, device=made[0].device)
+    return [*made, False, Keeping(0.003, narrow, kept, torch.zeros(columns, rows, device=kept.device, dtype=torch.float16))]
+
+
+def compare(kernel, columns, rows, with_mask, device="cpu", narrow=None):
     """Run both and compare what they write."""
     ours, theirs = arguments(columns, rows, with_mask, device), arguments(columns, rows, with_mask)
+    if narrow is not None:
+        ours, theirs = with_keeping(ours, narrow), with_keeping(theirs, narrow)
     kernel(*ours)
     reference(*theirs)
+    if narrow is not None:
+        assert 0.01 < theirs[-1].kept.float().mean() < 0.5
+        alike = (ours[-1].kept.cpu() == theirs[-1].kept) & (ours[9].cpu() == theirs[9])
+        assert alike.float().mean() > 0.99
+        close = (ours[-1].residual.cpu().float() - theirs[-1].residual.float()).abs() <= 0.13 * theirs[-1].residual.abs() + 1e-3
+        assert close[alike].float().mean() > 0.995
     same = ours[9].cpu() == theirs[9]
     assert same.float().mean() > 0.995
     rows_alike = same.all(0)
@@ -50,6 +67,7 @@ def compare(kernel, columns, rows, with_mask, device="cpu"):
 
 
 CASES = [(1, 5, False), (32, 32, False), (70, 40, True), (128, 33, False)]
+KEEPING = [(16, 40, False, "cpu", False), (70, 33, False, "cpu", True)]
 
 
 @needs_triton
@@ -60,9 +78,9 @@ def test_in_the_interpreter():
     """Triton reads its switch when it is imported, hence the process of its own."""
     script = (
         f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
-        "from test_sweep_block import CASES, compare\n"
+        "from test_sweep_block import CASES, KEEPING, compare\n"
         "from featherweight.kernels.triton.sweep_block import sweep_block\n"
-        "[compare(sweep_block, *case) for case in CASES]\n"
+        "[compare(sweep_block, *case) for case in CASES + KEEPING]\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300
@@ -77,6 +95,32 @@ def test_compiled(columns, rows, with_mask):
     from featherweight.kernels.triton.sweep_block import sweep_block
 
     compare(sweep_block, columns, rows, with_mask, "cuda")
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("case", KEEPING)
+def test_compiled_with_keeping(case):
+    from featherweight.kernels.triton.sweep_block import sweep_block
+
+    compare(sweep_block, *case[:3], "cuda", case[4])
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_what_the_reference_keeps_is_what_the_file_adds_up(narrow):
+    made = with_keeping(arguments(40, 9, False), narrow)
+    before = made[0].clone()
+    reference(*made)
+    keeping, group = made[-1], made[6].long()
+    s, z = made[4][group], made[5][group]
+    decoded = (made[9].float() - z) * s + torch.where(keeping.kept, keeping.residual.float(), 0.0)
+    torch.testing.assert_close(decoded, made[0], atol=0, rtol=0)
+    assert keeping.kept.any() and not keeping.kept.all()
+    assert torch.equal(made[9][keeping.kept].float(), z.round().clamp(0, 15)[keeping.kept])
+    first = (before[0] - keeping.residual[0].float() - (z[0].round().clamp(0, 15) - z[0]) * s[0]).abs()
+    assert (first <= (0.13 if narrow else 1e-3) * before[0].abs() + 2e-2).all()
+    if narrow:
+        assert torch.equal(keeping.residual.to(torch.float8_e5m2).to(torch.float16), keeping.residual)
 
 
 @pytest.mark.parametrize("with_mask", [False, True])

@@ -163,7 +163,7 @@ class SpQR(Method):
     def _compress(self, name: str, weight: Tensor, factor: Factor) -> Compressed:
         """One linear."""
         solved, decision = self._solve(weight, factor)
-        codes, kept, residuals = decision.stored(solved)
+        codes, kept, residuals = decision.stored(solved, self.group_size)
         rows, columns = weight.shape
         if self.keeps_outliers and decision.count > self._outliers(rows * columns):
             raise FeatherweightError(
@@ -179,7 +179,7 @@ class SpQR(Method):
         scales, zeros = decision.parameters()
         packed: TwoLevel | Sum = TwoLevel.from_codes(codes, scales, zeros, self.grid(), self.group_size, index)
         if self.keeps_outliers:
-            packed = Sum((packed, SparseRows.from_dense(residuals, kept)))
+            packed = Sum((packed, SparseRows.from_dense(residuals.to(VALUE_DTYPES[self.outlier_bits]), kept)))
         share = decision.count / weight.numel()
         energy = float(factor.row_energy(weight).sum())
         error = float(factor.row_energy(weight - solved.decoded).sum())
@@ -213,9 +213,8 @@ class SpQR(Method):
         return solved, decision
 
     def _walk(self, weight: Tensor, factor: Factor, threshold: float, budget: int | None = None) -> tuple[Solved, KeepOutliers]:
-        decision = KeepOutliers(
-            self.grid(), factor, threshold, not self.simplified_outliers, budget, VALUE_DTYPES[self.outlier_bits]
-        )
+        narrow, leave_one_out = self.outlier_bits == 8, not self.simplified_outliers
+        decision = KeepOutliers(self.grid(), factor, threshold, len(weight), leave_one_out, budget, narrow)
         return sweep(weight, factor, self.grid(), self.group_size, decision=decision), decision
 
     def nominal_bits(self, share: float) -> float:

@@ -44,8 +44,8 @@ class Factor:
     dtype: torch.dtype
 
     def importance(self) -> Tensor:
-        """`r_jj² [in]`: what one unit of squared rounding error in column `j` costs once all else is compensated."""
-        return self.upper.diagonal().square()
+        """`r_jj² [in]`: what one unit of squared rounding error in column `j` costs once all else is compensated; 0 if dead."""
+        return self.upper.diagonal().square().masked_fill_(self.dead[self.order], 0.0)
 
     def feedback(self, vector_size: int = 1) -> Tensor:
         """`Ũ [in, in]`, upper triangular with unit diagonal blocks: `t_j = w_j + Σ_{i<j} E_i Ũ_ij`.

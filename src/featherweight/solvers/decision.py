@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from featherweight.grids.base import Grid, GridParameters
+from featherweight.kernels.keeping import Keeping
 
 
 class Decision:
@@ -44,6 +45,10 @@ class Decision:
             importance: `r_jj² [width]`.
         """
         return grid.fit(values, importance)
+
+    def keeping(self, first: int, last: int) -> Keeping | None:
+        """What the block kernel needs to keep weights of columns `first … last` beside their codes; None rounds all."""
+        return None
 
     def column(self, first: int, values: Tensor, decoded: Tensor, importance: Tensor) -> Tensor:
         """The values that columns `first …` get, `[vector_size, rows]`.

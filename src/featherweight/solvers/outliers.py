@@ -7,6 +7,7 @@ from torch import Tensor
 
 from featherweight.grids.base import Grid, GridParameters
 from featherweight.grids.two_level import Quantized, TwoLevelGrid, TwoLevelParameters
+from featherweight.kernels.keeping import LIMITS, Keeping
 from featherweight.solvers.damping import Factor
 from featherweight.solvers.decision import Decision
 from featherweight.solvers.result import Solved
@@ -15,37 +16,36 @@ from featherweight.solvers.result import Solved
 class KeepOutliers(Decision):
     """Keep weight `t` where rounding it costs `r_jj² (t − ŵ)² > τ`; fit groups as if likely outliers were not there.
 
-    A kept weight's code is that of 0, and the residual `t − ŵ(0)` is stored: `ŵ(0) + residual` is what the walk
-    goes on with and what a reload adds up, exactly. Inputs that were never active keep nothing.
+    A kept weight's code is that of 0, and the residual `t − ŵ(0)` is stored: `ŵ(0) + residual` is what the walk goes on
+    with and what a reload adds up, exactly. Inputs that were never active cost nothing, so they keep nothing.
 
     Args:
         grid: of the walk.
         factor: of the walk.
         threshold: τ, absolute; infinite for no outliers.
+        rows: of the weight.
         leave_one_out: fit each group without the values that gain more than τ by being left out; else to all values.
         budget: outliers at most, counted along the walk; in the column where it ends the dearest ones are kept.
-        dtype: of the stored residuals, float16 or float8_e5m2.
+        narrow: store residuals as float8_e5m2; else as float16.
     """
-
-    looks_at_columns = True
 
     def __init__(
         self,
         grid: TwoLevelGrid,
         factor: Factor,
         threshold: float,
+        rows: int,
         leave_one_out: bool = True,
         budget: int | None = None,
-        dtype: torch.dtype = torch.float16,
+        narrow: bool = False,
     ) -> None:
-        self.grid, self.order, self.threshold, self.left = grid, factor.order, threshold, budget
-        self.dtype, self.limit = dtype, torch.finfo(dtype).max
+        self.grid, self.order, self.threshold, self.left, self.narrow = grid, factor.order, threshold, budget, narrow
         self.fits_all = not leave_one_out or threshold == float("inf")
-        self.dead = factor.dead[factor.order].tolist()
+        self.looks_at_columns = budget is not None
         self.fitted: list[TwoLevelParameters] = []
-        self.kept: list[Tensor] = []
-        self.codes: list[Tensor] = []
-        self.residuals: list[Tensor] = []
+        shape, device = (len(factor.order), rows), factor.order.device
+        self.kept = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.residuals = torch.zeros(shape, dtype=torch.float16, device=device)
 
     def start_group(self, grid: Grid, values: Tensor, importance: Tensor) -> GridParameters:
         """Fit both levels to `values [rows, width]` without the likely outliers."""
@@ -54,42 +54,42 @@ class KeepOutliers(Decision):
         self.fitted.append(self.grid.fit(values, importance))
         return self.fitted[-1]
 
-    def column(self, first: int, values: Tensor, decoded: Tensor, importance: Tensor) -> Tensor:
-        """Rounded values, or kept ones, `[1, rows]`."""
-        cost = (values - decoded).square_().mul_(importance)
-        outlier = cost > self.threshold
-        if self.dead[first] and self.threshold >= 0:
-            outlier = torch.zeros_like(outlier)
-        if self.left is not None:
-            outlier = self._within_budget(cost, outlier)
-        parameters = self.fitted[-1]
-        code = self.grid.encode(torch.zeros_like(values.T), parameters)
-        dense = self.grid.decode(code, parameters).T
-        residual = (values - dense).clamp_(-self.limit, self.limit).to(self.dtype)
-        self.kept.append(outlier[0])
-        self.codes.append(code[:, 0].to(torch.uint8))
-        self.residuals.append(residual[0])
-        return torch.where(outlier, dense + residual.to(torch.float32), decoded)
+    def keeping(self, first: int, last: int) -> Keeping | None:
+        """The threshold, and where to write what is kept."""
+        if self.threshold == float("inf"):
+            return None
+        return Keeping(self.threshold, self.narrow, self.kept[first:last], self.residuals[first:last])
 
-    def _within_budget(self, cost: Tensor, outlier: Tensor) -> Tensor:
+    def column(self, first: int, values: Tensor, decoded: Tensor, importance: Tensor) -> Tensor:
+        """Rounded values, or kept ones within the budget, `[1, rows]`."""
         assert self.left is not None
-        count = int(outlier.sum())
+        cost = (values - decoded).square_().mul_(importance)
+        kept = cost > self.threshold
+        count = int(kept.sum())
         if count > self.left:
-            chosen = cost.masked_fill(~outlier, -1.0)[0].topk(self.left).indices
-            outlier = torch.zeros_like(outlier).index_fill_(1, chosen, True)
+            chosen = cost.masked_fill(~kept, -1.0)[0].topk(self.left).indices
+            kept = torch.zeros_like(kept).index_fill_(1, chosen, True)
         self.left -= min(count, self.left)
-        return outlier
+        parameters, limit = self.fitted[-1], LIMITS[self.narrow]
+        dense = self.grid.decode(self.grid.encode(torch.zeros_like(values.T), parameters), parameters).T
+        residual = (values - dense).clamp_(-limit, limit).to(torch.float16)
+        if self.narrow:
+            residual = residual.to(torch.float8_e5m2).to(torch.float16)
+        self.kept[first], self.residuals[first] = kept[0], residual[0]
+        return torch.where(kept, dense + residual.to(torch.float32), decoded)
 
     @property
     def count(self) -> int:
         """Weights kept."""
-        return int(torch.stack(self.kept).sum())
+        return int(self.kept.sum())
 
-    def stored(self, solved: Solved) -> tuple[Tensor, Tensor, Tensor]:
+    def stored(self, solved: Solved, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Codes, where weights are kept, and residuals, each `[rows, in]` in the stored order of inputs."""
         back = self.order.argsort()
-        kept, codes, residuals = (torch.stack(each)[back].T for each in (self.kept, self.codes, self.residuals))
-        return torch.where(kept, codes, solved.codes), kept, residuals
+        kept, residuals = self.kept[back].T, self.residuals[back].T
+        of_zero = solved.zeros.round().clamp_(0, self.grid.largest_code).to(torch.uint8)
+        groups = back.div(group_size, rounding_mode="floor")
+        return torch.where(kept, of_zero[:, groups], solved.codes), kept, residuals
 
     def parameters(self) -> tuple[Quantized, Quantized | None]:
         """Scales and zeros of all groups."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from featherweight.kernels.keeping import LIMITS, Keeping
+
 #: Columns between two products with everything decided earlier in the block.
 SUB_BLOCK = 32
 
@@ -22,6 +24,8 @@ def sweep_block(
     codes: Tensor,
     error: Tensor,
     loss: Tensor,
+    integer_zeros: bool = True,
+    keeping: Keeping | None = None,
 ) -> None:
     """Round `k` columns one after the other, each corrected by the errors of those before it in the block.
 
@@ -40,6 +44,8 @@ def sweep_block(
         codes: written, uint8.
         error: written, `E`.
         loss: `Σ_j r_jj² (t_j − ŵ_j)²` is added, `[rows]` float32.
+        integer_zeros: whether `z` is an integer; else `q_j = clamp(round(t_j / s + z), 0, largest_code)`.
+        keeping: weights that are kept beside their codes; None rounds all.
     """
     groups, weights, scales, zeros = group.tolist(), importance.tolist(), scale.unbind(), zero.unbind()
     for start in range(0, target.shape[0], SUB_BLOCK):
@@ -52,8 +58,10 @@ def sweep_block(
             s, z = scales[groups[column]], zeros[groups[column]]
             if step:
                 value.addmv_(sub_error[:step].T, inside[step, :step])
-            _encode(value, s, z, largest_code, None if dropped is None else dropped[column], code)
+            _encode(value, s, z, largest_code, None if dropped is None else dropped[column], code, integer_zeros)
             decoded = torch.sub(code, z).mul_(s)
+            if keeping is not None:
+                _keep(value, s, z, largest_code, weights[column], decoded, code, keeping, column)
             torch.sub(original[column], decoded, out=sub_error[step])
             value.sub_(decoded)
             loss.addcmul_(value, value, value=weights[column])
@@ -61,8 +69,29 @@ def sweep_block(
         codes[part] = rounded
 
 
-def _encode(value: Tensor, scale: Tensor, zero: Tensor, largest_code: int, dropped: Tensor | None, code: Tensor) -> None:
+def _encode(
+    value: Tensor, scale: Tensor, zero: Tensor, largest_code: int, dropped: Tensor | None, code: Tensor, integer_zeros: bool
+) -> None:
     """Write the codes of one column, `[rows]`; the zero point's where the weight is dropped."""
-    torch.div(value, scale, out=code).round_().add_(zero).clamp_(0, largest_code)
+    torch.div(value, scale, out=code)
+    code = code.round_().add_(zero) if integer_zeros else code.add_(zero).round_()
+    code.clamp_(0, largest_code)
     if dropped is not None:
         torch.where(dropped, zero, code, out=code)
+
+
+def _keep(
+    value: Tensor, s: Tensor, z: Tensor, largest_code: int, importance: float, decoded: Tensor, code: Tensor,
+    keeping: Keeping, column: int,
+) -> None:  # fmt: skip
+    """Overwrite `decoded` and `code [rows]` where a weight is kept; write what is stored of it."""
+    kept = torch.sub(value, decoded).square_().mul_(importance) > keeping.threshold
+    of_zero = z.round().clamp_(0, largest_code)
+    dense = torch.sub(of_zero, z).mul_(s)
+    limit = LIMITS[keeping.narrow]
+    residual = torch.sub(value, dense).clamp_(-limit, limit).to(torch.float16)
+    if keeping.narrow:
+        residual = residual.to(torch.float8_e5m2).to(torch.float16)
+    keeping.kept[column], keeping.residual[column] = kept, residual
+    decoded.copy_(torch.where(kept, dense + residual.to(torch.float32), decoded))
+    code.copy_(torch.where(kept, of_zero, code))

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from featherweight.kernels.keeping import LIMITS, Keeping
+
 #: Rows of one program, columns that it holds in registers at once (32 of them spill), and its warps.
 ROWS, SUB_BLOCK, WARPS = 32, 16, 1
 
@@ -20,6 +22,17 @@ ROUNDER: Any = tl.constexpr(12582912.0)
 def _pick(tile, here):
     """One column of `tile [columns, rows]`: the one where `here [columns, 1]` is true."""
     return tl.sum(tl.where(here, tile, 0.0), axis=0)
+
+
+@triton.jit
+def _rounded(value, narrow: tl.constexpr):
+    """`value` as float16; with `narrow` one that is a float8_e5m2 number, whose bits are the upper half of float16's."""
+    half = value.to(tl.float16)
+    if narrow:
+        bits = half.to(tl.uint16, bitcast=True).to(tl.uint32)
+        bits = (bits + 0x7F + ((bits >> 8) & 1)) & 0xFF00
+        half = bits.to(tl.uint16).to(tl.float16, bitcast=True)
+    return half
 
 
 @triton.jit
@@ -37,9 +50,10 @@ def _correct(value, feedback, error, start, here, row, columns, inside, feedback
 
 @triton.jit
 def _walk(
-    target, original, feedback, importance, scale, zero, group, dropped, codes, error, loss,
+    target, original, feedback, importance, scale, zero, group, dropped, codes, error, loss, kept, residual,
     columns, rows, target_stride, original_stride, feedback_stride, dropped_stride, codes_stride, error_stride,
-    largest_code, has_dropped: tl.constexpr, rows_each: tl.constexpr, width: tl.constexpr,
+    kept_stride, residual_stride, largest_code, threshold, limit, has_dropped: tl.constexpr, integer_zeros: tl.constexpr,
+    has_keeping: tl.constexpr, narrow: tl.constexpr, rows_each: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """The arguments of `sweep_block` as pointers; the strides are those of the first dimension."""
     row = tl.program_id(0) * rows_each + tl.arange(0, rows_each)
@@ -64,16 +78,32 @@ def _walk(
             z = tl.load(zero + index * rows + row, mask=inside, other=0.0)
             cell = (lane == step)[:, None]
             t = _pick(value, cell)
-            level = tl.minimum(tl.maximum(tl.div_rn(t, s), -z), largest_code - z)
-            level = (level + ROUNDER) - ROUNDER
-            if has_dropped:
-                level = tl.where(_pick(drop, cell) > 0, 0.0, level)
+            r = tl.load(importance + start + step, mask=exists, other=0.0)
+            if integer_zeros:
+                level = tl.minimum(tl.maximum(tl.div_rn(t, s), -z), largest_code - z)
+                level = (level + ROUNDER) - ROUNDER
+                if has_dropped:
+                    level = tl.where(_pick(drop, cell) > 0, 0.0, level)
+                code = level + z
+            else:
+                code = tl.minimum(tl.maximum(tl.div_rn(t, s) + z, 0.0), largest_code)
+                code = (code + ROUNDER) - ROUNDER
+                level = code - z
             w_hat = level * s
+            if has_keeping:
+                out = r * (t - w_hat) * (t - w_hat) > threshold
+                of_zero = (tl.minimum(tl.maximum(z, 0.0), largest_code) + ROUNDER) - ROUNDER
+                dense = (of_zero - z) * s
+                left = _rounded(tl.minimum(tl.maximum(t - dense, -limit), limit), narrow)
+                w_hat = tl.where(out, dense + left.to(tl.float32), w_hat)
+                code = tl.where(out, of_zero, code)
+                there = inside & exists
+                tl.store(kept + (start + step) * kept_stride + row, out.to(tl.uint8), mask=there)
+                tl.store(residual + (start + step) * residual_stride + row, left, mask=there)
             e = _pick(weight, cell) - w_hat
-            code_tile = tl.where(cell, (level + z)[None, :], code_tile)
+            code_tile = tl.where(cell, code[None, :], code_tile)
             decoded_tile = tl.where(cell, w_hat[None, :], decoded_tile)
             error_tile = tl.where(cell, e[None, :], error_tile)
-            r = tl.load(importance + start + step, mask=exists, other=0.0)
             cost += r * (t - w_hat) * (t - w_hat)
             line = tl.load(feedback + (start + step) * feedback_stride + here, mask=exists & (here < columns), other=0.0)
             value += tl.where(lane > step, line, 0.0)[:, None] * e[None, :]
@@ -97,6 +127,8 @@ def sweep_block(
     codes: Tensor,
     error: Tensor,
     loss: Tensor,
+    integer_zeros: bool = True,
+    keeping: Keeping | None = None,
 ) -> None:
     """As `featherweight.kernels.reference.sweep_block`, the same arguments; float32 throughout, no TF32.
 
@@ -108,8 +140,11 @@ def sweep_block(
             raise ValueError(f"{name} has strides {tensor.stride()}; its last dimension must be contiguous")
     columns, rows = target.shape
     mask = codes if dropped is None else dropped.view(torch.uint8)
+    kept, residual = (codes, error) if keeping is None else (keeping.kept.view(torch.uint8), keeping.residual)
+    threshold, narrow = (0.0, False) if keeping is None else (keeping.threshold, keeping.narrow)
     _walk[(triton.cdiv(rows, ROWS),)](
-        target, original, feedback, importance, scale, zero, group, mask, codes, error, loss,
+        target, original, feedback, importance, scale, zero, group, mask, codes, error, loss, kept, residual,
         columns, rows, target.stride(0), original.stride(0), feedback.stride(0), mask.stride(0), codes.stride(0),
-        error.stride(0), float(largest_code), dropped is not None, ROWS, SUB_BLOCK, num_warps=WARPS,
+        error.stride(0), kept.stride(0), residual.stride(0), float(largest_code), threshold, LIMITS[narrow],
+        dropped is not None, integer_zeros, keeping is not None, narrow, ROWS, SUB_BLOCK, num_warps=WARPS,
     )  # fmt: skip
