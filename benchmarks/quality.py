@@ -1,6 +1,6 @@
 """Perplexity, KL divergence and real bits of recipes and their settings on one model.
 
-    python benchmarks/quality.py MODEL --calibration TEXT --data TEXT [--data TEXT] [--length 1024 --windows 24] [--json FILE]
+    python benchmarks/quality.py MODEL --calibration TEXT --data TEXT [--data TEXT] --set spqr [--windows 24] [--json FILE]
 
 Every variant is compressed into a temporary folder, scored from its reloaded files against the dense model on the same
 windows, and printed as a Markdown row.
@@ -15,24 +15,96 @@ import time
 from pathlib import Path
 
 import featherweight as fw
+from featherweight.planning.recipe import load_recipe
 
-WIDTHS = {
-    "4-bit g128": {"bits": 4, "group_size": 128},
-    "3-bit g128": {"bits": 3, "group_size": 128},
-    "3-bit per row": {"bits": 3, "group_size": None},
-    "2-bit g32": {"bits": 2, "group_size": 32},
-}
 FLOAT32 = {"engine": {"compute": "float32"}}
-VARIANTS = {
-    "rtn": {"method": "rtn", "fit": "minmax"},
-    "rtn mse": {"method": "rtn", "fit": "mse"},
-    "gptq": {"method": "gptq", "fit": "minmax"},
-    "gptq act-order": {"method": "gptq", "fit": "minmax", "order": "static"},
-    "gptq mse": {"method": "gptq", "fit": "mse"},
-    "gptq act-order mse": {"method": "gptq", "order": "static", "fit": "mse"},
-    "gptq weighted": {"method": "gptq", "fit": "weighted"},
-    "gptq act-order weighted": {"method": "gptq", "order": "static", "fit": "weighted"},
-}
+
+
+def gptq(bits: int, group: int | None, **settings: object) -> list[dict]:
+    return [{"method": "gptq", "bits": bits, "group_size": group, **settings}]
+
+
+def integers() -> dict[str, list[dict]]:
+    """Round-to-nearest and GPTQ with their options, by width."""
+    variants = {
+        "rtn": {"method": "rtn", "fit": "minmax"},
+        "rtn mse": {"method": "rtn", "fit": "mse"},
+        "gptq": {"method": "gptq", "fit": "minmax"},
+        "gptq act-order": {"method": "gptq", "fit": "minmax", "order": "static"},
+        "gptq mse": {"method": "gptq", "fit": "mse"},
+        "gptq act-order mse": {"method": "gptq", "order": "static", "fit": "mse"},
+        "gptq weighted": {"method": "gptq", "fit": "weighted"},
+        "gptq act-order weighted": {"method": "gptq", "order": "static", "fit": "weighted"},
+    }
+    widths = {"4-bit g128": (4, 128), "3-bit g128": (3, 128), "3-bit per row": (3, None), "2-bit g32": (2, 32)}
+    return {
+        f"{width}: {name}": [{**step, "bits": bits, "group_size": group}]
+        for width, (bits, group) in widths.items()
+        for name, step in variants.items()
+    }
+
+
+def spqr() -> dict[str, list[dict]]:
+    """SpQR beside GPTQ's curve of real bits; "public" settings are those that public implementations run with."""
+    curve = {f"gptq {bits}-bit {f'g{group}' if group else 'per row'}": gptq(bits, group, order=order)
+             for bits in (3, 4, 5) for group, order in ((None, "none"), (128, "none"), (64, "none"), (32, "none"))
+             if (bits, group) not in ((5, 64), (5, 32))}  # fmt: skip
+    seed = {"method": "spqr", "group_size": 16, "scale_bits": 3, "zero_bits": 3, "outlier_threshold": 0.2, "damping": 1.0}
+    public = {"fit": "minmax"}
+    return {
+        **curve,
+        "gptq 3-bit g128 act-order": gptq(3, 128, order="static"),
+        "gptq 4-bit g128 act-order": gptq(4, 128, order="static"),
+        "rtn 4-bit g128 (public)": [{"method": "rtn", "bits": 4, "group_size": 128, **public}],
+        "rtn 4-bit g128 symmetric (public)": [{"method": "rtn", "bits": 4, "group_size": 128, "symmetric": True, **public}],
+        "rtn 4-bit g128 mse": [{"method": "rtn", "bits": 4, "group_size": 128, "fit": "mse"}],
+        "gptq 4-bit g128 symmetric (public)": gptq(4, 128, symmetric=True, **public),
+        "gptq 4-bit g128 symmetric": gptq(4, 128, symmetric=True),
+        "rtn 3-bit g128 (public)": [{"method": "rtn", "bits": 3, "group_size": 128, **public}],
+        "gptq 3-bit g128 symmetric (public)": gptq(3, 128, symmetric=True, **public),
+        "gptq 3-bit g128 symmetric": gptq(3, 128, symmetric=True),
+        "rtn 2-bit g128 (public)": [{"method": "rtn", "bits": 2, "group_size": 128, **public}],
+        "gptq 2-bit g128 (public)": gptq(2, 128, **public),
+        "gptq 2-bit g128": gptq(2, 128),
+        "spqr-4bit": [{**seed, "bits": 4}],
+        "spqr-3bit": [{**seed, "bits": 3}],
+        "spqr 3-bit, 0.86 % outliers": [{**seed, "bits": 3, "outlier_threshold": None, "outlier_share": 0.0086}],
+        "spqr-3bit, 8-bit outliers": [{**seed, "bits": 3, "outlier_bits": 8}],
+        "spqr-pareto-3bit": load_recipe("spqr-pareto-3bit").as_dict()["steps"],
+        "spqr-pareto-4bit": load_recipe("spqr-pareto-4bit").as_dict()["steps"],
+        "spqr-pareto-3bit, g32": [{**load_recipe("spqr-pareto-3bit").as_dict()["steps"][0], "group_size": 32}],
+        "spqr-pareto-4bit, g32": [{**load_recipe("spqr-pareto-4bit").as_dict()["steps"][0], "group_size": 32}],
+        "spqr-pareto-3bit, threshold 0.2": [
+            {**load_recipe("spqr-pareto-3bit").as_dict()["steps"][0], "outlier_threshold": 0.2, "max_outlier_share": 0.1}
+        ],
+    }
+
+
+def sparse() -> dict[str, list[dict]]:
+    """Pruning by every pattern, alone, with rounding in the walk, and before it."""
+    rows = {}
+    for pattern in ("50 %", "2:4", "4:8"):
+        wide = {} if pattern == "50 %" else {"pattern": pattern}
+        rows |= {
+            f"magnitude {pattern}": [{"method": "magnitude", **wide}],
+            f"sparsegpt {pattern}": [{"method": "sparsegpt", **wide}],
+            f"sparsegpt {pattern}, refit": [{"method": "sparsegpt", "refit": 20, **wide}],
+            f"alps {pattern}": [{"method": "alps", **wide}],
+        }
+    for pattern in ("50 %", "2:4"):
+        wide = {} if pattern == "50 %" else {"pattern": pattern}
+        rows |= {
+            f"joint {pattern} + 4-bit": [{"method": "sparsegpt", "bits": 4, "group_size": 128, **wide}],
+            f"sparsegpt {pattern}, then gptq": [{"method": "sparsegpt", **wide}, *gptq(4, 128)],
+            f"sparsegpt {pattern}, then rtn": [
+                {"method": "sparsegpt", **wide}, {"method": "rtn", "bits": 4, "group_size": 128}
+            ],
+            f"alps {pattern}, then gptq": [{"method": "alps", **wide}, *gptq(4, 128)],
+        }  # fmt: skip
+    return rows
+
+
+SETS = {"integers": integers, "spqr": spqr, "sparse": sparse}
 
 
 def main() -> None:
@@ -45,26 +117,25 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--device", default=None)
-    parser.add_argument("--widths", nargs="*", default=list(WIDTHS))
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--set", choices=list(SETS), default="integers", dest="rows")
+    parser.add_argument("--only", nargs="*", help="rows of the set by name; all if not given")
+    parser.add_argument("--part", default="0/1", help="I/N: every Nth row from the Ith, to share a set among processes")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     calibration = {"source": options.calibration, "samples": options.samples, "length": options.calibration_length}
+    first, step = map(int, options.part.split("/"))
+    rows = {name: steps for name, steps in SETS[options.rows]().items() if not options.only or name in options.only}
     results = []
-    print(
-        "| width | variant | bits | " + " | ".join(f"{Path(d).stem}: ppl | KL" for d in options.data) + " | seconds |",
-        flush=True,
-    )
-    print("|---" * (4 + 2 * len(options.data)) + "|", flush=True)
-    for width in options.widths:
-        for variant in options.variants:
-            recipe = {"name": variant, "steps": [{**VARIANTS[variant], **WIDTHS[width]}], "calibration": calibration, **FLOAT32}
-            results.append(measure(options, recipe, width, variant))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
+    print("| | bits | " + " | ".join(f"{Path(d).stem}: ppl | KL" for d in options.data) + " | seconds |", flush=True)
+    print("|---" * (3 + 2 * len(options.data)) + "|", flush=True)
+    for name, steps in list(rows.items())[first::step]:
+        recipe = {"name": name, "steps": steps, "calibration": calibration, **FLOAT32}
+        results.append(measure(options, recipe))
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1))
 
 
-def measure(options: argparse.Namespace, recipe: dict, width: str, variant: str) -> dict:
+def measure(options: argparse.Namespace, recipe: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         result = fw.compress(fw.plan(options.model, recipe), Path(folder) / "out", device=options.device)
@@ -83,8 +154,8 @@ def measure(options: argparse.Namespace, recipe: dict, width: str, variant: str)
     cells = " | ".join(
         f"{s['perplexity']['value']:.2f} | {s['kl']['value']:.4f} ± {s['kl']['stderr']:.4f}" for s in scores.values()
     )
-    print(f"| {width} | {variant} | {result.totals.linear_bits:.3f} | {cells} | {seconds:.0f} |", flush=True)
-    return {"width": width, "variant": variant, "bits": result.totals.linear_bits, "seconds": seconds, "scores": scores}
+    print(f"| {recipe['name']} | {result.totals.linear_bits:.3f} | {cells} | {seconds:.0f} |", flush=True)
+    return {"name": recipe["name"], "bits": result.totals.linear_bits, "seconds": seconds, "scores": scores}
 
 
 if __name__ == "__main__":

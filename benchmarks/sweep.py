@@ -2,6 +2,7 @@
 
     python benchmarks/sweep.py                     # CPU, small shapes
     python benchmarks/sweep.py --device cuda       # adds 4096x4096, 11008x4096, 4096x11008 and the growth with size
+    python benchmarks/sweep.py --decisions         # 4096x4096 and 11008x4096 by every method of second order
     python benchmarks/sweep.py --json sweep.json
 
 Inputs are seeded. Times are medians in milliseconds after one warm-up; both solvers get the same Hessian, grid and groups, and
@@ -25,11 +26,32 @@ from torch import Tensor
 
 from featherweight.grids.uniform import UniformGrid
 from featherweight.kernels.registry import explain
+from featherweight.methods.alps import ALPS
+from featherweight.methods.base import Problem
+from featherweight.methods.gptq import GPTQ
+from featherweight.methods.sparsegpt import SparseGPT
+from featherweight.methods.spqr import SpQR
+from featherweight.packed.dense import Dense
 from featherweight.solvers.damping import factorise
 from featherweight.solvers.sweep import sweep
+from featherweight.statistics.inputs import InputStatistics
 
 SHAPES = {"cpu": ["1536x576", "1024x1024"], "cuda": ["1536x576", "4096x4096", "11008x4096", "4096x11008"]}
 GROWTH = {"cpu": [256, 512, 1024], "cuda": [1024, 2048, 4096, 8192]}
+
+
+DECISIONS = {
+    "gptq 4-bit g128": GPTQ(fit="minmax"),
+    "gptq 4-bit g128, weighted fit": GPTQ(),
+    "sparsegpt 50 %": SparseGPT(),
+    "sparsegpt 2:4": SparseGPT(pattern="2:4"),
+    "sparsegpt 50 %, refit": SparseGPT(refit=20),
+    "joint 50 % + 4-bit": SparseGPT(bits=4, fit="minmax"),
+    "spqr 3-bit": SpQR(max_outlier_share=0.2),
+    "spqr 3-bit, no outliers": SpQR(outlier_threshold=None),
+    "spqr 3-bit, weighted fit": SpQR(fit="weighted", outlier_bits=8, max_outlier_share=0.2, second_group_size=64),
+    "alps 50 %": ALPS(),
+}
 
 
 @dataclass
@@ -132,6 +154,21 @@ def measure(rows: int, inputs: int, options: argparse.Namespace, rate: float, ea
     return Result(rows, inputs, eager_ms, factorise_ms, sweep_ms, floor, eager_peak, peak, theirs, ours)
 
 
+def measure_decisions(rows: int, inputs: int, options: argparse.Namespace) -> list[dict]:
+    """Milliseconds of whole methods (factorisation, walk, packing) on one linear, and their ratio to GPTQ."""
+    weight, hessian = make_inputs(rows, inputs, options.device)
+    statistics = InputStatistics(1, hessian.diagonal().clone(), hessian)
+    problem = Problem({"linear": weight}, {"linear": Dense(weight.to(torch.bfloat16))}, statistics, torch.bfloat16)
+    lines = []
+    for name, method in DECISIONS.items():
+        milliseconds, peak = timed(lambda: method.compress(problem), options.device, options.repeats)  # noqa: B023
+        error = method.compress(problem)["linear"].facts["relative_error"]
+        lines.append({"rows": rows, "inputs": inputs, "method": name, "ms": milliseconds, "peak": peak, "error": error})
+        ratio = milliseconds / lines[0]["ms"]
+        print(f"| {rows}x{inputs} | {name} | {milliseconds:.1f} | {ratio:.2f} | {peak / 1e6:.0f} | {error:.5f} |", flush=True)
+    return lines
+
+
 def table(results: list[Result]) -> str:
     """The results as a Markdown table."""
     lines = [
@@ -174,6 +211,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fit", default="minmax", choices=["minmax", "mse", "weighted"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-eager", action="store_true", help="leave the eager loop out")
+    parser.add_argument("--decisions", action="store_true", help="time whole methods instead")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--json", type=Path, help="also write the results here")
     return parser.parse_args()
@@ -190,6 +228,13 @@ def main() -> None:
     kernel = next(name for name, runs, _ in kernels if runs)
     print(f"{name}; torch {torch.__version__}; block kernel: {kernel}; float32 products at {rate / 1e12:.2f} TFLOP/s")
     print(f"{options.bits} bits, group {options.group_size}, fit {options.fit}, median of {options.repeats}\n")
+    if options.decisions:
+        print("| rows x in | method | ms | ratio to gptq | peak MB | relative error |\n|---|---|---|---|---|---|")
+        shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes or ["4096x4096", "11008x4096"]]
+        lines = [line for rows, inputs in shapes for line in measure_decisions(rows, inputs, options)]
+        if options.json:
+            options.json.write_text(json.dumps(lines, indent=1))
+        return
     shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes or SHAPES[options.device]]
     results = [measure(rows, inputs, options, rate, not options.no_eager) for rows, inputs in shapes]
     print(table(results) + "\n")
