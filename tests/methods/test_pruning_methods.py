@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from featherweight.errors import FeatherweightError
+from featherweight.grids.exact import Exact
 from featherweight.masks.patterns import Pattern
 from featherweight.methods.alps import ALPS
 from featherweight.methods.base import Problem
@@ -213,7 +214,7 @@ def test_the_expected_values_are_those_of_a_walk_without_rounding():
     weight, factor = problem.weights["linear0"], factorise(problem.statistics.mean_hessian())
     dropped = Pattern.parse("row").dropped(weight.abs()).T
     expected = drop_exactly(weight.T, dropped, factor.feedback())
-    walked = sweep(weight, factor, RTN(bits=8).grid(), decision=Hold(dropped, exact=torch.float32)).decoded
+    walked = sweep(weight, factor, Exact(torch.float32), decision=Hold(dropped)).decoded
     torch.testing.assert_close(expected.T, walked, atol=1e-5, rtol=1e-4)
 
 

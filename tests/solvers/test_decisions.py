@@ -14,7 +14,7 @@ from featherweight.solvers.sweep import sweep
 class Lossless:
     """A grid that keeps its values: what is left is dropping alone."""
 
-    vector_size = 1
+    vector_size, rounding = 1, None
 
     def fit(self, values, importance=None):
         return GridParameters(torch.ones(len(values), 1), torch.zeros(len(values), 1))
@@ -128,7 +128,7 @@ def test_keeping_some_exact_lowers_the_error(problem, objective):
 class Pairs:
     """Rounds pairs to multiples of a step; a stand-in for a lattice."""
 
-    vector_size = 2
+    vector_size, rounding = 2, None
 
     def fit(self, values, importance=None):
         return GridParameters(torch.full((len(values), 1), 0.02), torch.zeros(len(values), 1))

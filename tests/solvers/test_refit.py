@@ -5,8 +5,9 @@ from itertools import combinations
 import pytest
 import torch
 
+from featherweight.grids.exact import Exact
 from featherweight.masks.patterns import Pattern
-from featherweight.methods.dropping import Exact, Select
+from featherweight.methods.dropping import Select
 from featherweight.solvers.admm import select_and_solve
 from featherweight.solvers.damping import factorise
 from featherweight.solvers.refit import refit_kept
@@ -67,8 +68,8 @@ def test_selecting_together_beats_the_walk_and_keeps_counts(pattern):
     for part in kept.split(linears):
         assert int(part.sum()) == rule.kept(part.shape)
     factor = factorise(hessian, 0.0)
-    decision = Select(rule, rule.of or 96, linears, 96, weight.device, torch.float32)
-    walked = sweep(weight, factor, Exact(), decision=decision).decoded
+    decision = Select(rule, rule.of or 96, linears, 96, weight.device)
+    walked = sweep(weight, factor, Exact(torch.float32), decision=decision).decoded
     assert objective(weight, values, hessian).sum() < 0.8 * objective(weight, walked, hessian).sum()
 
 
@@ -81,8 +82,8 @@ def test_selected_masks_come_near_the_best_of_all_masks():
         weight, hessian = make(1, 10, seed)
         rule = Pattern.parse("row", 0.5)
         values, _, _ = select_and_solve(weight, hessian, [1], rule, 300, 30)
-        decision = Select(rule, 10, [1], 10, weight.device, torch.float32)
-        walked = sweep(weight, factorise(hessian, 0.0), Exact(), decision=decision).decoded
+        decision = Select(rule, 10, [1], 10, weight.device)
+        walked = sweep(weight, factorise(hessian, 0.0), Exact(torch.float32), decision=decision).decoded
         several = weight.expand(252, 10)
         best = objective(several, best_values(several, masks, hessian), hessian).min()
         ratios.append(float(objective(weight, values, hessian).sum() / best))

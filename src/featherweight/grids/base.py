@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,10 @@ class GridParameters:
     zero: Tensor
 
 
+#: How block kernels round: `round(t/s) + z` with an integer `z`, `round(t/s + z)` with a real one, or to a dtype.
+Rounding: TypeAlias = Literal["integer", "real"] | torch.dtype
+
+
 class Grid(Protocol):
     """A rounding rule for groups of weights.
 
@@ -30,6 +35,14 @@ class Grid(Protocol):
     @property
     def vector_size(self) -> int:
         """How many consecutive values are rounded together."""
+
+    @property
+    def rounding(self) -> Rounding | None:
+        """How block kernels round to this grid; None if they cannot."""
+
+    @property
+    def largest_code(self) -> int:
+        """The smallest is 0."""
 
     def fit(self, values: Tensor, importance: Tensor | None = None) -> GridParameters:
         """Parameters for every row of `values [rows, width]`.

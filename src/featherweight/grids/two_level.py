@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.grids.base import GridParameters
+from featherweight.grids.base import GridParameters, Rounding
 from featherweight.grids.two_level_search import NEAR, search_codes, search_first_level
 from featherweight.grids.uniform import decode_uniform, store_scale
 
@@ -141,6 +141,11 @@ class TwoLevelGrid:
     def vector_size(self) -> int:
         """Every value has its own code."""
         return 1
+
+    @property
+    def rounding(self) -> Rounding:
+        """Zeros are real numbers."""
+        return "real"
 
     @property
     def largest_code(self) -> int:

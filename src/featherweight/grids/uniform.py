@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.grids.base import GridParameters
+from featherweight.grids.base import GridParameters, Rounding
 from featherweight.grids.search import search_mse, search_weighted
 
 Fit = Literal["minmax", "mse", "weighted"]
@@ -75,6 +75,11 @@ class UniformGrid:
     def vector_size(self) -> int:
         """Every value has its own code."""
         return 1
+
+    @property
+    def rounding(self) -> Rounding:
+        """Zero points are integers."""
+        return "integer"
 
     @property
     def largest_code(self) -> int:

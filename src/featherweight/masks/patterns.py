@@ -115,7 +115,10 @@ def _smallest(scores: Tensor, count: int) -> Tensor:
     """True at the `count` smallest of every row of `scores [rows, n]`; of equal ones the first go first."""
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(count, dim=-1, keepdim=True).values
+    if scores.is_cuda and len(scores) == 1:  # one long row: its kthvalue runs on a single processor
+        threshold = scores.sort(dim=-1).values[:, count - 1 : count]
+    else:
+        threshold = scores.kthvalue(count, dim=-1, keepdim=True).values
     below, equal = scores < threshold, scores == threshold
     missing = count - below.sum(-1, keepdim=True)
     return below | (equal & (equal.cumsum(-1) <= missing))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from featherweight.grids.base import Grid, GridParameters
+from featherweight.grids.exact import Exact
 from featherweight.masks.patterns import Pattern
 from featherweight.packed.base import PackedWeight
 from featherweight.solvers.decision import Decision
@@ -16,31 +17,12 @@ from featherweight.solvers.decision import Decision
 SUB_BLOCK = 32
 
 
-class Exact:
-    """The grid of weights that are not rounded; the decision gives them their values."""
-
-    vector_size = 1
-
-    def fit(self, values: Tensor, importance: Tensor | None = None) -> GridParameters:
-        """Nothing to fit: scale 1, zero 0."""
-        return GridParameters(torch.ones_like(values[:, :1]), torch.zeros_like(values[:, :1]))
-
-    def encode(self, values: Tensor, parameters: GridParameters) -> Tensor:
-        """Codes of 0."""
-        return torch.zeros_like(values)
-
-    def decode(self, codes: Tensor, parameters: GridParameters) -> Tensor:
-        """0."""
-        return codes
-
-
 class Hold(Decision):
     """Drops a given mask, and fits grids on the weights that are kept.
 
     Args:
         dropped: `[in, rows]` bool, columns as walked.
         grouped: the same, columns as groups are formed, where that is another order.
-        exact: dtype in which kept weights are stored unrounded; None where a grid rounds them.
         fit_on_kept: whether a grid's fit leaves out what is dropped.
         feedback: `Ũ [in, in]` of the walk; with it, grids are fitted on what kept weights become once they make up for
             what their own group drops. For groups of consecutive walked columns.
@@ -52,14 +34,12 @@ class Hold(Decision):
         self,
         dropped: Tensor,
         grouped: Tensor | None = None,
-        exact: torch.dtype | None = None,
         fit_on_kept: bool = True,
         feedback: Tensor | None = None,
     ) -> None:
-        self.dropped, self.exact, self.fit_on_kept, self.feedback = dropped, exact, fit_on_kept, feedback
+        self.dropped, self.fit_on_kept, self.feedback = dropped, fit_on_kept, feedback
         self.grouped = dropped if grouped is None else grouped
         self.span = len(dropped)
-        self.looks_at_columns = exact is not None
         self.fitted = 0
 
     def start_span(self, first: int, values: Tensor, importance: Tensor) -> Tensor | None:
@@ -81,13 +61,6 @@ class Hold(Decision):
         """What of a group's columns will be dropped, `[width, rows]`."""
         return self.grouped[first : first + len(values)]
 
-    def column(self, first: int, values: Tensor, decoded: Tensor, importance: Tensor) -> Tensor:
-        """Kept weights in the dtype they are stored in, so that the walk makes up for that rounding too."""
-        if self.exact is None:
-            return decoded
-        stored = values.to(self.exact).to(values.dtype)
-        return stored.masked_fill(self.dropped[first : first + len(values)], 0.0)
-
 
 class Select(Hold):
     """Drops what costs least, `w² r_jj²`, among the next columns as they stand; each linear by itself.
@@ -98,7 +71,7 @@ class Select(Hold):
         linears: rows of each linear.
         width: inputs.
         device: of the weights.
-        exact, fit_on_kept, feedback: as in `Hold`.
+        fit_on_kept, feedback: as in `Hold`.
 
     A grid that is fitted before some of its columns are selected takes the selection that their present values give.
     """
@@ -110,12 +83,11 @@ class Select(Hold):
         linears: Sequence[int],
         width: int,
         device: torch.device,
-        exact: torch.dtype | None = None,
         fit_on_kept: bool = True,
         feedback: Tensor | None = None,
     ) -> None:
         nothing = torch.zeros(width, sum(linears), dtype=torch.bool, device=device)
-        super().__init__(nothing, None, exact, fit_on_kept, feedback)
+        super().__init__(nothing, None, fit_on_kept, feedback)
         self.pattern, self.span, self.linears = pattern, span, list(linears)
         self.selected = 0
 

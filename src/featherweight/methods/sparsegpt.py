@@ -10,10 +10,11 @@ import torch
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import Grid
+from featherweight.grids.exact import Exact
 from featherweight.grids.uniform import Fit
 from featherweight.masks.patterns import Pattern
 from featherweight.methods.base import Compressed, Method, Problem
-from featherweight.methods.dropping import Exact, Hold, Select, hold_dropped
+from featherweight.methods.dropping import Hold, Select, hold_dropped
 from featherweight.methods.rtn import RTN
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.dense import Dense
@@ -153,7 +154,7 @@ class SparseGPT(Method):
         hessian, count = problem.hessian(self.name, "magnitude")
         factor = factorise(hessian, self.damping, name=" and ".join(names), samples=count)
         rounding = self._rounding()
-        grid: Grid = Exact() if rounding is None else rounding.grid()
+        grid: Grid = Exact(problem.dtype) if rounding is None else rounding.grid()
         decision = self._decision(problem, names, factor)
         solved = sweep(stacked, factor, grid, None if rounding is None else self.group_size, decision=decision)
         if self.refit:
@@ -184,14 +185,13 @@ class SparseGPT(Method):
 
     def _decision(self, problem: Problem, names: list[str], factor: Factor) -> Hold:
         on_kept, feedback = self.fit_on == "kept", None if self.bits is None else factor.feedback()
-        exact = problem.dtype if self.bits is None else None
         if self.mask_from == "current":
             held = hold_dropped([problem.current[name] for name in names], factor.order)
             assert held is not None  # `_check_current` saw the masks
-            return Hold(held.dropped, None, exact, on_kept, feedback)
+            return Hold(held.dropped, None, on_kept, feedback)
         pattern, rows = self._pattern(), [problem.weights[name].shape[0] for name in names]
         span = pattern.of or self.block_size
-        return Select(pattern, span, rows, len(factor.order), factor.order.device, exact, on_kept, feedback)
+        return Select(pattern, span, rows, len(factor.order), factor.order.device, on_kept, feedback)
 
     def _pattern(self) -> Pattern:
         return Pattern.parse("layer" if self.pattern == "block" else self.pattern, self.ratio)

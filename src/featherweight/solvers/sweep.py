@@ -10,8 +10,6 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import Grid
-from featherweight.grids.two_level import TwoLevelGrid
-from featherweight.grids.uniform import UniformGrid
 from featherweight.kernels.registry import choose
 from featherweight.solvers.damping import Factor
 from featherweight.solvers.decision import Decision, Round
@@ -184,7 +182,7 @@ class _Walk:
         if self.decision.span is not None and self.dropped is not None:
             dropped = self.dropped[first - self.span_start : last - self.span_start].contiguous()
         feedback = self.feedback[part, part]
-        if self.decision.looks_at_columns or not isinstance(self.grid, UniformGrid | TwoLevelGrid):
+        if self.decision.looks_at_columns or self.grid.rounding is None:
             self._columns(first, original, feedback, dropped, error)
             return
         run = choose("sweep_block", {"columns": last - first, "rows": original.shape[1]}, original.device)
@@ -201,7 +199,7 @@ class _Walk:
             self.codes[part],
             error,
             self.loss,
-            isinstance(self.grid, UniformGrid),
+            self.grid.rounding,
             self.decision.keeping(first, last),
         )
 

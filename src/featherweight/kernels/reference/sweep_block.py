@@ -24,7 +24,7 @@ def sweep_block(
     codes: Tensor,
     error: Tensor,
     loss: Tensor,
-    integer_zeros: bool = True,
+    rounding: str | torch.dtype = "integer",
     keeping: Keeping | None = None,
 ) -> None:
     """Round `k` columns one after the other, each corrected by the errors of those before it in the block.
@@ -44,7 +44,8 @@ def sweep_block(
         codes: written, uint8.
         error: written, `E`.
         loss: `Σ_j r_jj² (t_j − ŵ_j)²` is added, `[rows]` float32.
-        integer_zeros: whether `z` is an integer; else `q_j = clamp(round(t_j / s + z), 0, largest_code)`.
+        rounding: "integer" as above; "real" for `q_j = clamp(round(t_j / s + z), 0, largest_code)`; or a dtype, to which
+            `t_j` is rounded (no codes are written then).
         keeping: weights that are kept beside their codes; None rounds all.
     """
     groups, weights, scales, zeros = group.tolist(), importance.tolist(), scale.unbind(), zero.unbind()
@@ -58,15 +59,21 @@ def sweep_block(
             s, z = scales[groups[column]], zeros[groups[column]]
             if step:
                 value.addmv_(sub_error[:step].T, inside[step, :step])
-            _encode(value, s, z, largest_code, None if dropped is None else dropped[column], code, integer_zeros)
-            decoded = torch.sub(code, z).mul_(s)
+            drop = None if dropped is None else dropped[column]
+            if isinstance(rounding, torch.dtype):
+                decoded = value.to(rounding, copy=True).to(torch.float32)
+                decoded = decoded if drop is None else decoded.masked_fill_(drop, 0.0)
+            else:
+                _encode(value, s, z, largest_code, drop, code, rounding == "integer")
+                decoded = torch.sub(code, z).mul_(s)
             if keeping is not None:
                 _keep(value, s, z, largest_code, weights[column], decoded, code, keeping, column)
             torch.sub(original[column], decoded, out=sub_error[step])
             value.sub_(decoded)
             loss.addcmul_(value, value, value=weights[column])
             value.copy_(decoded)
-        codes[part] = rounded
+        if not isinstance(rounding, torch.dtype):
+            codes[part] = rounded
 
 
 def _encode(

@@ -18,6 +18,26 @@ ROWS, SUB_BLOCK, WARPS = 32, 16, 1
 ROUNDER: Any = tl.constexpr(12582912.0)
 
 
+#: Ways to round, as the kernel tells them apart.
+INTEGER: Any = tl.constexpr(0)
+REAL: Any = tl.constexpr(1)
+BFLOAT16: Any = tl.constexpr(2)
+FLOAT16: Any = tl.constexpr(3)
+ROUNDINGS = {"integer": 0, "real": 1, torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}
+
+
+@triton.jit
+def _to_dtype(value, rounding: tl.constexpr):
+    """`value` rounded half-to-even to a dtype and back."""
+    if rounding == BFLOAT16:
+        bits = value.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        value = bits.to(tl.float32, bitcast=True)
+    elif rounding == FLOAT16:
+        value = value.to(tl.float16).to(tl.float32)
+    return value
+
+
 @triton.jit
 def _pick(tile, here):
     """One column of `tile [columns, rows]`: the one where `here [columns, 1]` is true."""
@@ -52,7 +72,7 @@ def _correct(value, feedback, error, start, here, row, columns, inside, feedback
 def _walk(
     target, original, feedback, importance, scale, zero, group, dropped, codes, error, loss, kept, residual,
     columns, rows, target_stride, original_stride, feedback_stride, dropped_stride, codes_stride, error_stride,
-    kept_stride, residual_stride, largest_code, threshold, limit, has_dropped: tl.constexpr, integer_zeros: tl.constexpr,
+    kept_stride, residual_stride, largest_code, threshold, limit, has_dropped: tl.constexpr, rounding: tl.constexpr,
     has_keeping: tl.constexpr, narrow: tl.constexpr, rows_each: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """The arguments of `sweep_block` as pointers; the strides are those of the first dimension."""
@@ -79,17 +99,22 @@ def _walk(
             cell = (lane == step)[:, None]
             t = _pick(value, cell)
             r = tl.load(importance + start + step, mask=exists, other=0.0)
-            if integer_zeros:
+            if rounding == INTEGER:
                 level = tl.minimum(tl.maximum(tl.div_rn(t, s), -z), largest_code - z)
                 level = (level + ROUNDER) - ROUNDER
                 if has_dropped:
                     level = tl.where(_pick(drop, cell) > 0, 0.0, level)
                 code = level + z
-            else:
+                w_hat = level * s
+            elif rounding == REAL:
                 code = tl.minimum(tl.maximum(tl.div_rn(t, s) + z, 0.0), largest_code)
                 code = (code + ROUNDER) - ROUNDER
-                level = code - z
-            w_hat = level * s
+                w_hat = (code - z) * s
+            else:
+                code = z
+                w_hat = _to_dtype(t, rounding)
+                if has_dropped:
+                    w_hat = tl.where(_pick(drop, cell) > 0, 0.0, w_hat)
             if has_keeping:
                 out = r * (t - w_hat) * (t - w_hat) > threshold
                 of_zero = (tl.minimum(tl.maximum(z, 0.0), largest_code) + ROUNDER) - ROUNDER
@@ -109,7 +134,8 @@ def _walk(
             value += tl.where(lane > step, line, 0.0)[:, None] * e[None, :]
         tl.store(target + here[:, None] * target_stride + row[None, :], decoded_tile, mask=mask)
         tl.store(error + here[:, None] * error_stride + row[None, :], error_tile, mask=mask)
-        tl.store(codes + here[:, None] * codes_stride + row[None, :], code_tile.to(tl.uint8), mask=mask)
+        if rounding < BFLOAT16:
+            tl.store(codes + here[:, None] * codes_stride + row[None, :], code_tile.to(tl.uint8), mask=mask)
         tl.debug_barrier()  # the errors just stored are loaded again, by other threads, for the next columns
     tl.store(loss + row, tl.load(loss + row, mask=inside, other=0.0) + cost, mask=inside)
 
@@ -127,7 +153,7 @@ def sweep_block(
     codes: Tensor,
     error: Tensor,
     loss: Tensor,
-    integer_zeros: bool = True,
+    rounding: str | torch.dtype = "integer",
     keeping: Keeping | None = None,
 ) -> None:
     """As `featherweight.kernels.reference.sweep_block`, the same arguments; float32 throughout, no TF32.
@@ -146,5 +172,5 @@ def sweep_block(
         target, original, feedback, importance, scale, zero, group, mask, codes, error, loss, kept, residual,
         columns, rows, target.stride(0), original.stride(0), feedback.stride(0), mask.stride(0), codes.stride(0),
         error.stride(0), kept.stride(0), residual.stride(0), float(largest_code), threshold, LIMITS[narrow],
-        dropped is not None, integer_zeros, keeping is not None, narrow, ROWS, SUB_BLOCK, num_warps=WARPS,
+        dropped is not None, ROUNDINGS[rounding], keeping is not None, narrow, ROWS, SUB_BLOCK, num_warps=WARPS,
     )  # fmt: skip
