@@ -7,6 +7,7 @@ import featherweight as fw
 from featherweight.errors import FeatherweightError
 from featherweight.grids.two_level import TwoLevelGrid
 from featherweight.methods.base import Problem
+from featherweight.methods.registry import method_from
 from featherweight.methods.rtn import RTN
 from featherweight.methods.spqr import SpQR
 from featherweight.packed.base import empty, from_tensors
@@ -250,6 +251,14 @@ def test_the_weighted_fit_lowers_the_objective():
         for fit in ("minmax", "weighted")
     ]
     assert errors[1] < 0.9 * errors[0]
+
+
+def test_a_two_level_grid_without_groups_is_refused():
+    for group_size in (None, 0, -1):
+        with pytest.raises(FeatherweightError, match="16"):
+            method_from("spqr", {"group_size": group_size})
+    with pytest.raises(FeatherweightError, match="levels hold 0"):
+        SpQR().storage({"kind": "masked", "shape": [4, 64]}, torch.bfloat16)
 
 
 def test_outliers_that_would_take_more_than_the_weights_are_refused():

@@ -15,6 +15,7 @@ from featherweight.engine.progress import Event
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.linears import relative_output_error
 from featherweight.methods.base import Compressed, Method, Problem
+from featherweight.methods.inside import compress_inside, storage_after
 from featherweight.models.axes import Axis
 from featherweight.models.replay import BlockInputs
 from featherweight.packed.base import PackedWeight, described_bytes
@@ -151,7 +152,7 @@ def _steps(chains: Mapping[str, tuple[Method, ...]]) -> Iterator[tuple[int, Meth
 
 def _solve(method: Method, problem: Problem, block: str) -> dict[str, Compressed]:
     try:
-        return method.compress(problem)
+        return compress_inside(method, problem)
     except torch.OutOfMemoryError as error:
         raise FeatherweightError(
             f"{method.name} ran out of memory in {block}",
@@ -163,7 +164,7 @@ def _solve(method: Method, problem: Problem, block: str) -> dict[str, Compressed
 
 def _check(name: str, before: PackedWeight, after: PackedWeight, method: Method, dtype: torch.dtype) -> None:
     """What a step returns must be finite, as planned, and may drop weights but never bring one back."""
-    planned = method.storage(before.description(), dtype)
+    planned = storage_after(method, before.description(), dtype)
     same = after.description() == planned
     if not method.exact:
         same = (after.kind, list(after.shape)) == (planned["kind"], planned["shape"]) and after.nbytes <= described_bytes(
@@ -206,7 +207,7 @@ def _measured(compressed: Compressed, weight: Tensor, statistics: InputStatistic
 
 def _needs(plan: Plan, axis: Axis) -> frozenset[str]:
     chains = (plan.chains.linears.get(name, ()) for name in axis.consumers)
-    return frozenset().union(*(method.needs for chain in chains for method in chain))
+    return frozenset().union(*(method.requires for chain in chains for method in chain))
 
 
 def _needs_or_chain(plan: Plan, axis: Axis) -> bool:

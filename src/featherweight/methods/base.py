@@ -88,6 +88,11 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
 
     @property
+    def requires(self) -> frozenset[str]:
+        """The statistics that these settings need; `needs`, unless a method overrides it."""
+        return self.needs
+
+    @property
     def exact(self) -> bool:
         """Whether `storage` is exactly what `compress` will return, or only a bound on its bytes."""
         return True

@@ -14,6 +14,7 @@ from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.rtn import RTN
 from featherweight.methods.sparsegpt import SparseGPT
 from featherweight.methods.spqr import SpQR
+from featherweight.methods.structured import Structured
 
 #: One line per method.
 METHODS: dict[str, type[Method]] = {
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     Magnitude.name: Magnitude,
     SparseGPT.name: SparseGPT,
     ALPS.name: ALPS,
+    Structured.name: Structured,
 }
 
 
@@ -60,4 +62,10 @@ def _typed(name: str, settings: Mapping[str, Any]) -> Method:
     except ValidationError as problem:
         first = problem.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise FeatherweightError(f"{name}: {place}: {first['msg'].lower()}", found=repr(first.get("input"))) from None
+        default = next((field.default for field in fields(METHODS[name]) if field.name == place), None)
+        unquoted = first["type"] == "string_type"
+        raise FeatherweightError(
+            f"{name}: {place}: {first['msg'].lower()}",
+            found=repr(first.get("input")),
+            fix=f'put it in quotes ({place}: "2:4"); YAML reads 2:4 as a number' if unquoted else f"leave it out for {default}",
+        ) from None

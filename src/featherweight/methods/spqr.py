@@ -61,7 +61,7 @@ class SpQR(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
 
     bits: int = 3
-    group_size: int = 16
+    group_size: int = 16  # never None: a two-level grid needs groups
     scale_bits: int | None = 3
     zero_bits: int | None = 3
     second_group_size: int = 16
@@ -248,5 +248,5 @@ class SpQR(Method):
                 f"spqr starts from dense weights{' in ' + name if name else ''}",
                 found=f"a step before stored them as {kind}",
                 expected="dense",
-                fix="make spqr the first step",
+                fix="use method: gptq after pruning, its levels hold 0" if kind == "masked" else "make spqr the first step",
             )

@@ -3,8 +3,9 @@
 from featherweight.packed.dense import Dense
 from featherweight.packed.integer import Integer
 from featherweight.packed.masked import Masked
+from featherweight.packed.sliced import Sliced
 from featherweight.packed.sparse_rows import SparseRows
 from featherweight.packed.sum import Sum
 from featherweight.packed.two_level import TwoLevel
 
-__all__ = ["Dense", "Integer", "Masked", "SparseRows", "Sum", "TwoLevel"]
+__all__ = ["Dense", "Integer", "Masked", "Sliced", "SparseRows", "Sum", "TwoLevel"]

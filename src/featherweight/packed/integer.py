@@ -182,6 +182,13 @@ class Integer(PackedWeight):
             zeros = pack(unpack(zeros, self.bits, self.groups)[:, kept], self.bits)
         return Integer(len(columns), self.bits, self.group_size, cut, scales[:, kept].contiguous(), zeros, None)
 
+    def indexed(self) -> Integer:
+        """The same with every input's group stored, so that `take` can cut any inputs; itself with one scale per row."""
+        if self.group_index is not None or self.group_size is None:
+            return self
+        index = torch.arange(self.inputs, device=self.codes.device).div(self.group_size, rounding_mode="floor")
+        return Integer(self.inputs, self.bits, self.group_size, self.codes, self.scales, self.zeros, index.to(torch.int16))
+
     def _decode(self, packed: Tensor, scales: Tensor, packed_zeros: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Values of `packed [rows, bytes]` with their `scales [rows, groups]` and packed zeros."""
         codes = unpack(packed, self.bits, self.inputs).to(torch.float32)

@@ -114,11 +114,11 @@ def _data_free(step: Step | None, place: str) -> Method | None:
     if step is None:
         return None
     method = method_from(step.method, step.settings)
-    if method.needs:
+    if method.requires:
         free = ", ".join(name for name, kind in METHODS.items() if not kind.needs)
         raise FeatherweightError(
             f"the {place} is compressed without data",
-            found=f"{step.method}, which needs {', '.join(sorted(method.needs))}",
+            found=f"{step.method}, which needs {', '.join(sorted(method.requires))}",
             expected=f"a method that needs no statistics: {free}",
             fix=f"{place}: {{method: rtn, bits: 8}}",
         )

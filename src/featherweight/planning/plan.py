@@ -14,6 +14,7 @@ import torch
 
 from featherweight.errors import FeatherweightError
 from featherweight.methods.base import Method
+from featherweight.methods.inside import storage_after
 from featherweight.models.axes import Axis, find_axes
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.source import ModelSource, resolve_model
@@ -71,7 +72,7 @@ class Plan:
     @property
     def needs_data(self) -> bool:
         """Whether any method gathers statistics."""
-        return any(method.needs for chain in self.chains.linears.values() for method in chain)
+        return any(method.requires for chain in self.chains.linears.values() for method in chain)
 
     def shard_names(self) -> list[str]:
         """Weight files in writing order: what lies outside the blocks, then one a block."""
@@ -168,7 +169,7 @@ def _packed_row(
     description: dict[str, Any] = Dense.describe(shape, dtype)
     original = described_bytes(description)
     for method in chain:
-        description = method.storage(description, dtype)
+        description = storage_after(method, description, dtype)
     return Row(
         module, kind, block, tuple(method.name for method in chain), description, shape, original,
         described_bytes(description), at_most=not all(method.exact for method in chain), reason=reason,

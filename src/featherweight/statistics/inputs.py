@@ -71,6 +71,16 @@ class InputStatistics:
         """`E[x²]`, `[in]`."""
         return self._divided("sum_sq", self.sum_sq)
 
+    def take(self, inputs: Tensor) -> InputStatistics:
+        """Those of some inputs, `[chosen]` int64."""
+
+        def chosen(sums: Tensor | None) -> Tensor | None:
+            return None if sums is None else sums[inputs.to(sums.device)]
+
+        hessian = chosen(self.hessian)
+        hessian = None if hessian is None else hessian[:, inputs.to(hessian.device)]
+        return InputStatistics(self.count, chosen(self.sum_sq), hessian, chosen(self.abs_max))
+
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, for a file."""
         named = {"sum_sq": self.sum_sq, "hessian": self.hessian, "abs_max": self.abs_max}
