@@ -68,7 +68,7 @@ def spqr() -> dict[str, list[dict]]:
         "gptq 2-bit g128": gptq(2, 128),
         "spqr-4bit": [{**seed, "bits": 4}],
         "spqr-3bit": [{**seed, "bits": 3}],
-        "spqr 3-bit, 0.86 % outliers": [{**seed, "bits": 3, "outlier_threshold": None, "outlier_share": 0.0086}],
+        "spqr 3-bit, threshold 0.275": [{**seed, "bits": 3, "outlier_threshold": 0.275}],
         "spqr-3bit, 8-bit outliers": [{**seed, "bits": 3, "outlier_bits": 8}],
         "spqr-pareto-3bit": load_recipe("spqr-pareto-3bit").as_dict()["steps"],
         "spqr-pareto-4bit": load_recipe("spqr-pareto-4bit").as_dict()["steps"],
