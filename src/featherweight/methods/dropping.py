@@ -9,12 +9,13 @@ from torch import Tensor
 
 from featherweight.grids.base import Grid, GridParameters
 from featherweight.grids.exact import Exact
+from featherweight.kernels.registry import choose
 from featherweight.masks.patterns import Pattern
 from featherweight.packed.base import PackedWeight
 from featherweight.solvers.decision import Decision
 
 #: Columns between two products in `drop_exactly`.
-SUB_BLOCK = 32
+BLOCK = 128
 
 
 class Hold(Decision):
@@ -123,13 +124,21 @@ def drop_exactly(values: Tensor, dropped: Tensor, feedback: Tensor) -> Tensor:
         feedback: `Ũ [columns, columns]`.
     """
     target, error = values.clone(), torch.empty_like(values)
-    for start in range(0, len(values), SUB_BLOCK):
-        stop = min(start + SUB_BLOCK, len(values))
-        for column in range(start, stop):
-            target[column] += feedback[start:column, column] @ error[start:column]
-            target[column].masked_fill_(dropped[column], 0.0)
-            error[column] = values[column] - target[column]
-        target[stop:] += feedback[start:stop, stop:].T @ error[start:stop]
+    columns, rows = values.shape
+    nothing = torch.zeros(1, rows, device=values.device)
+    importance, group = (
+        torch.zeros(columns, device=values.device),
+        torch.zeros(columns, dtype=torch.int32, device=values.device),
+    )
+    codes = torch.empty(columns, rows, dtype=torch.uint8, device=values.device)
+    run = choose("sweep_block", {"columns": min(columns, BLOCK), "rows": rows}, values.device)
+    for start in range(0, columns, BLOCK):
+        part = slice(start, min(start + BLOCK, columns))
+        run(
+            target[part], values[part], feedback[part, part], importance[part], nothing + 1, nothing, group[part],
+            dropped[part].contiguous(), 0, codes[part], error[part], nothing[0].clone(), torch.float32,
+        )  # fmt: skip
+        target[part.stop :] += feedback[part, part.stop :].T @ error[part]
     return target
 
 
