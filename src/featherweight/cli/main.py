@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from featherweight.cli import compress, demo, evaluate, explain, fetch, generate, methods, plan, recipes, verify
+from featherweight.cli import compare, compress, demo, evaluate, explain, fetch, generate, methods, plan, recipes, verify
 from featherweight.errors import FeatherweightError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("demo")(demo.run)
 app.command("plan")(plan.run)
 app.command("compress")(compress.run)
+app.command("compare")(compare.run)
 app.command("verify")(verify.run)
 app.command("eval")(evaluate.run)
 app.command("generate")(generate.run)

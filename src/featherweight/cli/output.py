@@ -16,6 +16,13 @@ def print_json(result: dict[str, Any]) -> None:
     print(json.dumps(result, default=str))
 
 
+def note(line: str) -> None:
+    """A line of progress."""
+    import sys
+
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Callable[[Event], None]]:
     """A bar over blocks with the last linear, its error and the time left; plain lines where there is no terminal."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -109,6 +109,11 @@ class Measurement:
         """`{name, value, stderr, protocol}`; a value that is not finite becomes a string, as JSON has none."""
         value: float | str = self.value if math.isfinite(self.value) else str(self.value)
         return {"name": self.name, "value": value, "stderr": self.stderr, "protocol": self.protocol.as_dict()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Measurement:
+        """The inverse of `as_dict`."""
+        return cls(stored["name"], float(stored["value"]), stored["stderr"], Protocol(**stored["protocol"]))
 
 
 class MeasurementTable:

@@ -1,0 +1,61 @@
+"""`fw compare`: many recipes on one model, one table and one page of quality against real bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featherweight.cli import options
+from featherweight.cli.output import print_json
+
+
+def run(
+    model: options.Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the models, table and page; the same command goes on.")
+    ],
+    recipes: Annotated[
+        str, typer.Option(help="Shipped recipes or YAML files, comma separated; every shipped one if not given.")
+    ] = "",
+    data: Annotated[str, typer.Option(help="Text to measure on, see `fw eval --data`.")] = "heldout",
+    windows: Annotated[int | None, typer.Option(help="Windows at most; all if not given.", min=1)] = None,
+    eval_length: Annotated[int | None, typer.Option(help="Tokens of a window that is measured.", min=2)] = None,
+    calibration: options.Calibration = None,
+    samples: options.Samples = None,
+    length: options.Length = None,
+    seed: options.Seed = None,
+    settings: options.Changes = None,
+    device: options.Device = None,
+    offline: options.Offline = False,
+    yes: options.Yes = False,
+    json: options.Json = False,
+) -> None:
+    """Compress MODEL by each recipe, measure all on the same windows, and mark what nothing else beats."""
+    from featherweight.cli.output import note
+    from featherweight.reports.compare import comparison_table
+    from featherweight.reports.tables import wide_console
+    from featherweight.search.compare import PAGE, TABLE, compare
+
+    changes = options.recipe_changes(calibration, samples, length, seed, settings)
+    source = options.find_model(model, offline=offline, yes=yes)
+    names = [name.strip() for name in recipes.split(",") if name.strip()]
+    entries, refused = compare(
+        source,
+        names,
+        output,
+        data=data,
+        length=eval_length,
+        windows=windows,
+        changes=changes,
+        device=device,
+        offline=offline,
+        report=note,
+    )
+    if json:
+        print_json({"models": [entry.as_dict() for entry in entries], "left_out": refused, "page": str(output / PAGE)})
+        return
+    console = wide_console()
+    console.print(comparison_table(entries))
+    console.print(f"* no other model here is smaller and no worse\n{output / PAGE}, {output / TABLE}", highlight=False)
