@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from featherweight.cli import options
 from featherweight.cli.output import print_json
@@ -14,26 +15,32 @@ def run(
     """Say for every kind of packed weight in OUTPUT which kernel multiplies it on DEVICE."""
     from featherweight.engine.compress import pick_device
     from featherweight.engine.save import read_ledger
+
+    read_ledger(Path(output))
+    place = pick_device(device)
+    weights = kernels_of(output, place)
+    if json:
+        print_json({"device": str(place), "weights": weights})
+        return
+    for weight in weights:
+        print(f"{weight['storage']}: {len(weight['modules'])} weights, {weight['modules'][0]} ...")
+        for entry in weight["kernels"]:
+            print(f"    {'runs' if entry['runs'] else 'not '} {entry['kernel']}: {entry['reason']}")
+
+
+def kernels_of(output: str, device: Any) -> list[dict[str, Any]]:
+    """For every storage and shape of an output: its modules, and which kernels run for it or why not."""
     from featherweight.integrations.load import read_modules
     from featherweight.packed.base import empty
     from featherweight.packed.lower import explain
     from featherweight.planning.rows import describe_storage
 
-    read_ledger(Path(output))
-    place = pick_device(device)
-    alike: dict[str, list[str]] = {}
-    described = {}
+    alike: dict[str, dict[str, Any]] = {}
     for name, description in read_modules(output).items():
         key = f"{describe_storage(description)} {description['shape'][0]}x{description['shape'][1]}"
-        alike.setdefault(key, []).append(name)
-        described[key] = [
-            {"kernel": kernel, "runs": runs, "reason": reason} for kernel, runs, reason in explain(empty(description), place)
-        ]
-    if json:
-        weights = [{"storage": key, "modules": alike[key], "kernels": described[key]} for key in alike]
-        print_json({"device": str(place), "weights": weights})
-        return
-    for key, names in alike.items():
-        print(f"{key}: {len(names)} weights, {names[0]} ...")
-        for entry in described[key]:
-            print(f"    {'runs' if entry['runs'] else 'not '} {entry['kernel']}: {entry['reason']}")
+        if key not in alike:
+            offered = explain(empty(description), device)
+            kernels = [{"kernel": kernel, "runs": runs, "reason": reason} for kernel, runs, reason in offered]
+            alike[key] = {"storage": key, "modules": [], "kernels": kernels}
+        alike[key]["modules"].append(name)
+    return list(alike.values())

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from featherweight.cli import compare, compress, demo, evaluate, explain, fetch, generate, methods, plan, recipes, verify
+from featherweight.cli import bench, compare, compress, demo, evaluate, explain, fetch, generate, methods, plan, recipes, verify
 from featherweight.errors import FeatherweightError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("compress")(compress.run)
 app.command("compare")(compare.run)
 app.command("verify")(verify.run)
 app.command("eval")(evaluate.run)
+app.command("bench")(bench.run)
 app.command("generate")(generate.run)
 app.command("fetch")(fetch.run)
 app.command("methods")(methods.run)

@@ -1,0 +1,65 @@
+"""`fw bench`: latency, tokens a second, bytes read and memory, each with how it was taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from featherweight.cli import options
+from featherweight.cli.explain import kernels_of
+from featherweight.cli.output import note, print_json
+from featherweight.errors import FeatherweightError
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="A folder made by `fw compress`, or any dense model.", show_default=False)],
+    protocol: Annotated[
+        Literal["decode", "fastllama"],
+        typer.Option(help="decode: prefill and decode apart; fastllama: one-token latency and (101 − 1)-token speed."),
+    ] = "decode",
+    batch: Annotated[str, typer.Option(help="Sequences at once, comma separated.")] = "1",
+    context: Annotated[str, typer.Option(help="Tokens before decoding, comma separated.")] = "128",
+    tokens: Annotated[int, typer.Option(help="Decode steps of a repeat.", min=1)] = 16,
+    repeats: Annotated[int, typer.Option(help="Repeats; prompts of the fastllama protocol.", min=1)] = 3,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.Json = False,
+) -> None:
+    """Time MODEL as it runs from its packed weights."""
+    from featherweight import api
+    from featherweight.evaluation.speed import fastllama_protocol, measure_speed
+    from featherweight.reports.tables import print_speed
+
+    loaded = api.load(model, device=device, dtype=dtype or "auto")
+    batches, contexts = _counts(batch, "--batch"), _counts(context, "--context")
+    result: dict[str, Any]
+    if protocol == "fastllama":
+        result = fastllama_protocol(loaded, prompts=repeats, context=contexts[0])
+    else:
+        result = measure_speed(
+            loaded,
+            batches=batches,
+            contexts=contexts,
+            tokens=tokens,
+            repeats=repeats,
+            report=lambda timing: note(
+                f"batch {timing.batch}, context {timing.context}: {timing.tokens_per_second:.1f} tokens/s"
+            ),
+        )
+    if (Path(model) / "ledger.json").is_file():
+        result["kernels"] = kernels_of(model, device or ("cpu" if result["device"].startswith("cpu") else "cuda"))
+    if json:
+        print_json({"model": model, **result})
+    else:
+        print_speed(model, result)
+
+
+def _counts(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise FeatherweightError(
+            f"{option} is a list of numbers", found=text, expected="numbers with commas between", fix=f"{option} 1,4,16"
+        ) from None
