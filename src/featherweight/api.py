@@ -9,22 +9,24 @@ from typing import Any, Literal
 
 import torch
 
-from featherweight.engine.compress import Result
+from featherweight.engine.compress import Result, pick_device
 from featherweight.engine.compress import compress as run_plan
 from featherweight.engine.progress import Event, silent
+from featherweight.engine.shrink import Shrunk
+from featherweight.engine.shrink import shrink as run_shrink
 from featherweight.engine.verify import verify
 from featherweight.evaluation.protocol import Measurement
 from featherweight.integrations.load import load as load_folder
 from featherweight.models.source import ModelSource, resolve_model
 from featherweight.packed.linear import dense_cache
 from featherweight.planning.plan import Plan, make_plan
-from featherweight.planning.recipe import Recipe, load_recipe
+from featherweight.planning.recipe import Calibration, Recipe, load_recipe
 from featherweight.reports.card import write_card
 
 #: What `score` measured, in an output folder.
 EVALUATION = "evaluation.json"
 
-__all__ = ["check_texts", "compress", "evaluate", "load", "plan", "score", "verify"]
+__all__ = ["check_texts", "compress", "evaluate", "load", "plan", "score", "shrink", "verify"]
 
 
 def plan(
@@ -154,3 +156,35 @@ def score(
     kept = {text: [measurement.as_dict() for measurement in measured] for text, measured in scores.items()}
     (Path(output) / EVALUATION).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return scores
+
+
+def shrink(
+    model: str | Path | ModelSource,
+    output: str | Path,
+    *,
+    mlp: float = 0.0,
+    blocks: int = 0,
+    repair: bool = True,
+    calibration: dict[str, Any] | None = None,
+    device: str | None = None,
+    offline: bool = False,
+    report: Callable[[Event], None] = silent,
+) -> Shrunk:
+    """Remove MLP channels and whole blocks; `output` is an ordinary checkpoint that any recipe can go on with.
+
+    Args:
+        mlp: fraction of the channels of every MLP.
+        blocks: how many go.
+        repair: whether the channels that stay make up for the others, by least squares.
+        calibration: settings as in a recipe's `calibration` section.
+
+    Raises:
+        FeatherweightError: nothing to do, nothing left, or a family that cannot be resized.
+    """
+    source = model if isinstance(model, ModelSource) else resolve_model(model, offline=offline)
+    settings = Calibration(**(calibration or {}))
+    place = str(pick_device(device))
+    return run_shrink(
+        source, Path(output), mlp=mlp, blocks=blocks, calibration=settings, repair=repair, device=place, offline=offline,
+        report=report,
+    )  # fmt: skip

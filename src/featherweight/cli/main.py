@@ -7,7 +7,21 @@ from typing import NoReturn
 
 import typer
 
-from featherweight.cli import bench, compare, compress, demo, evaluate, explain, fetch, generate, methods, plan, recipes, verify
+from featherweight.cli import (
+    bench,
+    compare,
+    compress,
+    demo,
+    evaluate,
+    explain,
+    fetch,
+    generate,
+    methods,
+    plan,
+    recipes,
+    shrink,
+    verify,
+)
 from featherweight.errors import FeatherweightError
 
 app = typer.Typer(
@@ -22,6 +36,7 @@ app.command("demo")(demo.run)
 app.command("plan")(plan.run)
 app.command("compress")(compress.run)
 app.command("compare")(compare.run)
+app.command("shrink")(shrink.run)
 app.command("verify")(verify.run)
 app.command("eval")(evaluate.run)
 app.command("bench")(bench.run)

@@ -17,7 +17,9 @@ from featherweight.engine.save import LEDGER, finish_output, read_ledger
 from featherweight.engine.walk import Walk
 from featherweight.errors import FeatherweightError
 from featherweight.models.cache import cache_folder
+from featherweight.models.source import ModelSource
 from featherweight.planning.plan import Plan
+from featherweight.planning.recipe import Calibration
 from featherweight.planning.rows import Row, Totals
 from featherweight.statistics.store import StatisticsStore
 
@@ -96,11 +98,15 @@ def compress(
 
 def calibration_tokens(plan: Plan, *, offline: bool) -> Windows:
     """The windows that the recipe's calibration section asks for."""
-    wanted = plan.recipe.calibration
+    return windows_for(plan.source, plan.recipe.calibration, offline=offline)
+
+
+def windows_for(source: ModelSource, wanted: Calibration, *, offline: bool) -> Windows:
+    """The windows that a calibration section with a length asks for, in a model's tokens."""
     assert wanted.length is not None
     corpus = load_corpus(wanted.source, split="calibration", offline=offline, variant=wanted.variant)
-    vocabulary = range(plan.source.config().get_text_config(decoder=True).vocab_size)
-    tokenizer = vocabulary if corpus.samples else plan.source.tokenizer()  # token ids need no tokenizer, only its size
+    vocabulary = range(source.config().get_text_config(decoder=True).vocab_size)
+    tokenizer = vocabulary if corpus.samples else source.tokenizer()  # token ids need no tokenizer, only its size
     return calibration_windows(corpus, tokenizer, samples=wanted.samples, length=wanted.length, seed=wanted.seed)
 
 

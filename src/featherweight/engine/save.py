@@ -41,7 +41,7 @@ def finish_output(
     folder, plan = walk.output, walk.plan
     write_text(folder / "model.safetensors.index.json", json.dumps(_index(walk), indent=1))
     write_text(folder / "recipe.yaml", plan.recipe.to_yaml())
-    _copy(plan.source.folder, folder, ("generation_config.json", *_TOKENIZER))
+    copy_tokenizer(plan.source.folder, folder)
     write(folder / PROBE, {"tokens": tokens, "logits": logits[:, 7::8].contiguous()})
     write_text(folder / "config.json", json.dumps(_config(walk, rows), indent=2))
     try:
@@ -120,8 +120,9 @@ def _ledger(walk: Walk, rows: Iterable[Row], totals: Totals, proof: Mapping[str,
     }
 
 
-def _copy(source: Path, target: Path, patterns: Iterable[str]) -> None:
-    for pattern in patterns:
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Tokenizer files and generation settings, as they are."""
+    for pattern in ("generation_config.json", *_TOKENIZER):
         for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)

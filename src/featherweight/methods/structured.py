@@ -15,7 +15,7 @@ from featherweight.packed.base import PackedWeight
 from featherweight.packed.dense import Dense
 from featherweight.packed.integer import Integer
 from featherweight.packed.sliced import Sliced
-from featherweight.solvers.damping import factorise
+from featherweight.solvers.refit import absorb_dropped
 
 #: Storages that can lose inputs and outputs one by one.
 SLICEABLE = ("dense", "integer")
@@ -136,8 +136,4 @@ class Structured(Method):
     def _repaired(self, values: Tensor, kept: Tensor, problem: Problem, name: str) -> Tensor:
         """`W H_·K (H_KK)⁻¹`, `[out, kept]`."""
         hessian, count = problem.hessian(self.name, "structured without repair")
-        factor = factorise(hessian[kept][:, kept], self.damping, name=name, samples=count)
-        dropped = torch.ones(len(hessian), dtype=torch.bool, device=kept.device).index_fill_(0, kept, False)
-        owed = values[:, dropped] @ hessian[dropped][:, kept]
-        half = torch.linalg.solve_triangular(factor.upper.T, owed, upper=False, left=False)
-        return values[:, kept] + torch.linalg.solve_triangular(factor.upper, half, upper=True, left=False)
+        return absorb_dropped(values, kept, hessian, self.damping, name=name, samples=count)

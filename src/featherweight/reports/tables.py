@@ -126,6 +126,20 @@ def print_speed(model: str, result: Mapping[str, Any]) -> None:
         console.print(f"  {weight['storage']}: {ran['kernel']}, {ran['reason']}", highlight=False)
 
 
+def print_shrunk(result: Any) -> None:
+    """What `fw shrink` made."""
+    before, after = result.parameters
+    lines = [f"parameters {before:,} -> {after:,} ({after / before:.1%})"]
+    if result.channels[0] != result.channels[1]:
+        lines.append(f"channels of every MLP {result.channels[0]} -> {result.channels[1]}")
+    if result.removed:
+        gone = ", ".join(f"{block} ({result.influence[block]:.4f})" for block in result.removed)
+        lines.append(f"blocks removed, with 1 - cosine of input and output: {gone}")
+    lines.append(f"reloaded by transformers: logits repeat within {result.largest_difference:.2e}")
+    lines.append(f"{result.folder} in {result.seconds:.1f} s")
+    wide_console().print("\n".join(lines), highlight=False)
+
+
 def human_bytes(size: float) -> str:
     """Bytes in the largest binary unit that keeps a digit before the point."""
     for unit in ("B", "KiB", "MiB", "GiB"):

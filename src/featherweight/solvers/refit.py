@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from featherweight.solvers.damping import factorise
+
 #: Steps after which the objective no longer moves on layers of language models.
 STEPS = 20
 
@@ -44,3 +46,25 @@ def refit_kept(weight: Tensor, start: Tensor, kept: Tensor, hessian: Tensor, ste
         energy = following
     last = ((weight - solution) @ hessian * (weight - solution)).sum(1)
     return torch.where((last < first)[:, None], solution, start)
+
+
+def absorb_dropped(
+    weight: Tensor, kept: Tensor, hessian: Tensor, damping: float, *, name: str = "", samples: int | None = None
+) -> Tensor:
+    """`W H_·K (H_KK)⁻¹ [rows, kept]`: the kept inputs make up for the dropped ones, by least squares.
+
+    Args:
+        weight: `W [rows, in]` float32.
+        kept: inputs that stay, `[kept]` int64.
+        hessian: mean of `x xᵀ [in, in]`.
+        damping: λ, relative to the mean diagonal of `H_KK`.
+        name, samples: for the error.
+
+    Raises:
+        FeatherweightError: `H_KK` cannot be factorised.
+    """
+    factor = factorise(hessian[kept][:, kept], damping, name=name, samples=samples)
+    dropped = torch.ones(len(hessian), dtype=torch.bool, device=kept.device).index_fill_(0, kept, False)
+    owed = weight[:, dropped] @ hessian[dropped][:, kept]
+    half = torch.linalg.solve_triangular(factor.upper.T, owed, upper=False, left=False)
+    return weight[:, kept] + torch.linalg.solve_triangular(factor.upper, half, upper=True, left=False)
