@@ -123,6 +123,7 @@ def drop_exactly(values: Tensor, dropped: Tensor, feedback: Tensor) -> Tensor:
         dropped: bool, likewise.
         feedback: `Ũ [columns, columns]`.
     """
+    values = values.contiguous()
     target, error = values.clone(), torch.empty_like(values)
     columns, rows = values.shape
     nothing = torch.zeros(1, rows, device=values.device)
