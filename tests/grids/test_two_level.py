@@ -150,3 +150,15 @@ def test_the_weighted_fit_finds_the_best_pair_of_stored_codes():
             ((grid.decode(grid.encode(values[row], parameters), parameters) - values[row]).square() * importance).sum()
         )
         assert found <= min(errors) * (1 + 1e-6)
+
+
+def test_symmetric_second_grids_of_zeros():
+    weight = values(32)
+    plain, symmetric = TwoLevelGrid(3).fit(weight), TwoLevelGrid(3, zero_symmetric=True).fit(weight)
+    assert torch.equal(plain.scale, symmetric.scale)
+    assert (symmetric.zeros.grids[..., 1] == 4).all()
+    largest = (
+        TwoLevelGrid(3).between(weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)).zero.view(2, 16).abs().amax(1)
+    )
+    torch.testing.assert_close(symmetric.zeros.grids[:, 0, 0].float(), 2 * largest / 7, atol=2e-3, rtol=1e-3)
+    assert torch.equal(decode_second_level(symmetric.zeros.codes, symmetric.zeros.grids, 16), symmetric.zero)

@@ -101,6 +101,7 @@ class TwoLevelGrid:
         round_zero: widen the range to hold 0 and round `z` to an integer. It is then stored in `bits` bits, or on a second
             grid where `zero_bits < bits` (as the authors do).
         symmetric: range `[−a, a]`, `z` fixed to `2^(bits−1)` and not stored.
+        zero_symmetric: zeros lie on second grids from `−a` to `a` instead of between their extremes.
         fit_by: "minmax", as above, is the authors'. "weighted" is ours: it minimises `Σ importance · (ŵ − w)²` over ranges
             inside the extremes, and then over the pairs of stored scale and stored zero near the best of each.
 
@@ -114,6 +115,7 @@ class TwoLevelGrid:
     second_group_size: int = 16
     round_zero: bool = False
     symmetric: bool = False
+    zero_symmetric: bool = False
     fit_by: Fit = "minmax"
 
     def __post_init__(self) -> None:
@@ -218,7 +220,11 @@ class TwoLevelGrid:
         """`[rows, 1]`, as it is stored; the fixed zero of a symmetric grid is not."""
         if self.symmetric:
             return Quantized(zero)
-        return Quantized(zero, zero.to(torch.uint8)) if self.integer_zeros else self._store(zero, self.zero_bits)
+        return (
+            Quantized(zero, zero.to(torch.uint8))
+            if self.integer_zeros
+            else self._store(zero, self.zero_bits, self.zero_symmetric)
+        )
 
     def _near(self, stored: Quantized, bits: int | None) -> list[Quantized]:
         """The stored number itself and those of the codes next to it, `NEAR` on either side."""
@@ -231,7 +237,7 @@ class TwoLevelGrid:
         size = self.second_group_size
         return [Quantized(decode_second_level(codes, stored.grids, size), codes, stored.grids) for codes in moved]
 
-    def _store(self, values: Tensor, bits: int | None) -> Quantized:
+    def _store(self, values: Tensor, bits: int | None, symmetric: bool = False) -> Quantized:
         """`values [rows, 1]` as they are stored, at `bits` bits or in float16."""
         if bits is None:
             limit = torch.finfo(torch.float16).max
@@ -240,9 +246,13 @@ class TwoLevelGrid:
         low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
         flat = high - low <= SMALLEST_SPREAD * torch.maximum(high, -low)
         low, high = torch.where(flat, low.clamp(max=0.0), low), torch.where(flat, high.clamp(min=0.0), high)
+        if symmetric:
+            high = torch.maximum(-low, high)
+            low = -high
         scale = store_scale((high - low) / (2**bits - 1), torch.float16)
         limit = torch.finfo(torch.float16).max
-        zero = (-low / scale).clamp(-limit, limit).to(torch.float16).to(torch.float32)
+        zero = torch.full_like(scale, 2.0 ** (bits - 1)) if symmetric else (-low / scale).clamp(-limit, limit)
+        zero = zero.to(torch.float16).to(torch.float32)
         codes = torch.round(blocks / scale + zero).clamp_(0, 2**bits - 1).view(-1, 1)[: len(values)].to(torch.uint8)
         grids = torch.stack([scale, zero], -1).to(torch.float16)
         return Quantized(decode_second_level(codes, grids, self.second_group_size), codes, grids)

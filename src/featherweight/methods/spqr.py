@@ -47,6 +47,7 @@ class SpQR(Method):
         damping: λ ≥ 0, added to the diagonal relative to its mean.
         round_zero: round zeros to integers.
         symmetric: fix zeros in the middle.
+        zero_symmetric: second grids of the zeros run from `−a` to `a` (the authors' `qq_zero_sym`).
         fit: "minmax" as the authors; "weighted" searches ranges and the codes of scales and zeros, see `TwoLevelGrid`.
         outlier_bits: of a kept weight's residual, 16 or 8 (float8_e5m2: the walk makes up for that rounding too).
         max_outlier_share: the plan's bound; more outliers than this are an error.
@@ -72,6 +73,7 @@ class SpQR(Method):
     damping: float = 1.0
     round_zero: bool = False
     symmetric: bool = False
+    zero_symmetric: bool = False
     fit: Fit = "minmax"
     outlier_bits: Literal[16, 8] = 16
     max_outlier_share: float = 0.05
@@ -100,7 +102,7 @@ class SpQR(Method):
     def grid(self) -> TwoLevelGrid:
         """The grid of these settings."""
         second = (self.scale_bits, self.zero_bits, self.second_group_size)
-        return TwoLevelGrid(self.bits, *second, self.round_zero, self.symmetric, self.fit)
+        return TwoLevelGrid(self.bits, *second, self.round_zero, self.symmetric, self.zero_symmetric, self.fit)
 
     @property
     def exact(self) -> bool:

@@ -17,7 +17,7 @@ from featherweight.packed.cuts import as_indices, whole_groups
 from featherweight.packed.sparse_rows import read_positions
 
 #: What of a grid is needed to decode; not how it was fitted.
-_GRID = tuple(field.name for field in fields(TwoLevelGrid) if field.name != "fit_by")
+_GRID = tuple(field.name for field in fields(TwoLevelGrid) if field.name not in ("fit_by", "zero_symmetric"))
 
 
 @dataclass(frozen=True, eq=False)
