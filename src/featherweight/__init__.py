@@ -13,9 +13,9 @@ from featherweight.integrations.hook import install as _install
 from featherweight.version import __version__
 
 if TYPE_CHECKING:
-    from featherweight.api import compress, evaluate, load, plan, shrink, verify
+    from featherweight.api import answer, compress, evaluate, load, plan, shrink, verify
 
-__all__ = ["FeatherweightError", "__version__", "compress", "evaluate", "load", "plan", "shrink", "verify"]
+__all__ = ["FeatherweightError", "__version__", "answer", "compress", "evaluate", "load", "plan", "shrink", "verify"]
 
 _install()
 

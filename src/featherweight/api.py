@@ -26,7 +26,7 @@ from featherweight.reports.card import write_card
 #: What `score` measured, in an output folder.
 EVALUATION = "evaluation.json"
 
-__all__ = ["check_texts", "compress", "evaluate", "load", "plan", "score", "shrink", "verify"]
+__all__ = ["answer", "check_texts", "compress", "evaluate", "load", "plan", "score", "shrink", "verify"]
 
 
 def plan(
@@ -188,3 +188,35 @@ def shrink(
         source, Path(output), mlp=mlp, blocks=blocks, calibration=settings, repair=repair, device=place, offline=offline,
         report=report,
     )  # fmt: skip
+
+
+def answer(
+    model: str | Path,
+    task: str = "continuation",
+    *,
+    letters: bool = False,
+    limit: int | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    offline: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Measurement]:
+    """Multiple-choice accuracy of `model`: by log-likelihood, or with `letters` by asking for a letter.
+
+    Args:
+        task: "continuation", which ships with the package, or a file; see `load_questions`.
+        limit: questions at most; with `letters` 100 if not given.
+
+    Raises:
+        FeatherweightError: unknown model or task, wrong columns, or a question that does not fit the context.
+    """
+    from featherweight.data.choices import load_questions
+    from featherweight.evaluation.choice import ASKED, ask_for_letters, choose_by_likelihood
+
+    questions = load_questions(task)
+    source = resolve_model(model, offline=offline)
+    loaded = load(source.folder, device=device, dtype=dtype or (torch.float32 if device in (None, "cpu") else "auto"))
+    with dense_cache(loaded):
+        if letters:
+            return ask_for_letters(loaded, source.tokenizer(), questions, limit=limit or ASKED, progress=progress)
+        return choose_by_likelihood(loaded, source.tokenizer(), questions, limit=limit, progress=progress)

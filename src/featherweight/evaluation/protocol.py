@@ -21,7 +21,7 @@ class Protocol:
         tokens_sha256: hash of the windows' token ids; another tokenizer gives another one.
         context: tokens per window.
         windows: how many were scored.
-        rule: "joined" (non-overlapping windows of one long row) or "documents" (crops).
+        rule: "joined" (non-overlapping windows of one long row) or "documents" (crops); of questions, how they were scored.
         joining: what stood between documents, None for crops.
         variant: "standard" or "new" rules of the published corpora.
         bos: where the BOS token stood.
@@ -64,6 +64,8 @@ class Protocol:
 
     def describe(self) -> str:
         """One line for people: «wikitext2, 24 windows of 1024, joined by '\\n\\n', BOS none, cache none, float32»."""
+        if self.rule not in ("joined", "documents"):
+            return f"{self.corpus}, {self.windows} questions by {self.rule}, {self.dtype}, file {self.corpus_sha256[:8]}"
         parts = [
             self.corpus if self.variant == "standard" else f"{self.corpus} ({self.variant})",
             f"{self.windows} windows of {self.context}",
