@@ -111,33 +111,50 @@ def shrink(
     wanted = wanted if wanted.length else wanted.model_copy(update={"length": min(2048, text.max_position_embeddings)})
     tokens = windows_for(source, wanted, offline=offline).tokens
     probe = torch.randint(0, text.vocab_size, PROBE_SHAPE, generator=torch.Generator().manual_seed(0))
+    logits, influence, kept = _walk(run, smaller, blocks, (tokens, probe), wanted.batch_size, report)
+    smaller = replace(smaller, kept=kept)
+    parameters = write_checkpoint(source, output, smaller, run.weights, run.changed)
+    proof = compare_logits(logits, _reloaded(output, probe), torch.float32)
+    width = next(iter(run.axes.values())).size if mlp else 0
+    removed = tuple(block for block in run.structure.blocks if block not in kept)
+    seconds, difference = time.perf_counter() - started, proof["largest_difference"]
+    result = Shrunk(output, parameters, (width, smaller.channels), removed, influence, difference, seconds)
+    write_text(output / REPORT, json.dumps(result.as_dict(), indent=1))
+    return result
+
+
+def _walk(
+    run: _Run,
+    smaller: Smaller,
+    blocks: int,
+    tokens: tuple[Tensor, Tensor],
+    batch_size: int,
+    report: Callable[[Event], None],
+) -> tuple[Tensor, dict[str, float], tuple[str, ...]]:
+    """Prune block by block; returns the probe's logits, the influence of every block, and the blocks that stay.
+
+    Args:
+        blocks: how many go.
+        tokens: of the calibration and of the probe.
+    """
     with torch.no_grad():
         _place_outside(run)
+        sizes = (batch_size, len(tokens[1]))
         inputs, probed = (
-            capture(run.model, run.structure, ids.to(run.device), size)
-            for ids, size in ((tokens, wanted.batch_size), (probe, 2))
+            capture(run.model, run.structure, ids.to(run.device), size) for ids, size in zip(tokens, sizes, strict=True)
         )
         influence = _influence(run, inputs, report) if blocks else {}
         removed = sorted(influence, key=lambda block: influence[block])[:blocks]
-        smaller = replace(smaller, kept=tuple(block for block in run.structure.blocks if block not in removed))
-        for done, block in enumerate(smaller.kept):
+        kept = tuple(block for block in run.structure.blocks if block not in removed)
+        for done, block in enumerate(kept):
             materialize(run.model, block, run.weights, torch.float32, run.device)
-            if mlp:
+            if run.axes:
                 _narrow(run, block, smaller.channels, inputs)
             for part in (inputs, probed):
                 part.advance([part.run(run.model, block, index) for index in range(len(part.hidden))])
             run.model.get_submodule(block).to("meta")
-            report(Event("block done", block, done=done + 1, total=len(smaller.kept)))
-        logits = probed.finish(run.model, probed.hidden[0]).float().cpu()
-    parameters = write_checkpoint(source, output, smaller, run.weights, run.changed)
-    proof = compare_logits(logits, _reloaded(output, probe), torch.float32)
-    width = next(iter(run.axes.values())).size if mlp else 0
-    result = Shrunk(
-        output, parameters, (width, smaller.channels), tuple(removed), influence, proof["largest_difference"],
-        time.perf_counter() - started,
-    )  # fmt: skip
-    write_text(output / REPORT, json.dumps(result.as_dict(), indent=1))
-    return result
+            report(Event("block done", block, done=done + 1, total=len(kept)))
+        return probed.finish(run.model, probed.hidden[0]).float().cpu(), influence, kept
 
 
 def _prepare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -92,6 +93,38 @@ class PackedWeight(ABC):
         """The same weight with its tensors on `device`, dtypes unchanged."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         return type(self).from_tensors(self.description(), moved)
+
+
+@dataclass(frozen=True, eq=False)
+class Described(PackedWeight):
+    """A packed weight that is nothing but its description and its stored tensors.
+
+    Attributes:
+        described: the description.
+        stored: tensors as `layout` names them.
+    """
+
+    described: Mapping[str, Any]
+    stored: Mapping[str, Tensor]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out, in)`."""
+        rows, inputs = self.described["shape"]
+        return (rows, inputs)
+
+    def description(self) -> dict[str, Any]:
+        """As `describe` wrote it."""
+        return dict(self.described)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors."""
+        return dict(self.stored)
+
+    @classmethod
+    def from_tensors(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Described:
+        """The weight of these stored tensors."""
+        return cls(dict(description), {name: tensors[name] for name in cls.layout(description)})
 
 
 def kind_of(description: Mapping[str, Any]) -> type[PackedWeight]:

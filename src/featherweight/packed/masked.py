@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.packed.base import Layout, PackedWeight, from_tensors, layout_bytes, layout_of
+from featherweight.packed.base import Described, Layout, PackedWeight, from_tensors, layout_bytes, layout_of
 from featherweight.packed.bits import pack, packed_width, unpack
 from featherweight.packed.combinations import forms_of, mask_width, read_mask, write_mask
 from featherweight.packed.dense import Dense
@@ -24,7 +24,7 @@ PREFIX = "values_"
 
 
 @dataclass(frozen=True, eq=False)
-class Masked(PackedWeight):
+class Masked(Described):
     """Values of a leaf where the mask is set, exactly 0 elsewhere.
 
     Kept values (or codes) lie one after the other in row-major order: a row for each output where all outputs keep
@@ -42,9 +42,6 @@ class Masked(PackedWeight):
     """
 
     kind: ClassVar[str] = "masked"
-
-    described: Mapping[str, Any]
-    stored: Mapping[str, Tensor]
 
     @staticmethod
     def describe(values: Mapping[str, Any], kept: int, pattern: str = "unstructured", implied: bool = False) -> dict[str, Any]:
@@ -105,29 +102,10 @@ class Masked(PackedWeight):
         tensors[PREFIX + name] = _put_bits(_entries(values)[mask].view(lines, described["kept"] // lines), inner)
         return cls(described, {**tensors, "mask": _write_mask(mask, described)})
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(out, in)`."""
-        rows, inputs = self.described["shape"]
-        return (rows, inputs)
-
-    def description(self) -> dict[str, Any]:
-        """`kind`, `shape`, `kept`, `pattern`, `values`, `mask` (its form) and `bytes` of all forms."""
-        return dict(self.described)
-
     @classmethod
     def layout(cls, description: Mapping[str, Any]) -> Layout:
         """The leaf's tensors behind `values_`, one of them compacted; `mask`."""
         return _layout(description)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors."""
-        return dict(self.stored)
-
-    @classmethod
-    def from_tensors(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Masked:
-        """The weight of these stored tensors."""
-        return cls(dict(description), {name: tensors[name] for name in _layout(description)})
 
     @property
     def support(self) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.packed.base import Layout, PackedWeight, layout_bytes
+from featherweight.packed.base import Described, Layout, layout_bytes
 from featherweight.packed.cuts import as_indices
 
 Form = Literal["rows", "tiles", "list"]
@@ -26,7 +26,7 @@ VALUE_DTYPES = {16: torch.float16, 8: torch.float8_e5m2}
 
 
 @dataclass(frozen=True, eq=False)
-class SparseRows(PackedWeight):
+class SparseRows(Described):
     """Entries in row-major order, each a position and a value. An entry may be 0; it is stored like any other.
 
     Positions take the smallest of three forms, with `N` entries in an `[out, in]` weight:
@@ -43,9 +43,6 @@ class SparseRows(PackedWeight):
     """
 
     kind: ClassVar[str] = "sparse_rows"
-
-    described: Mapping[str, Any]
-    stored: Mapping[str, Tensor]
 
     @staticmethod
     def describe(shape: tuple[int, int], entries: int, value_bits: int = 16) -> dict[str, Any]:
@@ -85,29 +82,10 @@ class SparseRows(PackedWeight):
             stored["columns"] = columns.to(position_dtype(inputs))
         return cls(described, stored)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(out, in)`."""
-        rows, inputs = self.described["shape"]
-        return (rows, inputs)
-
-    def description(self) -> dict[str, Any]:
-        """`kind`, `shape`, `entries`, `value_bits`, `form`."""
-        return dict(self.described)
-
     @classmethod
     def layout(cls, description: Mapping[str, Any]) -> Layout:
         """`values`, and positions as the form has them."""
         return _layout(description)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """As `layout`."""
-        return dict(self.stored)
-
-    @classmethod
-    def from_tensors(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SparseRows:
-        """The weight of these stored tensors."""
-        return cls(dict(description), dict(tensors))
 
     @property
     def values(self) -> Tensor:

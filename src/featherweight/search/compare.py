@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from featherweight import api
 from featherweight.errors import FeatherweightError
+from featherweight.evaluation.protocol import Measurement
 from featherweight.models.source import ModelSource
 from featherweight.planning.plan import Plan
 from featherweight.planning.recipe import shipped_recipes
@@ -56,33 +57,57 @@ def compare(
     cells = _Cells(output / CELLS)
     protocol = {"data": data, "length": length, "windows": windows, "device": device}
 
-    def measured(folder: Path, against: Path | None) -> dict[str, Any]:
-        found = api.evaluate(folder, data, against=against, length=length, windows=windows, device=device, offline=offline)
-        return {measurement.name: measurement for measurement in found}
-
-    def dense() -> Entry:
-        report("measuring the dense model")
-        size = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
-        bits = 8 * next(iter(plans.values())).totals.original_bytes / _weights(next(iter(plans.values())))
-        return Entry("dense", bits, bits, size, measured(source.folder, None))
-
-    def compressed(name: str, plan: Plan) -> Entry:
-        report(f"compressing by {name}")
-        result = api.compress(plan, output / Path(name).stem, device=device, offline=offline)
-        kept = {key: value for key, value in measured(result.folder, source.folder).items() if key in _COLUMNS}
-        totals = result.totals
-        return Entry(name, totals.linear_bits, totals.model_bits, totals.file_bytes, kept, nominal_bits=totals.nominal_bits)
-
+    trial = _Trial(source, output, protocol, offline, report)
     fingerprint = next(iter(plans.values())).fingerprint
-    entries = [cells.get({"model": fingerprint, **protocol}, dense)]
+    first = next(iter(plans.values()))
+    entries = [cells.get({"model": fingerprint, **protocol}, lambda: trial.dense(first))]
     for name, plan in plans.items():
         cell = {"model": fingerprint, "recipe": plan.recipe.as_dict(), **protocol}
-        entries.append(cells.get(cell, lambda name=name, plan=plan: compressed(name, plan)))  # type: ignore[misc]
+        entries.append(cells.get(cell, lambda name=name, plan=plan: trial.compressed(name, plan)))  # type: ignore[misc]
     require_one_protocol(entries)
     entries = mark_front(entries)
     write_page(output / PAGE, f"{source.name}, made light", entries)
     write_csv(output / TABLE, entries)
     return entries, refused
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """How models are made and measured.
+
+    Attributes:
+        source: the dense model.
+        output: folder of the comparison.
+        protocol: data, length, windows and device of every measurement.
+        offline, report: as in `compare`.
+    """
+
+    source: ModelSource
+    output: Path
+    protocol: Mapping[str, Any]
+    offline: bool
+    report: Callable[[str], None]
+
+    def dense(self, plan: Plan) -> Entry:
+        """The model itself; any plan knows its size."""
+        self.report("measuring the dense model")
+        size = sum(path.stat().st_size for path in self.source.folder.glob("*.safetensors"))
+        bits = 8 * plan.totals.original_bytes / sum(row.weights for row in plan.rows)
+        return Entry("dense", bits, bits, size, self._measured(self.source.folder, None))
+
+    def compressed(self, name: str, plan: Plan) -> Entry:
+        """A finished output, made now or before."""
+        self.report(f"compressing by {name}")
+        device = self.protocol["device"]
+        result = api.compress(plan, self.output / Path(name).stem, device=device, offline=self.offline)
+        measured = self._measured(result.folder, self.source.folder)
+        kept = {key: value for key, value in measured.items() if key in _COLUMNS}
+        totals = result.totals
+        return Entry(name, totals.linear_bits, totals.model_bits, totals.file_bytes, kept, nominal_bits=totals.nominal_bits)
+
+    def _measured(self, folder: Path, against: Path | None) -> dict[str, Measurement]:
+        found = api.evaluate(folder, against=against, offline=self.offline, **self.protocol)
+        return {measurement.name: measurement for measurement in found}
 
 
 _COLUMNS = ("perplexity", "kl", "top1_agreement")
@@ -152,7 +177,3 @@ def _plans(
             "no recipe suits this model", found="; ".join(f"{name}: {reason}" for name, reason in refused.items())
         )
     return plans, refused
-
-
-def _weights(plan: Plan) -> int:
-    return sum(row.weights for row in plan.rows)
