@@ -76,3 +76,5 @@ def test_the_verb(gptq_run, capsys):
     assert result["timings"] and all(any(k["runs"] for k in weight["kernels"]) for weight in result["kernels"])
     with pytest.raises(FeatherweightError, match="list of numbers"):
         app(["bench", "demo", "--batch", "two"], standalone_mode=False)
+    with pytest.raises(FeatherweightError, match="offline"):
+        app(["bench", "nowhere/at-all", "--offline"], standalone_mode=False)

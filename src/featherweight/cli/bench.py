@@ -25,6 +25,7 @@ def run(
     repeats: Annotated[int, typer.Option(help="Repeats; prompts of the fastllama protocol.", min=1)] = 3,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
     """Time MODEL as it runs from its packed weights."""
@@ -32,7 +33,7 @@ def run(
     from featherweight.evaluation.speed import fastllama_protocol, measure_speed
     from featherweight.reports.tables import print_speed
 
-    loaded = api.load(model, device=device, dtype=dtype or "auto")
+    loaded = api.load(options.find_model(model, offline=offline).folder, device=device, dtype=dtype or "auto")
     batches, contexts = _counts(batch, "--batch"), _counts(context, "--context")
     result: dict[str, Any]
     if protocol == "fastllama":
