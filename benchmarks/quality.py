@@ -46,9 +46,12 @@ def integers() -> dict[str, list[dict]]:
 
 def spqr() -> dict[str, list[dict]]:
     """SpQR beside GPTQ's curve of real bits; "public" settings are those that public implementations run with."""
-    curve = {f"gptq {bits}-bit {f'g{group}' if group else 'per row'}": gptq(bits, group, order=order)
-             for bits in (3, 4, 5) for group, order in ((None, "none"), (128, "none"), (64, "none"), (32, "none"))
-             if (bits, group) not in ((5, 64), (5, 32))}  # fmt: skip
+    groups = {3: (None, 128, 64, 32), 4: (None, 128, 64, 32), 5: (None, 128)}
+    curve = {
+        f"gptq {bits}-bit {f'g{group}' if group else 'per row'}": gptq(bits, group)
+        for bits, sizes in groups.items()
+        for group in sizes
+    }
     seed = {"method": "spqr", "group_size": 16, "scale_bits": 3, "zero_bits": 3, "outlier_threshold": 0.2, "damping": 1.0}
     public = {"fit": "minmax"}
     return {

@@ -102,7 +102,7 @@ def evaluate(
 
     source = resolve_model(model, offline=offline)
     reference = resolve_model(against, offline=offline) if against else None
-    dtype = dtype or (torch.float32 if device in (None, "cpu") else "auto")
+    dtype = _measuring_dtype(device, dtype)
     loaded = load(source.folder, device=device, dtype=dtype)
     with dense_cache(loaded):  # the same values, decoded once instead of once a window
         return measure(
@@ -215,8 +215,13 @@ def answer(
 
     questions = load_questions(task)
     source = resolve_model(model, offline=offline)
-    loaded = load(source.folder, device=device, dtype=dtype or (torch.float32 if device in (None, "cpu") else "auto"))
+    loaded = load(source.folder, device=device, dtype=_measuring_dtype(device, dtype))
     with dense_cache(loaded):
         if letters:
             return ask_for_letters(loaded, source.tokenizer(), questions, limit=limit or ASKED, progress=progress)
         return choose_by_likelihood(loaded, source.tokenizer(), questions, limit=limit, progress=progress)
+
+
+def _measuring_dtype(device: str | None, dtype: torch.dtype | str | None) -> torch.dtype | str:
+    """The asked-for dtype; else float32 on a CPU and the checkpoint's elsewhere."""
+    return dtype or (torch.float32 if device in (None, "cpu") else "auto")

@@ -152,7 +152,8 @@ class SpQR(Method):
         """
         for name, current in problem.current.items():
             self._check_dense(current.kind, name)
-        (hessian, count), shared = problem.hessian(self.name, "rtn"), None
+        hessian, count = problem.hessian(self.name, "rtn")
+        shared: Factor | None = None
         compressed = {}
         for name, current in problem.current.items():
             weight = current.dequantize()
