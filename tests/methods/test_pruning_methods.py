@@ -4,70 +4,34 @@ from dataclasses import replace
 
 import pytest
 import torch
+from problems import make, relative_error, run
 from safetensors.torch import load_file
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.exact import Exact
 from featherweight.masks.patterns import Pattern
 from featherweight.methods.alps import ALPS
-from featherweight.methods.base import Problem
 from featherweight.methods.dropping import Hold, Select, drop_exactly
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.magnitude import Magnitude
+from featherweight.methods.ria import RIA
 from featherweight.methods.rtn import RTN
+from featherweight.methods.saliency import Saliency
 from featherweight.methods.sparsegpt import SparseGPT
-from featherweight.packed.base import empty, from_tensors
-from featherweight.packed.dense import Dense
+from featherweight.methods.wanda import Wanda
+from featherweight.packed.base import from_tensors
 from featherweight.packed.files import write
 from featherweight.solvers.damping import factorise
 from featherweight.solvers.sweep import sweep
-from featherweight.statistics.inputs import InputStatistics
-
-
-def make(shapes=((24, 80), (8, 80)), dtype=torch.bfloat16, seed=0, identity=False):
-    """Linears of one input, correlated unless `identity`."""
-    generator = torch.Generator().manual_seed(seed)
-    width = shapes[0][1]
-    mixing = torch.randn(width, width, generator=generator) / width**0.5 + 0.3
-    x = torch.randn(400, width, generator=generator) @ mixing * (torch.rand(width, generator=generator) * 2 + 0.1)
-    x = torch.eye(width) if identity else x
-    dense = {f"linear{i}": (torch.randn(*shape, generator=generator) * 0.05).to(dtype) for i, shape in enumerate(shapes)}
-    statistics = InputStatistics.from_inputs(x, needs=frozenset({"hessian"}))
-    weights = {name: weight.float() for name, weight in dense.items()}
-    return Problem(weights, {name: Dense(weight) for name, weight in dense.items()}, statistics, dtype)
-
-
-def run(problem, *chain):
-    """What each linear is stored as after the chain; each step as planned, and no zero comes back."""
-    facts = {}
-    for method in chain:
-        after = {}
-        for name, compressed in method.compress(problem).items():
-            before = problem.current[name]
-            planned = method.storage(before.description(), problem.dtype)
-            assert compressed.weight.description() == planned
-            assert empty(planned).nbytes == compressed.weight.nbytes
-            if before.support is not None:
-                assert not compressed.weight.dequantize()[~before.support].any()
-            after[name], facts[name] = compressed.weight, compressed.facts
-        problem = replace(problem, current=after)
-    return problem.current, facts
-
-
-def relative_error(problem, current):
-    """Mean over linears of `tr(E H Eᵀ) / tr(W H Wᵀ)`."""
-    hessian = problem.statistics.mean_hessian().double()
-    errors = []
-    for name, weight in problem.weights.items():
-        error = (weight - current[name].dequantize()).double()
-        errors.append(float(((error @ hessian) * error).sum() / ((weight.double() @ hessian) * weight.double()).sum()))
-    return sum(errors) / len(errors)
-
 
 PRUNERS = [
     Magnitude(),
     Magnitude(pattern="row", ratio=0.3),
     Magnitude(pattern="2:4"),
+    Wanda(),
+    Wanda(pattern="layer", variant=True, ratio=0.4),
+    RIA(pattern="2:4"),
+    Saliency(),
     SparseGPT(block_size=32),
     SparseGPT(ratio=0.05),
     SparseGPT(pattern="row", block_size=32, ratio=0.7),

@@ -10,7 +10,7 @@ import torch
 
 from featherweight.errors import FeatherweightError
 from featherweight.methods.base import Compressed, Problem
-from featherweight.methods.magnitude import Magnitude
+from featherweight.methods.scored import Patterned
 from featherweight.packed.dense import Dense
 from featherweight.packed.masked import Masked
 from featherweight.solvers.admm import select_and_solve
@@ -19,7 +19,7 @@ from featherweight.solvers.refit import STEPS
 
 
 @dataclass(frozen=True)
-class ALPS(Magnitude):
+class ALPS(Patterned):
     """Minimise `tr((W − Ŵ) H (W − Ŵ)ᵀ)` over the mask and the kept values together.
 
     SparseGPT decides column by column, each time for good, and only later columns make up for a drop. Here all weights of
@@ -27,7 +27,7 @@ class ALPS(Magnitude):
     Round afterwards with a second step (`gptq` holds the mask); since the kept values are then optimal, what rounding
     adds to the error is all that is left to minimise.
 
-    Settings: `ratio` and `pattern` of magnitude ("layer", "row" or "N:M"), and
+    Settings: `ratio` and `pattern` ("layer", "row" or "N:M"), and
 
     Attributes:
         damping: λ ≥ 0, added to the diagonal relative to its mean.
@@ -35,7 +35,7 @@ class ALPS(Magnitude):
         refit: steps of conjugate gradients on the kept values.
 
     Raises:
-        FeatherweightError: a setting outside these, or what magnitude refuses.
+        FeatherweightError: a setting outside these, or what `Patterned` refuses.
     """
 
     name: ClassVar[str] = "alps"

@@ -52,15 +52,24 @@ class Problem:
         Raises:
             FeatherweightError: no statistics of this input.
         """
+        statistics = self._calibrated("Hessian", method, without_data)
+        device = next(iter(self.weights.values())).device
+        return statistics.mean_hessian().to(device, torch.float32), statistics.count
+
+    def input_rms(self, method: str, without_data: str) -> Tensor:
+        """`√E[x_j²] [in]`, float32 on the weights' device; arguments and error as in `hessian`."""
+        statistics = self._calibrated("activation norms", method, without_data)
+        return statistics.mean_sum_sq().sqrt().to(next(iter(self.weights.values())).device, torch.float32)
+
+    def _calibrated(self, what: str, method: str, without_data: str) -> InputStatistics:
         if self.statistics is None:
             raise FeatherweightError(
-                f"{method} has no Hessian for {' and '.join(self.current)}",
+                f"{method} has no {what} for {' and '.join(self.current)}",
                 found="no statistics of this input",
                 expected="a calibration run",
                 fix=f"give the recipe calibration data, or use method: {without_data}",
             )
-        device = next(iter(self.weights.values())).device
-        return self.statistics.mean_hessian().to(device, torch.float32), self.statistics.count
+        return self.statistics
 
 
 @dataclass(frozen=True)

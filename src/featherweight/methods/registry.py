@@ -11,10 +11,13 @@ from featherweight.methods.alps import ALPS
 from featherweight.methods.base import Method
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.magnitude import Magnitude
+from featherweight.methods.ria import RIA
 from featherweight.methods.rtn import RTN
+from featherweight.methods.saliency import Saliency
 from featherweight.methods.sparsegpt import SparseGPT
 from featherweight.methods.spqr import SpQR
 from featherweight.methods.structured import Structured
+from featherweight.methods.wanda import Wanda
 
 #: One line per method.
 METHODS: dict[str, type[Method]] = {
@@ -22,6 +25,9 @@ METHODS: dict[str, type[Method]] = {
     GPTQ.name: GPTQ,
     SpQR.name: SpQR,
     Magnitude.name: Magnitude,
+    Wanda.name: Wanda,
+    RIA.name: RIA,
+    Saliency.name: Saliency,
     SparseGPT.name: SparseGPT,
     ALPS.name: ALPS,
     Structured.name: Structured,

@@ -47,6 +47,12 @@ class Factor:
         """`r_jj² [in]`: what one unit of squared rounding error in column `j` costs once all else is compensated; 0 if dead."""
         return self.upper.diagonal().square().masked_fill_(self.dead[self.order], 0.0)
 
+    def inverse_diagonal(self) -> Tensor:
+        """Diagonal of the inverse of what was factorised, `[in]`, in the stored order."""
+        identity = torch.eye(len(self.order), dtype=self.upper.dtype, device=self.upper.device)
+        inverse = torch.linalg.solve_triangular(self.upper, identity, upper=True)
+        return torch.empty_like(inverse[0]).index_copy_(0, self.order, inverse.square().sum(0))
+
     def feedback(self, vector_size: int = 1) -> Tensor:
         """`Ũ [in, in]`, upper triangular with unit diagonal blocks: `t_j = w_j + Σ_{i<j} E_i Ũ_ij`.
 

@@ -1,0 +1,85 @@
+"""Pruning by score: each method's mask, its errors, and updates in a second step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from problems import make, relative_error, run
+
+from featherweight.errors import FeatherweightError
+from featherweight.masks.patterns import Pattern
+from featherweight.methods.magnitude import Magnitude
+from featherweight.methods.registry import METHODS
+from featherweight.methods.ria import RIA
+from featherweight.methods.saliency import Saliency
+from featherweight.methods.scored import Scored
+from featherweight.methods.sparsegpt import SparseGPT
+from featherweight.methods.wanda import Wanda
+
+SCORED = [method for method in METHODS.values() if issubclass(method, Scored)]
+
+
+def mean_error(*chain, seeds=6):
+    problems = [make(((32, 128), (16, 128)), seed=seed) for seed in range(seeds)]
+    return sum(relative_error(problem, run(problem, *chain)[0]) for problem in problems) / seeds
+
+
+def test_with_equal_inputs_wanda_is_magnitude_and_saliency_too():
+    problem = make(identity=True)
+    for method in (Wanda(ratio=0.3), Saliency(ratio=0.3, pattern="row", damping=0)):
+        current, _ = run(problem, method)
+        plain, _ = run(problem, Magnitude(ratio=0.3, pattern="row"))
+        assert all(torch.equal(current[name].support, plain[name].support) for name in plain)
+
+
+def test_saliency_is_the_loss_after_the_others_made_up_for_it():
+    problem = make(((3, 6),), torch.float32)
+    hessian = problem.statistics.mean_hessian().double()
+    scores = Saliency(damping=0).score("linear0", problem.weights["linear0"], problem)
+    for row, weight in enumerate(problem.weights["linear0"].double()):
+        for column in range(6):
+            others = [index for index in range(6) if index != column]
+            inner = torch.linalg.solve(hessian[others][:, others], hessian[others, column])
+            loss = weight[column] ** 2 * (hessian[column, column] - hessian[others, column] @ inner)
+            assert float(scores[row, column]) == pytest.approx(float(loss), rel=1e-3)
+
+
+def test_scores_that_see_activations_beat_magnitude_and_updates_beat_the_scores():
+    plain = mean_error(Magnitude(pattern="row"))
+    for method in (Wanda(), RIA(pattern="row")):
+        alone, updated = mean_error(method), mean_error(method, SparseGPT(mask_from="current"))
+        refitted = mean_error(method, SparseGPT(mask_from="current", refit=20))
+        assert alone < plain and refitted < updated < 0.7 * alone
+
+
+@pytest.mark.parametrize("kind", SCORED)
+def test_every_score_is_finite_where_nothing_was_ever_active(kind):
+    problem = make()
+    hessian = problem.statistics.hessian.clone()
+    hessian[3] = hessian[:, 3] = 0
+    problem = replace(problem, statistics=replace(problem.statistics, hessian=hessian, sum_sq=hessian.diagonal().clone()))
+    current, _ = run(problem, kind())
+    for weight in current.values():
+        assert kind is Magnitude or not weight.dequantize()[:, 3].any()
+        assert int((~weight.support).sum()) == weight.shape[0] * weight.shape[1] // 2
+
+
+def test_errors():
+    for settings, message in (({"variant": True}, "use pattern: layer"), ({"ratio": 1.5}, "less than 1")):
+        with pytest.raises(FeatherweightError, match=message):
+            Wanda(**settings)
+    with pytest.raises(FeatherweightError, match="use power"):
+        RIA(power=-1)
+    with pytest.raises(FeatherweightError, match="use damping"):
+        Saliency(damping=-1)
+    with pytest.raises(FeatherweightError, match="activation norms for linear0 and linear1"):
+        Wanda().compress(replace(make(), statistics=None))
+
+
+def test_the_variant_keeps_the_same_total():
+    problem = make()
+    same, _ = run(problem, Wanda(ratio=0.4))
+    varied, _ = run(problem, Wanda(ratio=0.4, pattern="layer", variant=True))
+    for name, weight in problem.weights.items():
+        assert Pattern.parse("layer", 0.4).kept(weight.shape) == int(varied[name].support.sum())
+        assert len(set(varied[name].support.sum(1).tolist())) > 1 == len(set(same[name].support.sum(1).tolist()))
