@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from featherweight.data.windows import Windows
-from featherweight.engine.block import BlockTask, compress_block
+from featherweight.engine.block import compress_block
 from featherweight.engine.journal import Entry, Journal
 from featherweight.engine.outside import compress_outside, place_outside
 from featherweight.engine.progress import Event
+from featherweight.engine.task import BlockTask
 from featherweight.models.replay import BlockInputs, capture
 from featherweight.models.skeleton import build_skeleton, materialize
 from featherweight.packed.base import PackedWeight, from_tensors

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.methods.block_run import BlockRun
 from featherweight.packed.base import PackedWeight
 from featherweight.statistics.inputs import InputStatistics
 
@@ -26,6 +27,7 @@ class Problem:
         dtype: the checkpoint's floating dtype, in which scales and dense values are stored.
         seed: of the run; `generator(name)` derives one stream per (seed, step, name).
         step: index of this step in the chain.
+        settings: what the method's `tune` found, by linear.
     """
 
     weights: Mapping[str, Tensor]
@@ -34,6 +36,7 @@ class Problem:
     dtype: torch.dtype
     seed: int = 0
     step: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def generator(self, name: str) -> torch.Generator:
         """A CPU generator that depends on the seed, the step and the linear's name only."""
@@ -106,12 +109,26 @@ class Method(ABC):
         """Whether `storage` is exactly what `compress` will return, or only a bound on its bytes."""
         return True
 
+    @property
+    def budget(self) -> Literal["linear", "block"]:
+        """Whether `storage` holds for each linear, or for all linears of a block together, of which it gives an even share."""
+        return "linear"
+
+    @property
+    def tunes(self) -> bool:
+        """Whether `tune` must run before `compress`."""
+        return False
+
+    def tune(self, run: BlockRun) -> Mapping[str, Any]:
+        """Settings by linear, found on the block's outputs; `compress` gets them as `problem.settings`."""
+        return {}
+
     @abstractmethod
     def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         """Description of the packed weight this step makes of one described `current`; no data is read.
 
         The plan's bytes come from it, and the engine checks that `compress` returns exactly this; of a method that is not
-        `exact`, the same kind and shape in at most these bytes.
+        `exact`, the same kind and shape in at most these bytes; of one with a block's budget, as many bytes in sum.
         """
 
     @abstractmethod

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from featherweight.errors import FeatherweightError
 from featherweight.methods.base import Compressed, Method, Problem
 from featherweight.packed.sliced import Sliced
 
@@ -16,6 +17,11 @@ def storage_after(method: Method, current: Mapping[str, Any], dtype: torch.dtype
     """What `method` makes of a described `current`, inside the part that is left of it."""
     if current["kind"] != "sliced":
         return method.storage(current, dtype)
+    if method.tunes:
+        raise FeatherweightError(
+            f"{method.name} learns on whole linears", found="a step before that dropped whole inputs or outputs",
+            expected="it as an earlier step", fix="put the structured step last",
+        )  # fmt: skip
     rows, columns = current["shape"]
     return Sliced.describe((rows, columns), storage_after(method, current["inner"], dtype))
 

@@ -9,8 +9,10 @@ from typing import Any
 from featherweight.errors import FeatherweightError, nearest
 from featherweight.methods.alps import ALPS
 from featherweight.methods.base import Method
+from featherweight.methods.besa import BESA
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.magnitude import Magnitude
+from featherweight.methods.pqp import PQP
 from featherweight.methods.ria import RIA
 from featherweight.methods.rtn import RTN
 from featherweight.methods.saliency import Saliency
@@ -30,6 +32,8 @@ METHODS: dict[str, type[Method]] = {
     Saliency.name: Saliency,
     SparseGPT.name: SparseGPT,
     ALPS.name: ALPS,
+    BESA.name: BESA,
+    PQP.name: PQP,
     Structured.name: Structured,
 }
 

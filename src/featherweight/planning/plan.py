@@ -26,6 +26,10 @@ from featherweight.planning.chains import Chains
 from featherweight.planning.recipe import Recipe, load_recipe
 from featherweight.planning.rows import Row, Totals
 
+#: Bytes by which a header may grow for each linear whose share of a block's budget is not known before the run: numbers of
+#: more digits.
+_HEADER_SLACK = 32
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -89,7 +93,8 @@ class Plan:
     @cached_property
     def totals(self) -> Totals:
         """Bytes and bits of the whole."""
-        return Totals.of(self.rows, sum(file_bytes(layout) for layout in self.shard_layouts().values()))
+        slack = _HEADER_SLACK * sum(row.shared for row in self.rows)
+        return Totals.of(self.rows, sum(file_bytes(layout) for layout in self.shard_layouts().values()) + slack)
 
     def as_dict(self) -> dict[str, Any]:
         """The `--json` form."""
@@ -115,6 +120,7 @@ def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, An
     weights = open_weights(source.folder, skeleton)
     axes = find_axes(skeleton, structure)
     chains = Chains.resolve(settled, structure)
+    _check_tuning(settled, chains)
     rows = tuple(_rows(structure, chains, weights))
     return Plan(source, settled, structure, axes, chains, rows, weights)
 
@@ -124,6 +130,15 @@ def row_layout(row: Row, weights: Weights) -> Layout:
     if row.description is None:
         return {row.module: (weights.shape(row.module), weights.dtype(row.module))}
     return {f"{row.module}.{name}": tensor for name, tensor in layout_of(row.description).items()}
+
+
+def _check_tuning(recipe: Recipe, chains: Chains) -> None:
+    learns = next((method.name for chain in chains.linears.values() for method in chain if method.tunes), "")
+    if learns and recipe.engine.true_sequential:
+        raise FeatherweightError(
+            f"{learns} learns on a whole block", found="engine.true_sequential, which compresses a block part by part",
+            expected="all linears of a block at once", fix="--set engine.true_sequential=false",
+        )  # fmt: skip
 
 
 def _settled(recipe: Recipe, source: ModelSource) -> Recipe:
@@ -172,7 +187,8 @@ def _packed_row(
         description = storage_after(method, description, dtype)
     return Row(
         module, kind, block, tuple(method.name for method in chain), description, shape, original,
-        described_bytes(description), at_most=not all(method.exact for method in chain), reason=reason,
+        described_bytes(description), at_most=not all(method.exact for method in chain),
+        shared=any(method.budget == "block" for method in chain), reason=reason,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ class Row:
         shape: of the original.
         original_bytes, predicted_bytes: before, and as planned.
         at_most: whether `predicted_bytes` is a bound rather than exact.
+        shared: whether it is an even share of what the linears of its block store together, which is exact.
         reason: why it is left alone, or who shares it.
         measured: after the run: stored_bytes, relative_error, seconds, damping, ...
     """
@@ -33,6 +34,7 @@ class Row:
     original_bytes: int
     predicted_bytes: int
     at_most: bool = False
+    shared: bool = False
     reason: str = ""
     measured: Mapping[str, Any] = field(default_factory=dict)
 
@@ -68,6 +70,7 @@ class Row:
             "storage": self.storage,
             "predicted_bytes": self.predicted_bytes,
             "at_most": self.at_most,
+            "shared": self.shared,
             "stored_bytes": self.measured.get("stored_bytes"),
             "bits_per_weight": self.bits_per_weight,
             "sparsity": self.measured.get("sparsity", 0.0),

@@ -22,7 +22,7 @@ def print_plan(plan: Plan, cost: Estimate) -> None:
     for reason, rows in _left_alone(plan.rows).items():
         size = sum(row.bytes for row in rows)
         console.print(f"left alone, {reason}: {len(rows)} tensors, {human_bytes(size)}", highlight=False)
-    _print_totals(console, plan.totals, any(row.at_most for row in plan.rows))
+    _print_totals(console, plan.totals, any(row.at_most or row.shared for row in plan.rows))
     console.print(
         f"cost: host {human_bytes(cost.host_bytes)}, disk {human_bytes(cost.disk_bytes)}, "
         f"{cost.operations / 1e12:.2f} TFLOP, about {cost.seconds:.0f} s of matrix work here",
@@ -63,7 +63,7 @@ def rows_table(rows: Iterable[Row]) -> Table:
             row.module,
             "+".join(row.chain),
             row.storage,
-            f"{'≤ ' if row.at_most and not measured else ''}{row.bytes:,}",
+            f"{'' if measured else '≤ ' if row.at_most else '≈ ' if row.shared else ''}{row.bytes:,}",
             f"{row.bits_per_weight:.3f}",
             _error(measured),
             _number(measured.get("damping"), ".3g"),

@@ -1,0 +1,70 @@
+"""Running a block with other weights in the place of its own, for the methods that look at its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from featherweight.engine.task import BlockTask
+from featherweight.errors import FeatherweightError
+from featherweight.methods.block_run import BlockRun
+from featherweight.packed.base import PackedWeight
+from featherweight.statistics.inputs import InputStatistics
+
+
+def block_run(
+    task: BlockTask,
+    names: Sequence[str],
+    weights: Mapping[str, Tensor],
+    current: Mapping[str, PackedWeight],
+    statistics: Mapping[str, InputStatistics],
+) -> BlockRun:
+    """The task's block, whose modules still hold the original weights, for a method that compresses the linears `names`.
+
+    Args:
+        weights, current, statistics: of all linears of the block that have a chain.
+
+    Raises:
+        FeatherweightError: no calibration inputs.
+    """
+    inputs = task.inputs
+    if inputs is None:
+        raise FeatherweightError(
+            f"nothing runs through {task.block}", found="a recipe without calibration data", expected="calibration windows"
+        )
+    module = task.model.get_submodule(task.block)
+    linears = {linear.name: linear for linear in task.plan.structure.linears[task.block]}
+    stored = {name: weight.dequantize().to(weights[name].device) for name, weight in current.items()}
+
+    def parameter(name: str, weight: Tensor) -> tuple[str, Tensor]:
+        weight = weight.to(task.dtype)
+        return f"{name[len(task.block) + 1 :]}.weight", weight.t() if linears[name].transposed else weight
+
+    @cache
+    def reference(batch: int) -> Tensor:
+        with torch.no_grad():
+            return inputs.run(task.model, task.block, batch)
+
+    def run(batch: int, overrides: Mapping[str, Tensor]) -> Tensor:
+        replaced = dict(parameter(name, weight) for name, weight in {**stored, **overrides}.items())
+        call = inputs.calls[task.block][batch]
+        return call.run(
+            lambda *args, **kwargs: torch.func.functional_call(module, replaced, args, kwargs), inputs.hidden[batch]
+        )
+
+    def chosen(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values[name] for name in names}
+
+    return BlockRun(
+        task.block,
+        chosen(weights),
+        {name: current[name] for name in names},
+        {name: statistics[name] for name in names if name in statistics},
+        len(inputs.hidden),
+        reference,
+        run,
+        task.plan.recipe.seed,
+    )

@@ -1,0 +1,192 @@
+"""The chain of methods on the axes of a block: each step called, checked and measured; the result put in place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featherweight.engine.block_run import block_run
+from featherweight.engine.progress import Event
+from featherweight.engine.task import BlockResult, BlockTask
+from featherweight.errors import FeatherweightError
+from featherweight.evaluation.linears import relative_output_error
+from featherweight.methods.base import Compressed, Method, Problem
+from featherweight.methods.inside import compress_inside, storage_after
+from featherweight.models.axes import Axis
+from featherweight.packed.base import PackedWeight, described_bytes
+from featherweight.packed.dense import Dense
+from featherweight.packed.placing import place
+from featherweight.statistics.inputs import InputStatistics
+
+
+@dataclass
+class _Part:
+    """One axis on its way through the steps.
+
+    Attributes:
+        axis, statistics: the axis and its input's statistics.
+        chains: methods by linear.
+        weights: reference `[out, in]` float32, by linear.
+        dtype: of the checkpoint, by linear.
+        current: what each linear is stored as so far.
+        seconds: spent in its methods.
+    """
+
+    axis: Axis
+    statistics: InputStatistics | None
+    chains: dict[str, tuple[Method, ...]]
+    weights: dict[str, Tensor]
+    dtypes: dict[str, torch.dtype]
+    current: dict[str, Compressed] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, task: BlockTask, axis: Axis, statistics: InputStatistics | None) -> _Part:
+        linears = {linear.name: linear for linear in task.plan.structure.linears[task.block] if linear.name in axis.consumers}
+        chains = {name: task.plan.chains.linears[name] for name in axis.consumers if task.plan.chains.linears.get(name)}
+        weights = {name: linears[name].read(task.model).to(torch.float32) for name in chains}
+        dtypes = {name: task.plan.weights.dtype(linears[name].weight_name) for name in chains}
+        current = {name: Compressed(Dense(weights[name].to(dtypes[name]))) for name in chains}
+        return cls(axis, statistics, chains, weights, dtypes, current)
+
+    def step(self, index: int) -> Iterator[tuple[Method, list[str]]]:
+        """The linears that share a method and its settings at this step, together."""
+        together: dict[Method, list[str]] = {}
+        for name, chain in self.chains.items():
+            if index < len(chain):
+                together.setdefault(chain[index], []).append(name)
+        yield from together.items()
+
+
+def compress_axes(
+    task: BlockTask, axes: Sequence[Axis], statistics: Mapping[str, InputStatistics], result: BlockResult
+) -> None:
+    """Every step on all these axes before the next one, since a step may look at what the block makes of the ones before."""
+    parts = [_Part.of(task, axis, statistics.get(axis.name)) for axis in axes]
+    for index in range(max((len(chain) for part in parts for chain in part.chains.values()), default=0)):
+        before = {name: compressed.weight for part in parts for name, compressed in part.current.items()}
+        settings = _tune(task, parts, index)
+        for part in parts:
+            started = time.perf_counter()
+            for method, names in part.step(index):
+                _run_step(task, part, index, method, names, settings)
+            part.seconds += time.perf_counter() - started
+        _check_budgets(task, parts, index, before)
+    for part in parts:
+        _put_in_place(task, part, result)
+
+
+def _tune(task: BlockTask, parts: Sequence[_Part], index: int) -> dict[str, Any]:
+    """Settings by linear of the methods of this step that look at the block's outputs."""
+    tuned: dict[Method, list[str]] = {}
+    for part in parts:
+        for method, names in part.step(index):
+            if method.tunes:
+                tuned.setdefault(method, []).extend(names)
+    if not tuned:
+        return {}
+    current = {name: compressed.weight for part in parts for name, compressed in part.current.items()}
+    weights = {name: weight for part in parts for name, weight in part.weights.items()}
+    sums = {name: part.statistics for part in parts for name in part.chains if part.statistics is not None}
+    settings: dict[str, Any] = {}
+    for method, names in tuned.items():
+        task.report(Event("tune", task.block, detail=f"{method.name}, {len(names)} linears"))
+        settings |= method.tune(block_run(task, names, weights, current, sums))
+    return settings
+
+
+def _run_step(task: BlockTask, part: _Part, index: int, method: Method, names: list[str], settings: Mapping[str, Any]) -> None:
+    problem = Problem(
+        {name: part.weights[name] for name in names},
+        {name: part.current[name].weight for name in names},
+        part.statistics,
+        part.dtypes[names[0]],
+        task.plan.recipe.seed,
+        index,
+        {name: settings[name] for name in names if name in settings},
+    )
+    for name, compressed in _solve(method, problem, task.block).items():
+        _check(name, problem.current[name], compressed.weight, method, problem.dtype)
+        part.current[name] = replace(compressed, facts={**part.current[name].facts, **compressed.facts})
+
+
+def _check_budgets(task: BlockTask, parts: Sequence[_Part], index: int, before: Mapping[str, PackedWeight]) -> None:
+    """Linears that share a budget may store together what the plan gives them together."""
+    stored, planned = 0, 0
+    for part in parts:
+        for method, names in part.step(index):
+            if method.budget == "block":
+                stored += sum(part.current[name].weight.nbytes for name in names)
+                planned += sum(
+                    described_bytes(storage_after(method, before[name].description(), part.dtypes[name])) for name in names
+                )
+    if stored > planned:
+        raise FeatherweightError(f"{task.block} stores more than it planned", found=f"{stored} bytes", expected=f"{planned}")
+
+
+def _put_in_place(task: BlockTask, part: _Part, result: BlockResult) -> None:
+    for name, compressed in part.current.items():
+        place(task.model, name, compressed.weight, dtype=task.dtype)
+        result.packed[name] = compressed.weight
+        result.measured[name] = _measured(compressed, part.weights[name], part.statistics, part.seconds / len(part.current))
+        task.report(Event("compressed", task.block, linear=name, error=result.measured[name]["relative_error"]))
+
+
+def _solve(method: Method, problem: Problem, block: str) -> dict[str, Compressed]:
+    try:
+        return compress_inside(method, problem)
+    except torch.OutOfMemoryError as error:
+        raise FeatherweightError(
+            f"{method.name} ran out of memory in {block}",
+            found=str(error).splitlines()[0],
+            expected="room for the block, its statistics and one factorisation (`fw plan` prints the peak)",
+            fix="use --device cpu or a smaller calibration batch; the same command goes on from the last finished block",
+        ) from None
+
+
+def _check(name: str, before: PackedWeight, after: PackedWeight, method: Method, dtype: torch.dtype) -> None:
+    """What a step returns must be finite, as planned, and may drop weights but never bring one back."""
+    planned = storage_after(method, before.description(), dtype)
+    alike = (after.kind, list(after.shape)) == (planned["kind"], planned["shape"])
+    if method.budget == "block":  # its bytes are checked for the whole block
+        same = alike
+    else:
+        same = after.description() == planned if method.exact else alike and after.nbytes <= described_bytes(planned)
+    if not same:
+        raise FeatherweightError(
+            f"{method.name} stored {name} otherwise than it planned", found=after.description(), expected=planned
+        )
+    values = after.dequantize()
+    if not bool(torch.isfinite(values).all()):
+        raise FeatherweightError(
+            f"{method.name} made NaN or Inf in {name}",
+            found=f"{int((~torch.isfinite(values)).sum())} of {values.numel()} weights",
+            expected="finite weights",
+            fix="raise damping, or use more calibration tokens",
+        )
+    support = before.support
+    if support is not None and bool(values[~support].count_nonzero()):
+        raise FeatherweightError(
+            f"{method.name} brought dropped weights of {name} back",
+            found=int(values[~support].count_nonzero()),
+            expected="every exact zero of the step before",
+        )
+
+
+def _measured(compressed: Compressed, weight: Tensor, statistics: InputStatistics | None, seconds: float) -> dict[str, Any]:
+    values = compressed.weight.dequantize().to(weight.device)
+    hessian = statistics.hessian if statistics is not None else None
+    return {
+        **compressed.facts,
+        "stored_bytes": compressed.weight.nbytes,
+        "component_bits": {name: 8 * part.nbytes / weight.numel() for name, part in compressed.weight.tensors().items()},
+        "relative_error": None if hessian is None else relative_output_error(weight, values, hessian),
+        "relative_weight_error": relative_output_error(weight, values),
+        "sparsity": float((values == 0).float().mean()),
+        "seconds": seconds,
+    }

@@ -1,0 +1,53 @@
+"""What compressing one block needs, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from featherweight.engine.progress import Event
+from featherweight.models.replay import BlockInputs
+from featherweight.packed.base import PackedWeight
+from featherweight.planning.plan import Plan
+from featherweight.statistics.store import StatisticsStore
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """What compressing one block needs.
+
+    Attributes:
+        plan: the table.
+        model: skeleton with this block materialised.
+        block: its path.
+        inputs: calibration inputs of the block; None for recipes without data.
+        prefix: hash of everything compressed before, for the statistics' key.
+        tokens: hash of the calibration tokens.
+        store: where statistics are kept.
+        keep: whether this block's statistics are kept.
+        report: progress sink.
+        dtype: in which the block runs.
+    """
+
+    plan: Plan
+    model: nn.Module
+    block: str
+    inputs: BlockInputs | None
+    prefix: str
+    tokens: str
+    store: StatisticsStore
+    keep: bool
+    report: Callable[[Event], None]
+    dtype: torch.dtype
+
+
+@dataclass
+class BlockResult:
+    """Packed weights and ledger columns, by linear."""
+
+    packed: dict[str, PackedWeight] = field(default_factory=dict)
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)

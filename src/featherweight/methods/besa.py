@@ -1,0 +1,32 @@
+"""BESA: how much each row or linear of a block loses is learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from featherweight.masks.scores import ria, wanda
+from featherweight.methods.learned import Learned
+
+
+@dataclass(frozen=True)
+class BESA(Learned):
+    """Blockwise, differentiable sparsity allocation over any score; see `Learned` for objective and settings.
+
+    Attributes:
+        metric: "wanda", "ria" or "magnitude": which weights of a row go first.
+    """
+
+    name: ClassVar[str] = "besa"
+    summary: ClassVar[str] = "learn how much each row or linear of a block loses; the least scores go"
+    source: ClassVar[str] = "Xu et al. 2024, arXiv:2402.16880"
+
+    metric: Literal["wanda", "ria", "magnitude"] = "wanda"
+
+    def score(self, weight: Tensor, values: Tensor, rms: Tensor) -> Tensor:
+        """The metric of the current values."""
+        if self.metric == "magnitude":
+            return values.abs()
+        return wanda(values, rms) if self.metric == "wanda" else ria(values, rms)
