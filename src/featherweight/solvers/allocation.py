@@ -118,10 +118,15 @@ def project_counts(ratios: Sequence[Tensor], inputs: Sequence[int], budgets: Seq
 
 
 def _move_to_whole_bytes(counts: list[Tensor], inputs: list[int], budgets: list[int]) -> None:
-    """Pass what exceeds a multiple of `PACKED_TOGETHER` over a linear's own budget on to the next linear, in place."""
+    """Pass what exceeds a multiple of `PACKED_TOGETHER` over a linear's own budget on to the next linear, in place.
+
+    Where the next one has no room for it, what is missing to the next multiple comes from there instead.
+    """
     for index, (part, budget) in enumerate(zip(counts[:-1], budgets, strict=False)):
         excess = (int(part.sum()) - budget) % PACKED_TOGETHER
-        following = counts[index + 1]
+        giver, taker, width = part, counts[index + 1], inputs[index + 1]
+        if excess and int((width - taker).sum()) < excess:
+            giver, taker, width, excess = taker, giver, inputs[index], PACKED_TOGETHER - excess
         for _ in range(excess):
-            part[part.argmax()] -= 1
-            following[(inputs[index + 1] - following).argmax()] += 1
+            giver[giver.argmax()] -= 1
+            taker[(width - taker).argmax()] += 1

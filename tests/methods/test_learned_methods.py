@@ -1,0 +1,125 @@
+"""BESA and PQP: on the embedded model, through the engine; what they promise of losses, counts and bytes."""
+
+import pytest
+import torch
+from problems import make, run
+
+import featherweight as fw
+from common import SMALL
+from featherweight.errors import FeatherweightError
+from featherweight.masks import scores
+from featherweight.methods.besa import BESA
+from featherweight.methods.block_run import BlockRun
+from featherweight.methods.gptq import GPTQ
+from featherweight.methods.pqp import PQP
+
+#: One small block stands for a model: y = W2 relu(W1 x).
+SHAPES = ((24, 32), (16, 24))
+
+
+def block_run(method, rounding=None, broken=False):
+    """A two-layer block, rounded first if asked; and its linears as a problem."""
+    problem = make(((24, 32), (24, 32)), torch.float32)
+    weights = dict(problem.weights)
+    current = problem.current if rounding is None else run(problem, rounding)[0]
+    x = torch.randn(4, 8, 32, generator=torch.Generator().manual_seed(5))
+
+    def forward(batch, overrides):
+        used = {name: overrides.get(name, current[name].dequantize()) for name in weights}
+        if broken:
+            used = {name: weight.detach() for name, weight in used.items()}
+        return torch.relu(x[batch] @ used["linear0"].T) * (x[batch] @ used["linear1"].T)
+
+    def reference(batch):
+        return torch.relu(x[batch] @ weights["linear0"].T) * (x[batch] @ weights["linear1"].T)
+
+    statistics = dict.fromkeys(weights, problem.statistics)
+    return problem, current, BlockRun("block", weights, current, statistics, 4, reference, forward)
+
+
+@pytest.mark.parametrize(
+    "method", [BESA(epochs=8), BESA(granularity="layer", epochs=8), BESA(ratio=0.3, epochs=8), BESA(metric="ria")]
+)
+def test_learning_never_hurts_and_counts_are_exact(method):
+    _, _, block = block_run(method)
+    found = method.tune(block)
+    dropped = sum(int(each.counts.sum()) for each in found.values())
+    assert dropped == 2 * int(24 * 32 * method.ratio)
+    facts = found["linear0"].facts
+    assert facts["block_loss"] <= facts["block_loss_even"]
+    assert method.epochs == 1 or facts["block_loss"] < 0.98 * facts["block_loss_even"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"error_term": "block"}, {"error_weight": 0.0}])
+def test_pqp_keeps_the_grid_and_drops_what_is_zero_first(settings):
+    method = PQP(epochs=2, **settings)
+    problem, current, block = block_run(method, GPTQ(bits=3, group_size=16))
+    from dataclasses import replace
+
+    found = method.compress(replace(problem, current=current, settings=method.tune(block)))
+    for name, compressed in found.items():
+        values, rounded = compressed.weight.dequantize(), current[name].dequantize()
+        assert torch.equal(values, torch.where(compressed.weight.support, rounded, 0.0))
+        for row in range(len(values)):  # a kept zero only where every other weight of the row is kept or zero
+            assert (
+                not (compressed.weight.support[row] & (rounded[row] == 0)).any()
+                or not (~compressed.weight.support[row] & (rounded[row] != 0)).any()
+            )
+
+
+def test_the_score_of_pqp_by_hand():
+    weight, values, rms = (
+        torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        torch.tensor([[1.0, -2.0], [0.0, 4.0]]),
+        torch.tensor([1.0, 4.0]),
+    )
+    importance = scores.ria(weight, rms)
+    expected = values.abs() * (importance - importance.min()) / (importance.max() - importance.min())
+    torch.testing.assert_close(PQP().score(weight, values, rms), expected)
+
+
+def test_a_loss_that_is_not_finite_ends_the_learning_and_leaves_a_finite_result():
+    _, _, block = block_run(BESA())
+    original, calls = block.run, []
+
+    def sometimes(batch, overrides):
+        calls.append(batch)
+        return original(batch, overrides) * (float("nan") if torch.is_grad_enabled() and len(calls) == 3 else 1.0)
+
+    from dataclasses import replace
+
+    found = BESA(epochs=3).tune(replace(block, run=sometimes))
+    assert found["linear0"].facts["learning_ended"].endswith("step 2") and found["linear0"].facts["learning_steps"] == 2
+    assert sum(int(each.counts.sum()) for each in found.values()) == 24 * 32
+
+
+def test_errors():
+    with pytest.raises(FeatherweightError, match="returns none"):
+        BESA().tune(block_run(BESA(), broken=True)[2])
+    with pytest.raises(FeatherweightError, match="smoothing: none"):
+        BESA(ratio=0.7, smoothing="sigmoid")
+    with pytest.raises(FeatherweightError, match="less than 1"):
+        PQP(ratio=1.0)
+    with pytest.raises(FeatherweightError, match="true_sequential"):
+        fw.plan("demo", {"steps": [{"method": "besa"}], "engine": {"true_sequential": True}})
+    with pytest.raises(FeatherweightError, match="put the structured step last"):
+        fw.plan("demo", {"steps": [{"method": "structured"}, {"method": "besa"}]})
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"method": "besa"}, {"method": "gptq", "bits": 4}],
+        [{"method": "rtn", "bits": 3}, {"method": "pqp", "granularity": "layer"}],
+    ],
+)
+def test_through_the_engine(steps, tmp_path):
+    plan = fw.plan("demo", {"steps": steps}, changes={**SMALL, "calibration.batch_size": 4})
+    result = fw.compress(plan, tmp_path / "out")
+    for block in plan.structure.blocks:
+        planned = [row for row in plan.rows if row.block == block and row.chain]
+        measured = [row for row in result.rows if row.block == block and row.chain]
+        assert sum(row.predicted_bytes for row in planned) == sum(row.bytes for row in measured)
+        assert all(row.measured["block_loss"] <= row.measured["block_loss_even"] for row in measured)
+    size = sum(path.stat().st_size for path in (tmp_path / "out").glob("model-*.safetensors"))
+    assert size <= plan.totals.file_bytes < size + 32 * 28 + 64
