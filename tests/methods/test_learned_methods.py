@@ -1,4 +1,6 @@
-"""BESA and PQP: on the embedded model, through the engine; what they promise of losses, counts and bytes."""
+"""BESA, PQP and BaWA: on the embedded model, through the engine; what they promise of losses, counts and bytes."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import featherweight as fw
 from common import SMALL
 from featherweight.errors import FeatherweightError
 from featherweight.masks import scores
+from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
 from featherweight.methods.block_run import BlockRun
 from featherweight.methods.gptq import GPTQ
@@ -54,8 +57,6 @@ def test_learning_never_hurts_and_counts_are_exact(method):
 def test_pqp_keeps_the_grid_and_drops_what_is_zero_first(settings):
     method = PQP(epochs=2, **settings)
     problem, current, block = block_run(method, GPTQ(bits=3, group_size=16))
-    from dataclasses import replace
-
     found = method.compress(replace(problem, current=current, settings=method.tune(block)))
     for name, compressed in found.items():
         values, rounded = compressed.weight.dequantize(), current[name].dequantize()
@@ -86,11 +87,22 @@ def test_a_loss_that_is_not_finite_ends_the_learning_and_leaves_a_finite_result(
         calls.append(batch)
         return original(batch, overrides) * (float("nan") if torch.is_grad_enabled() and len(calls) == 3 else 1.0)
 
-    from dataclasses import replace
-
     found = BESA(epochs=3).tune(replace(block, run=sometimes))
     assert found["linear0"].facts["learning_ended"].endswith("step 2") and found["linear0"].facts["learning_steps"] == 2
     assert sum(int(each.counts.sum()) for each in found.values()) == 24 * 32
+
+
+@pytest.mark.parametrize("pattern", ["row", "2:4"])
+def test_bawa_is_never_worse_than_the_scores_it_contains(pattern):
+    problem, _, block = block_run(BaWA())
+    starts, tuned = BaWA(steps=0, pattern=pattern).tune(block), BaWA(steps=30, batches=4, pattern=pattern).tune(block)
+    facts = tuned["linear0"].facts
+    assert (
+        facts["block_loss"] <= facts["block_loss_wanda"] and facts["block_loss"] < starts["linear0"].facts["block_loss"] * 1.01
+    )
+    found = BaWA(pattern=pattern).compress(replace(problem, settings=tuned))
+    again = block.mean_loss({name: compressed.weight.dequantize() for name, compressed in found.items()})
+    assert again == pytest.approx(facts["block_loss"], rel=1e-4)
 
 
 def test_errors():

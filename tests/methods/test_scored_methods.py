@@ -16,7 +16,7 @@ from featherweight.methods.scored import Scored
 from featherweight.methods.sparsegpt import SparseGPT
 from featherweight.methods.wanda import Wanda
 
-SCORED = [method for method in METHODS.values() if issubclass(method, Scored)]
+SCORED = [method for method in METHODS.values() if issubclass(method, Scored) and not method().tunes]
 
 
 def mean_error(*chain, seeds=6):

@@ -9,6 +9,7 @@ from typing import Any
 from featherweight.errors import FeatherweightError, nearest
 from featherweight.methods.alps import ALPS
 from featherweight.methods.base import Method
+from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.magnitude import Magnitude
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
     Saliency.name: Saliency,
     SparseGPT.name: SparseGPT,
     ALPS.name: ALPS,
+    BaWA.name: BaWA,
     BESA.name: BESA,
     PQP.name: PQP,
     Structured.name: Structured,

@@ -80,5 +80,7 @@ class Scored(Patterned):
         for name, current in problem.current.items():
             self._pattern().check(current.shape[1], name)
             dropped = self._pattern().dropped(self.score(name, current.dequantize(), problem))
-            compressed[name] = Compressed(Masked.of(current, ~dropped, self.storage(current.description(), problem.dtype)))
+            facts = problem.settings[name].facts if name in problem.settings else {}
+            described = self.storage(current.description(), problem.dtype)
+            compressed[name] = Compressed(Masked.of(current, ~dropped, described), facts)
         return compressed
