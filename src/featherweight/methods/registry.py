@@ -14,6 +14,7 @@ from featherweight.methods.besa import BESA
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.pqp import PQP
+from featherweight.methods.repair import Repair
 from featherweight.methods.ria import RIA
 from featherweight.methods.rtn import RTN
 from featherweight.methods.saliency import Saliency
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
     BaWA.name: BaWA,
     BESA.name: BESA,
     PQP.name: PQP,
+    Repair.name: Repair,
     Structured.name: Structured,
 }
 
