@@ -26,6 +26,20 @@ def test_by_hand():
     torch.testing.assert_close(scores.saliency(WEIGHT, RMS), WEIGHT**2 / RMS)
 
 
+@pytest.mark.parametrize("elements", [1, 7, 10**6])
+def test_the_output_range_by_brute_force(elements):
+    weight, _ = random(3, 4)
+    inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    expected = torch.empty(3, 4)
+    for row in range(3):
+        for column in range(4):
+            without = weight[row].clone()
+            without[column] = 0
+            outputs = inputs @ without
+            expected[row, column] = outputs.max() - outputs.min()
+    torch.testing.assert_close(scores.output_range(weight, inputs, elements), expected)
+
+
 def test_rows_and_columns_of_zeros_are_worth_nothing():
     for score in (
         scores.relative_importance(WEIGHT * 0),

@@ -18,7 +18,7 @@ def make(shapes=((24, 80), (8, 80)), dtype=torch.bfloat16, seed=0, identity=Fals
     x = torch.randn(400, width, generator=generator) @ mixing * (torch.rand(width, generator=generator) * 2 + 0.1)
     x = torch.eye(width) if identity else x
     dense = {f"linear{i}": (torch.randn(*shape, generator=generator) * 0.05).to(dtype) for i, shape in enumerate(shapes)}
-    statistics = InputStatistics.from_inputs(x, needs=frozenset({"hessian"}))
+    statistics = InputStatistics.from_inputs(x, needs=frozenset({"hessian", "samples"}))
     weights = {name: weight.float() for name, weight in dense.items()}
     return Problem(weights, {name: Dense(weight) for name, weight in dense.items()}, statistics, dtype)
 

@@ -14,14 +14,12 @@ from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
 from featherweight.methods.block_run import BlockRun
 from featherweight.methods.gptq import GPTQ
+from featherweight.methods.jsq import JSQ
 from featherweight.methods.pqp import PQP
 
-#: One small block stands for a model: y = W2 relu(W1 x).
-SHAPES = ((24, 32), (16, 24))
 
-
-def block_run(method, rounding=None, broken=False):
-    """A two-layer block, rounded first if asked; and its linears as a problem."""
+def block_run(rounding=None, broken=False):
+    """`relu(x W0ᵀ) + x W1ᵀ` stands for a block, rounded first if asked; its linears as a problem, and what they are stored as."""
     problem = make(((24, 32), (24, 32)), torch.float32)
     weights = dict(problem.weights)
     current = problem.current if rounding is None else run(problem, rounding)[0]
@@ -31,10 +29,10 @@ def block_run(method, rounding=None, broken=False):
         used = {name: overrides.get(name, current[name].dequantize()) for name in weights}
         if broken:
             used = {name: weight.detach() for name, weight in used.items()}
-        return torch.relu(x[batch] @ used["linear0"].T) * (x[batch] @ used["linear1"].T)
+        return torch.relu(x[batch] @ used["linear0"].T) + x[batch] @ used["linear1"].T
 
     def reference(batch):
-        return torch.relu(x[batch] @ weights["linear0"].T) * (x[batch] @ weights["linear1"].T)
+        return torch.relu(x[batch] @ weights["linear0"].T) + x[batch] @ weights["linear1"].T
 
     statistics = dict.fromkeys(weights, problem.statistics)
     return problem, current, BlockRun("block", weights, current, statistics, 4, reference, forward)
@@ -44,7 +42,7 @@ def block_run(method, rounding=None, broken=False):
     "method", [BESA(epochs=8), BESA(granularity="layer", epochs=8), BESA(ratio=0.3, epochs=8), BESA(metric="ria")]
 )
 def test_learning_never_hurts_and_counts_are_exact(method):
-    _, _, block = block_run(method)
+    _, _, block = block_run()
     found = method.tune(block)
     dropped = sum(int(each.counts.sum()) for each in found.values())
     assert dropped == 2 * int(24 * 32 * method.ratio)
@@ -56,7 +54,7 @@ def test_learning_never_hurts_and_counts_are_exact(method):
 @pytest.mark.parametrize("settings", [{}, {"error_term": "block"}, {"error_weight": 0.0}])
 def test_pqp_keeps_the_grid_and_drops_what_is_zero_first(settings):
     method = PQP(epochs=2, **settings)
-    problem, current, block = block_run(method, GPTQ(bits=3, group_size=16))
+    problem, current, block = block_run(GPTQ(bits=3, group_size=16))
     found = method.compress(replace(problem, current=current, settings=method.tune(block)))
     for name, compressed in found.items():
         values, rounded = compressed.weight.dequantize(), current[name].dequantize()
@@ -80,7 +78,7 @@ def test_the_score_of_pqp_by_hand():
 
 
 def test_a_loss_that_is_not_finite_ends_the_learning_and_leaves_a_finite_result():
-    _, _, block = block_run(BESA())
+    _, _, block = block_run()
     original, calls = block.run, []
 
     def sometimes(batch, overrides):
@@ -94,7 +92,7 @@ def test_a_loss_that_is_not_finite_ends_the_learning_and_leaves_a_finite_result(
 
 @pytest.mark.parametrize("pattern", ["row", "2:4"])
 def test_bawa_is_never_worse_than_the_scores_it_contains(pattern):
-    problem, _, block = block_run(BaWA())
+    problem, _, block = block_run()
     starts, tuned = BaWA(steps=0, pattern=pattern).tune(block), BaWA(steps=30, batches=4, pattern=pattern).tune(block)
     facts = tuned["linear0"].facts
     assert (
@@ -105,9 +103,22 @@ def test_bawa_is_never_worse_than_the_scores_it_contains(pattern):
     assert again == pytest.approx(facts["block_loss"], rel=1e-4)
 
 
+def test_jsq_searches_the_clip_by_the_blocks_output():
+    problem, _, block = block_run()
+    found = JSQ(clip=None).tune(block)
+    kept = JSQ(clip=None).compress(replace(problem, settings=found))
+    fixed = JSQ().compress(problem)
+    losses = [
+        sum(float(block.loss(batch, {name: each.weight.dequantize() for name, each in chosen.items()})) for batch in range(2))
+        / 2
+        for chosen in (kept, fixed)
+    ]
+    assert losses[0] <= losses[1] and losses[0] == pytest.approx(found["linear1"].facts["block_loss"], rel=1e-4)
+
+
 def test_errors():
     with pytest.raises(FeatherweightError, match="returns none"):
-        BESA().tune(block_run(BESA(), broken=True)[2])
+        BESA().tune(block_run(broken=True)[2])
     with pytest.raises(FeatherweightError, match="smoothing: none"):
         BESA(ratio=0.7, smoothing="sigmoid")
     with pytest.raises(FeatherweightError, match="less than 1"):

@@ -8,6 +8,7 @@ from problems import make, relative_error, run
 
 from featherweight.errors import FeatherweightError
 from featherweight.masks.patterns import Pattern
+from featherweight.methods.jsq import JSQ
 from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.registry import METHODS
 from featherweight.methods.ria import RIA
@@ -60,11 +61,24 @@ def test_every_score_is_finite_where_nothing_was_ever_active(kind):
     problem = replace(problem, statistics=replace(problem.statistics, hessian=hessian, sum_sq=hessian.diagonal().clone()))
     current, _ = run(problem, kind())
     for weight in current.values():
-        assert kind is Magnitude or not weight.dequantize()[:, 3].any()
+        assert kind in (Magnitude, JSQ) or not weight.dequantize()[:, 3].any()
         assert int((~weight.support).sum()) == weight.shape[0] * weight.shape[1] // 2
 
 
+def test_jsq_without_its_sensitivity_is_wanda_on_its_samples_and_clips_only_the_largest():
+    problem = make(((16, 40),), torch.float32)
+    samples = problem.statistics.samples
+    same = replace(problem, statistics=replace(problem.statistics, sum_sq=samples.square().sum((0, 1)), count=samples.shape[1]))
+    plain, _ = run(same, Wanda())
+    unclipped, _ = run(same, JSQ(sensitivity=0, clip=0))
+    assert torch.equal(plain["linear0"].support, unclipped["linear0"].support)
+    once, much = (run(problem, JSQ(sensitivity=0, clip=clip))[0]["linear0"].support for clip in (1 / samples.numel(), 0.3))
+    assert torch.equal(once, unclipped["linear0"].support) and not torch.equal(much, once)
+
+
 def test_errors():
+    with pytest.raises(FeatherweightError, match=r"2.1 and 0.01"):
+        JSQ(clip=1.0)
     for settings, message in (({"variant": True}, "use pattern: layer"), ({"ratio": 1.5}, "less than 1")):
         with pytest.raises(FeatherweightError, match=message):
             Wanda(**settings)

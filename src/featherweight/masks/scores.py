@@ -46,6 +46,25 @@ def saliency(weight: Tensor, inverse_diagonal: Tensor) -> Tensor:
     return weight.square() / inverse_diagonal
 
 
+def output_range(weight: Tensor, inputs: Tensor, elements: int = 2**25) -> Tensor:
+    """Range of each output over some tokens once one weight is gone: `max_t − min_t` of `y_ti − x_tj w_ij`, `[out, in]`.
+
+    JSQ's sensitivity (Guo et al. 2024, "Compressing large language models by joint sparsification and quantization", eq. 4).
+    The outputs are computed once; the original multiplies anew for every column.
+
+    Args:
+        weight: `[out, in]`.
+        inputs: `x [tokens, in]`.
+        elements: of the largest intermediate tensor, `tokens · rows · in` for some rows at a time.
+    """
+    rows = max(1, elements // inputs.numel())
+    parts = []
+    for part in weight.split(rows):
+        left = (inputs @ part.T)[:, :, None] - inputs[:, None, :] * part
+        parts.append(left.amax(0) - left.amin(0))
+    return torch.cat(parts)
+
+
 def cumulative_share(scores: Tensor) -> Tensor:
     """Of every weight the share of its row's total score that lies at or below it, `[out, in]`, 0 to 1.
 

@@ -55,16 +55,17 @@ class Problem:
         Raises:
             FeatherweightError: no statistics of this input.
         """
-        statistics = self._calibrated("Hessian", method, without_data)
+        statistics = self.calibrated("Hessian", method, without_data)
         device = next(iter(self.weights.values())).device
         return statistics.mean_hessian().to(device, torch.float32), statistics.count
 
     def input_rms(self, method: str, without_data: str) -> Tensor:
         """`√E[x_j²] [in]`, float32 on the weights' device; arguments and error as in `hessian`."""
-        statistics = self._calibrated("activation norms", method, without_data)
+        statistics = self.calibrated("activation norms", method, without_data)
         return statistics.mean_sum_sq().sqrt().to(next(iter(self.weights.values())).device, torch.float32)
 
-    def _calibrated(self, what: str, method: str, without_data: str) -> InputStatistics:
+    def calibrated(self, what: str, method: str, without_data: str) -> InputStatistics:
+        """The statistics, or an error that says `what` of them `method` lacks; arguments as in `hessian`."""
         if self.statistics is None:
             raise FeatherweightError(
                 f"{method} has no {what} for {' and '.join(self.current)}",

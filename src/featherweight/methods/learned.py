@@ -52,7 +52,7 @@ class Learned(Method):
             within 0.05 of one half.
         epochs: passes over the calibration batches.
         optimizer: "adam", or "prodigy" (Mishchenko and Defazio 2023, arXiv:2306.06101), which sets its step itself.
-        learning_rate: of the logits; None for 0.5 with adam and 1 with prodigy.
+        learning_rate: of the logits; None for 1 with prodigy, else 0.5 beneath the sigmoid and 0.1 without.
         sparsity_weight: of the penalty on the mean ratio.
 
     Raises:
@@ -214,7 +214,7 @@ class Learned(Method):
             from prodigyopt import Prodigy
 
             return Prodigy(parameters, lr=self.learning_rate or 1.0)
-        return torch.optim.Adam(parameters, lr=self.learning_rate or 0.5)
+        return torch.optim.Adam(parameters, lr=self.learning_rate or (0.5 if self._smooth() else 0.1))
 
     def _pattern(self) -> Pattern:
         return Pattern.parse("layer", self.ratio)

@@ -12,6 +12,7 @@ from featherweight.methods.base import Method
 from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
 from featherweight.methods.gptq import GPTQ
+from featherweight.methods.jsq import JSQ
 from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.pqp import PQP
 from featherweight.methods.repair import Repair
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
     BaWA.name: BaWA,
     BESA.name: BESA,
     PQP.name: PQP,
+    JSQ.name: JSQ,
     Repair.name: Repair,
     Structured.name: Structured,
 }

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 
-KINDS = frozenset({"sum_sq", "hessian", "abs_max"})
+KINDS = frozenset({"sum_sq", "hessian", "abs_max", "samples"})
+
+#: Tokens of every window whose inputs are kept as "samples", evenly spaced.
+POSITIONS = 64
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,14 @@ class InputStatistics:
         sum_sq: `Σ x²`, `[in]`.
         hessian: `Σ x xᵀ`, `[in, in]`.
         abs_max: `max |x|`, `[in]`; merges by maximum.
+        samples: inputs at evenly spaced tokens of every window, `[windows, positions, in]`; merge one after the other.
     """
 
     count: int
     sum_sq: Tensor | None = None
     hessian: Tensor | None = None
     abs_max: Tensor | None = None
+    samples: Tensor | None = None
 
     @classmethod
     def from_inputs(cls, x: Tensor, needs: frozenset[str], dtype: torch.dtype = torch.float32) -> InputStatistics:
@@ -40,6 +45,7 @@ class InputStatistics:
             raise FeatherweightError(
                 "unknown statistic", found=", ".join(sorted(needs - KINDS)), expected=", ".join(sorted(KINDS))
             )
+        samples = _sampled(x.detach()).to(dtype) if "samples" in needs else None
         x = x.detach().reshape(-1, x.shape[-1]).to(dtype)
         hessian = x.T @ x if "hessian" in needs else None
         sum_sq = hessian.diagonal().clone() if hessian is not None else (x * x).sum(0)
@@ -52,15 +58,16 @@ class InputStatistics:
                 fix="run in float32 or bfloat16; check the checkpoint and the calibration tokens",
             )
         abs_max = x.abs().amax(0) if "abs_max" in needs else None
-        return cls(x.shape[0], sum_sq if needs else None, hessian, abs_max)
+        return cls(x.shape[0], sum_sq if needs else None, hessian, abs_max, samples)
 
     def __add__(self, other: InputStatistics) -> InputStatistics:
         def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
             return None if a is None or b is None else a + b
 
         maximum = None if self.abs_max is None or other.abs_max is None else torch.maximum(self.abs_max, other.abs_max)
+        samples = None if self.samples is None or other.samples is None else torch.cat((self.samples, other.samples))
         return InputStatistics(
-            self.count + other.count, added(self.sum_sq, other.sum_sq), added(self.hessian, other.hessian), maximum
+            self.count + other.count, added(self.sum_sq, other.sum_sq), added(self.hessian, other.hessian), maximum, samples
         )
 
     def mean_hessian(self) -> Tensor:
@@ -79,17 +86,18 @@ class InputStatistics:
 
         hessian = chosen(self.hessian)
         hessian = None if hessian is None else hessian[:, inputs.to(hessian.device)]
-        return InputStatistics(self.count, chosen(self.sum_sq), hessian, chosen(self.abs_max))
+        samples = None if self.samples is None else self.samples[..., inputs.to(self.samples.device)]
+        return InputStatistics(self.count, chosen(self.sum_sq), hessian, chosen(self.abs_max), samples)
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, for a file."""
-        named = {"sum_sq": self.sum_sq, "hessian": self.hessian, "abs_max": self.abs_max}
+        named = {"sum_sq": self.sum_sq, "hessian": self.hessian, "abs_max": self.abs_max, "samples": self.samples}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @classmethod
     def from_tensors(cls, count: int, tensors: Mapping[str, Tensor]) -> InputStatistics:
         """The inverse of `tensors`."""
-        return cls(count, tensors.get("sum_sq"), tensors.get("hessian"), tensors.get("abs_max"))
+        return cls(count, **{name: tensors.get(name) for name in sorted(KINDS)})
 
     def provides(self, needs: frozenset[str]) -> bool:
         """Whether every statistic of `needs` is here."""
@@ -103,3 +111,10 @@ class InputStatistics:
                 expected=f"a method that declares '{name}' in its needs, and at least one token",
             )
         return total / self.count
+
+
+def _sampled(x: Tensor) -> Tensor:
+    """`x [..., tokens, in]` at up to `POSITIONS` evenly spaced tokens, `[windows, positions, in]`."""
+    windows = x.reshape(-1, *x.shape[-2:])
+    positions = torch.linspace(0, windows.shape[1] - 1, min(POSITIONS, windows.shape[1]), device=x.device).round().long()
+    return windows[:, positions]
