@@ -1,4 +1,4 @@
-"""One decoder block: gather what the methods asked for, call them axis by axis, put the packed weights in place."""
+"""One decoder block, or the head: gather what the methods asked for, call them axis by axis, put the packed weights in place."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def gather(task: BlockTask, axes: list[Axis], done: BlockResult) -> dict[str, In
 
 
 def _compress_axis(task: BlockTask, axis: Axis, statistics: InputStatistics | None, result: BlockResult) -> None:
-    linears = {linear.name: linear for linear in task.plan.structure.linears[task.block] if linear.name in axis.consumers}
+    linears = {linear.name: linear for linear in task.plan.linears(task.block) if linear.name in axis.consumers}
     chains = {name: task.plan.chains.linears[name] for name in axis.consumers if task.plan.chains.linears.get(name)}
     weights = {name: linears[name].read(task.model).to(torch.float32) for name in chains}
     dtypes = {name: task.plan.weights.dtype(linears[name].weight_name) for name in chains}
