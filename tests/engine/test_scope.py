@@ -134,7 +134,10 @@ def test_wrong_scopes_are_explained(step: dict[str, Any], says: str) -> None:
 
 
 def test_a_scope_belongs_to_the_recipes_own_steps() -> None:
-    for section in ({"head": {"method": "rtn", "scope": "head"}}, {"overrides": [{"match": "*", "steps": [{**DROP, "scope": "all"}]}]}):
+    for section in (
+        {"head": {"method": "rtn", "scope": "head"}},
+        {"overrides": [{"match": "*", "steps": [{**DROP, "scope": "all"}]}]},
+    ):
         with pytest.raises(FeatherweightError, match="scope"):
             fw.plan("demo", recipe({"method": "rtn"}, **section))
 
