@@ -29,16 +29,14 @@ def chains(plan: Any) -> dict[str, tuple[str, ...]]:
     return {row.module: row.chain for row in plan.rows if row.chain}
 
 
-@pytest.mark.parametrize("model", MODELS)
+RTN4, RTN8 = {"method": "rtn", "bits": 4, "group_size": 32}, {"method": "rtn", "bits": 8, "group_size": None}
+LOUD, GPTQ = {**DROP, "score": "activation"}, {"method": "gptq", "bits": 4, "group_size": 32}
+
+
 @pytest.mark.parametrize(
-    "head",
-    [
-        [DROP],
-        [{"method": "rtn", "bits": 4, "group_size": 32}, DROP],
-        [{"method": "rtn", "bits": 8, "group_size": None}, {**DROP, "dimension": "output"}],
-        [{**DROP, "score": "activation"}, {"method": "gptq", "bits": 4, "group_size": 32}],
-    ],
-    ids=["dense", "4-bit inputs", "8-bit outputs", "activations"],
+    ("model", "head"),
+    [("demo", [DROP]), ("demo", [RTN4, DROP]), ("demo", [LOUD, GPTQ]), (str(OPT), [RTN8, {**DROP, "dimension": "output"}])],
+    ids=["dense", "4-bit inputs", "activations", "OPT, 8-bit outputs"],
 )
 def test_a_tied_head_gets_a_weight_of_its_own(model: str, head: list[dict[str, Any]], tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
@@ -69,8 +67,7 @@ def plan_skeleton(plan: Any) -> Any:
     return build_skeleton(plan.source.config())
 
 
-@pytest.mark.parametrize("bits", [None, 4, 8])
-@pytest.mark.parametrize("dimension", ["input", "output"])
+@pytest.mark.parametrize(("bits", "dimension"), [(None, "output"), (4, "input"), (8, "input")])
 def test_the_shrunk_head_is_the_masked_head(bits: int | None, dimension: str, tmp_path: Path) -> None:
     before = [] if bits is None else [{"method": "rtn", "bits": bits, "group_size": 64, "scope": "head"}]
     values = {}
