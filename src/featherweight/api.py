@@ -56,14 +56,18 @@ def compress(
     device: str | None = None,
     offline: bool = False,
     statistics: Path | None = None,
+    donors: Sequence[Path] = (),
     report: Callable[[Event], None] = silent,
 ) -> Result:
     """Run `plan` into the folder `output`; the same call after a crash goes on where it stopped.
 
+    Args:
+        donors: other outputs, whose first weight files are taken over as far as this run would write the same.
+
     Raises:
         FeatherweightError: bad data, a folder in use, no space, or a saved model that does not repeat its logits.
     """
-    result = run_plan(plan, output, device=device, offline=offline, statistics=statistics, report=report)
+    result = run_plan(plan, output, device=device, offline=offline, statistics=statistics, donors=donors, report=report)
     write_card(result.folder)
     return result
 

@@ -20,6 +20,7 @@ from featherweight.cli import (
     plan,
     recipes,
     shrink,
+    table,
     verify,
 )
 from featherweight.errors import FeatherweightError
@@ -36,6 +37,7 @@ app.command("demo")(demo.run)
 app.command("plan")(plan.run)
 app.command("compress")(compress.run)
 app.command("compare")(compare.run)
+app.add_typer(table.app, name="table")
 app.command("shrink")(shrink.run)
 app.command("verify")(verify.run)
 app.command("eval")(evaluate.run)

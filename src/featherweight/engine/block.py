@@ -1,4 +1,4 @@
-"""One decoder block: gather what the methods asked for, and hand it to them."""
+"""One decoder block, or the head: gather what the methods asked for, and hand it to them."""
 
 from __future__ import annotations
 

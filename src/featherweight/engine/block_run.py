@@ -36,7 +36,7 @@ def block_run(
             f"nothing runs through {task.block}", found="a recipe without calibration data", expected="calibration windows"
         )
     module = task.model.get_submodule(task.block)
-    linears = {linear.name: linear for linear in task.plan.structure.linears[task.block]}
+    linears = {linear.name: linear for linear in task.plan.linears(task.block)}
     stored = {name: weight.dequantize().to(weights[name].device) for name, weight in current.items()}
 
     def parameter(name: str, weight: Tensor) -> tuple[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def compress(
     device: str | None = None,
     offline: bool = False,
     statistics: Path | None = None,
+    donors: Sequence[Path] = (),
     report: Callable[[Event], None] = silent,
 ) -> Result:
     """Run `plan` into the folder `output`; a killed run is gone on with by the same call.
@@ -70,6 +71,7 @@ def compress(
             checkpoint's dtype elsewhere.
         offline: never ask the network for calibration data.
         statistics: folder of kept statistics; None takes the user's cache.
+        donors: other outputs, whose first files are taken over as far as this run would write the same.
         report: progress sink.
 
     Raises:
@@ -83,12 +85,16 @@ def compress(
     windows = calibration_tokens(plan, offline=offline) if plan.needs_data else None
     store = StatisticsStore(statistics or cache_folder() / "statistics")
     walk = Walk(plan, folder, windows, place, dtype, store, report)
+    walk.borrow(donors)
     resumed = len(walk.journal.entries)
     if walk.journal.finished and (folder / LEDGER).is_file():
         report(Event("saved", detail=f"{folder} is already complete"))
         ledger = read_ledger(folder)
         return Result(folder, measured_rows(plan, walk), _totals(plan, walk), ledger["proof"], 0.0, resumed)
-    report(Event("start", total=len(plan.structure.blocks), detail=f"{plan.source.name}, {plan.recipe.name}, {place}"))
+    report(Event("start", total=len(plan.stages) - 1, detail=f"{plan.source.name}, {plan.recipe.name}, {place}"))
+    for row in plan.rows:
+        if row.untied:
+            report(Event("note", detail=f"{row.module}: {row.reason}, {row.predicted_bytes:,} bytes of its own"))
     tokens, logits = walk.run()
     rows = measured_rows(plan, walk)
     seconds = time.perf_counter() - started

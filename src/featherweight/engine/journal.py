@@ -22,11 +22,13 @@ class Entry:
         shard: file name.
         sha256: of the file.
         rows: what the ledger says of each packed module in it: `{module: {"description": ..., "measured": ...}}`.
+        made_from: hash of everything that decides the file.
     """
 
     shard: str
     sha256: str
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    made_from: str = ""
 
 
 class Journal:
@@ -79,6 +81,12 @@ class Journal:
     def _write(self) -> None:
         state = {"identity": self._identity, "finished": self.finished, "entries": [asdict(entry) for entry in self.entries]}
         write_text(self._folder / NAME, json.dumps(state, indent=1))
+
+
+def read_entries(folder: Path) -> list[Entry]:
+    """The finished shards of an output; none where there is no journal."""
+    path = folder / NAME
+    return [Entry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["entries"]] if path.is_file() else []
 
 
 def check_shard(path: Path, expected: str) -> None:

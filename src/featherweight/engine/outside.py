@@ -1,4 +1,4 @@
-"""What lies outside the blocks: embedding, head, norms; compressed without data, first of all."""
+"""What lies outside the blocks: embedding, norms, a head without a chain of its own; first of all, and without data."""
 
 from __future__ import annotations
 
@@ -16,21 +16,19 @@ from featherweight.packed.base import PackedWeight
 from featherweight.packed.dense import Dense
 from featherweight.packed.placing import place
 from featherweight.planning.plan import Plan
-from featherweight.planning.rows import Row
 
 
-def compress_outside(plan: Plan, rows: list[Row]) -> tuple[dict[str, PackedWeight], dict[str, dict[str, Any]]]:
-    """Packed embedding and head where the recipe asks for them, with their ledger columns."""
-    chains = {module: chain for module, _, chain, _ in plan.chains.outside(plan.structure).values()}
+def compress_outside(plan: Plan) -> tuple[dict[str, PackedWeight], dict[str, dict[str, Any]]]:
+    """The packed embedding where the recipe asks for it, with its ledger columns."""
+    method = plan.chains.embedding
     packed: dict[str, PackedWeight] = {}
     measured: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if not row.chain:
+    for row in plan.rows:
+        if method is None or row.kind != "embedding":
             continue
         started = time.perf_counter()
         weight = plan.weights.read(f"{row.module}.weight").float()
         dtype = plan.weights.dtype(f"{row.module}.weight")
-        method = chains[row.module][0]
         problem = Problem({row.module: weight}, {row.module: Dense(weight.to(dtype))}, None, dtype, plan.recipe.seed)
         compressed = method.compress(problem)[row.module]
         packed[row.module] = compressed.weight
@@ -48,7 +46,7 @@ def place_outside(
     model: nn.Module, plan: Plan, packed: Mapping[str, PackedWeight], dtype: torch.dtype, device: torch.device
 ) -> None:
     """Materialise everything outside the blocks in `model`, with packed weights in their places."""
-    tied_head = plan.structure.head if plan.structure.tied else None
+    tied_head = plan.structure.head if plan.structure.tied and not plan.untied else None
     for module, weight in packed.items():
         place(model, module, weight.to(device), tied_head=tied_head, dtype=dtype)
     replaced = {*packed, *([tied_head] if packed else [])}

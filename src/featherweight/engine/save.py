@@ -94,6 +94,10 @@ def _index(walk: Walk) -> dict[str, Any]:
 def _config(walk: Walk, rows: Iterable[Row]) -> dict[str, Any]:
     config = json.loads((walk.plan.source.folder / "config.json").read_text(encoding="utf-8"))
     descriptions = {row.module: row.description for row in rows if row.description is not None}
+    if walk.plan.untied:
+        for section in (config, config.get("text_config")):
+            if isinstance(section, dict):
+                section["tie_word_embeddings"] = False
     config["quantization_config"] = quantization_config(descriptions, walk.plan.recipe.name)
     return config
 

@@ -47,7 +47,7 @@ class _Part:
 
     @classmethod
     def of(cls, task: BlockTask, axis: Axis, statistics: InputStatistics | None) -> _Part:
-        linears = {linear.name: linear for linear in task.plan.structure.linears[task.block] if linear.name in axis.consumers}
+        linears = {linear.name: linear for linear in task.plan.linears(task.block) if linear.name in axis.consumers}
         chains = {name: task.plan.chains.linears[name] for name in axis.consumers if task.plan.chains.linears.get(name)}
         weights = {name: linears[name].read(task.model).to(torch.float32) for name in chains}
         dtypes = {name: task.plan.weights.dtype(linears[name].weight_name) for name in chains}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,17 @@ from torch import Tensor
 
 from featherweight.data.windows import Windows
 from featherweight.engine.block import compress_block
-from featherweight.engine.journal import Entry, Journal
+from featherweight.engine.journal import Entry, Journal, check_shard, read_entries
 from featherweight.engine.outside import compress_outside, place_outside
 from featherweight.engine.progress import Event
 from featherweight.engine.task import BlockTask
-from featherweight.models.replay import BlockInputs, capture
+from featherweight.models.replay import BlockInputs, capture, head_inputs, override_forwards
 from featherweight.models.skeleton import build_skeleton, materialize
 from featherweight.packed.base import PackedWeight, from_tensors
-from featherweight.packed.files import write
+from featherweight.packed.files import link, write
 from featherweight.packed.linear import dense_cache
 from featherweight.packed.placing import place
 from featherweight.planning.plan import Plan
-from featherweight.planning.rows import Row
 from featherweight.statistics.store import StatisticsStore
 
 PROBE_SHAPE = (2, 32)
@@ -63,21 +63,44 @@ class Walk:
         tokens = self.windows.sha256 if self.windows else None
         return {**self.plan.identity(), "tokens": tokens, "compute": [self.device.type, str(self.dtype)]}
 
+    def made_from(self, shard: int) -> str:
+        """Hash of everything that decides a shard; equal ones are bit-identical."""
+        stages = self.plan.stages[: shard + 1]
+        tokens = self.windows.sha256 if self.windows and any(map(self.plan.gathers, stages)) else None
+        told = [self.plan.lineage(shard + 1), tokens, self.device.type, str(self.dtype)]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def borrow(self, donors: Sequence[Path]) -> None:
+        """Take over the first shards from other outputs, as far as this run would write them alike; files are linked.
+
+        Raises:
+            FeatherweightError: a donor's shard that was changed or is gone.
+        """
+        lent = [(folder, read_entries(folder)) for folder in donors]
+        for shard in range(len(self.journal.entries), len(self._shards)):
+            key, name = self.made_from(shard), self._shards[shard]
+            found = next(((folder, entry) for folder, entries in lent for entry in entries if entry.made_from == key), None)
+            if found is None:
+                return
+            check_shard(found[0] / found[1].shard, found[1].sha256)
+            link(found[0] / found[1].shard, self.output / name)
+            self.journal.add(replace(found[1], shard=name))
+
     @torch.no_grad()
     def run(self) -> tuple[Tensor, Tensor]:
         """Walk to the end; returns the probe's tokens and the logits of the compressed model as it stands in memory."""
         self._outside()
         probe_tokens = self.probe_tokens()
         inputs = [self._capture(probe_tokens, len(probe_tokens))]
-        if self.windows:
+        if self.windows and any(map(self.plan.gathers, self.plan.stages[len(self.journal.entries) :])):
             inputs.append(self._capture(self.windows.tokens, self.plan.recipe.calibration.batch_size))
-        for index, block in enumerate(self.plan.structure.blocks):
-            materialize(self._model, block, self.plan.weights, self.dtype, self.device)
-            if index + 1 < len(self.journal.entries):
-                self._replay(index + 1, block, inputs)
+        for shard, stage in enumerate(self.plan.stages[1:], 1):
+            materialize(self._model, stage, self.plan.weights, self.dtype, self.device)
+            if stage in inputs[0].calls:
+                self._block(shard, stage, inputs)
+                self._model.get_submodule(stage).to("meta")
             else:
-                self._compress(index + 1, block, inputs)
-            self._model.get_submodule(block).to("meta")
+                self._head(shard, stage, inputs)
         logits = inputs[0].finish(self._model, inputs[0].hidden[0])
         self._model.to("meta")  # the proof loads the output beside it
         return probe_tokens, logits.float().cpu()
@@ -88,28 +111,43 @@ class Walk:
         return torch.randint(0, int(vocabulary), PROBE_SHAPE, generator=torch.Generator().manual_seed(self.plan.recipe.seed))
 
     def _outside(self) -> None:
-        rows = [row for row in self.plan.rows if not row.block]
         if self.journal.entries:
             packed = self._load(self.journal.entries[0])
             self.report(Event("resume", done=len(self.journal.entries) - 1, total=len(self._shards) - 1))
         else:
-            packed, measured = compress_outside(self.plan, rows)
-            self._write(0, rows, packed, measured)
+            packed, measured = compress_outside(self.plan)
+            self._write(0, packed, measured)
         place_outside(self._model, self.plan, packed, self.dtype, self.device)
 
     def _capture(self, tokens: Tensor, batch_size: int) -> BlockInputs:
         return capture(self._model, self.plan.structure, tokens.to(self.device), batch_size)
 
-    def _compress(self, shard: int, block: str, inputs: list[BlockInputs]) -> None:
+    def _block(self, shard: int, block: str, inputs: list[BlockInputs]) -> None:
+        """A block, and what it makes of its inputs."""
         dense = self.plan.recipe.engine.inputs == "dense"
         outputs = [self._forward(part, block) for part in inputs] if dense else []
+        self._stage(shard, block, inputs[1] if len(inputs) > 1 else None)
+        self._advance(inputs, block, outputs)
+
+    def _head(self, shard: int, head: str, inputs: list[BlockInputs]) -> None:
+        """The head; while its inputs are looked at, it computes no logits."""
+        seen = head_inputs(self._model, inputs[1], head) if len(inputs) > 1 else None
+        with override_forwards(self._model, {head: lambda hidden: hidden}):
+            self._stage(shard, head, seen)
+
+    def _stage(self, shard: int, stage: str, inputs: BlockInputs | None) -> None:
+        """Compress and write; or, of a stage that is finished, the same modules and multiplies as in the run that wrote it."""
+        if shard < len(self.journal.entries):
+            for name, weight in self._load(self.journal.entries[shard]).items():
+                place(self._model, name, weight, dtype=self.dtype)
+            return
         result = compress_block(
             BlockTask(
                 plan=self.plan,
                 model=self._model,
-                block=block,
-                inputs=inputs[1] if len(inputs) > 1 else None,
-                prefix="dense" if dense else self._prefix(shard),
+                block=stage,
+                inputs=inputs,
+                prefix="dense" if self.plan.recipe.engine.inputs == "dense" else self._prefix(shard),
                 tokens=self.windows.sha256 if self.windows else "",
                 store=self.store,
                 keep={"none": False, "first": shard == 1, "all": True}[self.plan.recipe.engine.keep_statistics],
@@ -117,18 +155,8 @@ class Walk:
                 dtype=self.dtype,
             )
         )
-        self._advance(inputs, block, outputs)
-        rows = [row for row in self.plan.rows if row.block == block]
-        self._write(shard, rows, result.packed, result.measured)
-        self.report(Event("block written", block, done=shard, total=len(self._shards) - 1))
-
-    def _replay(self, shard: int, block: str, inputs: list[BlockInputs]) -> None:
-        """A finished block from its shard: the same modules and multiplies as in the run that wrote it."""
-        dense = self.plan.recipe.engine.inputs == "dense"
-        outputs = [self._forward(part, block) for part in inputs] if dense else []
-        for name, weight in self._load(self.journal.entries[shard]).items():
-            place(self._model, name, weight, dtype=self.dtype)
-        self._advance(inputs, block, outputs)
+        self._write(shard, result.packed, result.measured)
+        self.report(Event("block written", stage, done=shard, total=len(self._shards) - 1))
 
     def _advance(self, inputs: list[BlockInputs], block: str, dense_outputs: list[list[Tensor]]) -> None:
         """Outputs become the next block's inputs; the probe always sees the compressed block."""
@@ -155,9 +183,8 @@ class Walk:
             packed[module] = from_tensors(row["description"], own)
         return packed
 
-    def _write(
-        self, shard: int, rows: list[Row], packed: Mapping[str, PackedWeight], measured: Mapping[str, dict[str, Any]]
-    ) -> None:
+    def _write(self, shard: int, packed: Mapping[str, PackedWeight], measured: Mapping[str, dict[str, Any]]) -> None:
+        rows = [row for row in self.plan.rows if row.block == self.plan.stages[shard]]
         tensors: dict[str, Tensor] = {}
         for row in rows:
             if row.description is None:
@@ -168,4 +195,4 @@ class Walk:
         described = {
             module: {"description": weight.description(), "measured": measured[module]} for module, weight in packed.items()
         }
-        self.journal.add(Entry(self._shards[shard], digest, described))
+        self.journal.add(Entry(self._shards[shard], digest, described, self.made_from(shard)))

@@ -176,6 +176,26 @@ def finish(model: nn.Module, hidden: Tensor, blocks: Sequence[str]) -> Tensor:
         return model(input_ids=tokens, use_cache=False).logits
 
 
+def head_inputs(model: nn.Module, inputs: BlockInputs, head: str) -> BlockInputs:
+    """The head as one more block: what `model` hands it for the last block's outputs, batch by batch.
+
+    Args:
+        model: in eval mode; everything outside the blocks must be there, the head's weight excepted.
+        inputs: advanced beyond the last block.
+        head: module path of the output head.
+    """
+    found: list[Tensor] = []
+
+    def record(hidden: Tensor) -> Tensor:
+        found.append(hidden.as_subclass(Tensor))
+        return hidden
+
+    with override_forwards(model, {head: record}):
+        for hidden in inputs.hidden:
+            inputs.finish(model, hidden)
+    return BlockInputs(found, {head: [BlockCall((None,), {}, 0)] * len(found)})
+
+
 @contextmanager
 def override_forwards(model: nn.Module, forwards: dict[str, Callable[..., Any]]) -> Iterator[None]:
     """Replace the forward of modules, by path, and put the own ones back at the end."""

@@ -22,16 +22,20 @@ _SAMPLE = 1 << 20  # bytes at either end of a shard that enter its fingerprint
 
 
 class Weights(ABC):
-    """The stored tensors of one model, named as in `model.state_dict()`; of tied names only the first.
+    """The stored tensors of one model, named as in `model.state_dict()`; tied ones answer to all their names, and are listed
+    once.
 
     Two implementations: `LazyWeights` reads each tensor from its shard; `LoadedWeights` lets transformers load the whole
     checkpoint (on the CPU, in the stored dtype) where names on disk do not map one to one to the model's, as for experts
     that are stored one by one and fused into 3-D tensors on loading.
     """
 
-    def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor]) -> None:
+    def __init__(
+        self, folder: Path, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], first: Mapping[str, str]
+    ) -> None:
         self.folder = folder
         self._shapes = dict(shapes)
+        self._first = dict(first)
         self._stored = dict(stored)
         self._sizes = {tensor.shard: tensor.shard.stat().st_size for tensor in stored.values()}
 
@@ -41,8 +45,7 @@ class Weights(ABC):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor; raises FeatherweightError for an unknown name."""
-        self._check(name)
-        return self._shapes[name]
+        return self._shapes[self._listed(name)]
 
     def total_bytes(self) -> int:
         """Bytes of all tensors on disk, without the headers."""
@@ -76,11 +79,13 @@ class Weights(ABC):
             FeatherweightError: unknown name, a truncated shard, or a parameter that is not stored as floating point.
         """
 
-    def _check(self, name: str) -> None:
-        if name not in self._shapes:
+    def _listed(self, name: str) -> str:
+        """The name under which a tensor is listed."""
+        if name not in self._first:
             raise FeatherweightError(
                 f"{self.folder} has no tensor for {name!r}", found=name, expected=", ".join(nearest(name, self._shapes))
             )
+        return self._first[name]
 
 
 class LazyWeights(Weights):
@@ -91,16 +96,17 @@ class LazyWeights(Weights):
         folder: Path,
         shapes: Mapping[str, tuple[int, ...]],
         stored: Mapping[str, StoredTensor],
+        first: Mapping[str, str],
         places: Mapping[str, str],
         floating: frozenset[str],
     ) -> None:
-        super().__init__(folder, shapes, stored)
+        super().__init__(folder, shapes, stored, first)
         self._places = dict(places)
         self._floating = floating
 
     def dtype(self, name: str) -> torch.dtype:
         """Stored dtype of one tensor; raises FeatherweightError for a parameter that is not stored as floating point."""
-        self._check(name)
+        name = self._listed(name)
         stored = self._stored[self._places[name]]
         dtype = DTYPES.get(stored.dtype)
         if dtype is None or (name in self._floating and not dtype.is_floating_point):
@@ -117,6 +123,7 @@ class LazyWeights(Weights):
         from safetensors import safe_open
 
         self.dtype(name)
+        name = self._listed(name)
         stored = self._stored[self._places[name]]
         size = stored.shard.stat().st_size if stored.shard.is_file() else 0
         if size != self._sizes[stored.shard]:
@@ -138,10 +145,11 @@ class LoadedWeights(Weights):
         folder: Path,
         shapes: Mapping[str, tuple[int, ...]],
         stored: Mapping[str, StoredTensor],
+        first: Mapping[str, str],
         model_class: type[PreTrainedModel],
         config: Any,
     ) -> None:
-        super().__init__(folder, shapes, stored)
+        super().__init__(folder, shapes, stored, first)
         self._class, self._config = model_class, config
         self._tensors: dict[str, Tensor] | None = None
 
@@ -151,10 +159,10 @@ class LoadedWeights(Weights):
 
     def read(self, name: str) -> Tensor:
         """See `Weights.read`; loads the checkpoint on first use."""
-        self._check(name)
+        listed = self._listed(name)
         if self._tensors is None:
             self._tensors = self._load()
-        return self._tensors[name]
+        return self._tensors[listed]
 
     def _load(self) -> dict[str, Tensor]:
         import copy
@@ -188,6 +196,7 @@ def open_weights(folder: Path, model: PreTrainedModel) -> Weights:
     aliases = tied_names(model)
     state = model.state_dict(keep_vars=True)
     shapes = {name: tuple(state[name].shape) for name in aliases}
+    first = {alias: name for name, names in aliases.items() for alias in names}
     prefix = f"{model.base_model_prefix}."
     places: dict[str, str] = {}
     used: set[str] = set()
@@ -201,13 +210,13 @@ def open_weights(folder: Path, model: PreTrainedModel) -> Weights:
     ignored = re.compile("|".join(f"(?:{rule})" for rule in _ignored_rules(model)) or r"(?!)")
     unexpected = [disk for disk in stored if disk not in used and not ignored.search(disk)]
     if missing and unexpected:
-        return LoadedWeights(folder, shapes, stored, type(model), model.config)
+        return LoadedWeights(folder, shapes, stored, first, type(model), model.config)
     wrong = [name for name in places if stored[places[name]].shape != shapes[name]]
     if missing or unexpected or wrong:
         sizes = [f"{name} {list(stored[places[name]].shape)}, not {list(shapes[name])}" for name in wrong]
         raise _mismatch(folder, missing + sizes, unexpected)
     floating = frozenset(name for name in aliases if state[name].is_floating_point())
-    return LazyWeights(folder, shapes, stored, places, floating)
+    return LazyWeights(folder, shapes, stored, first, places, floating)
 
 
 def tied_names(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:

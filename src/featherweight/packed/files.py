@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -70,6 +71,24 @@ def write_text(path: Path, text: str) -> None:
         commit(partial, path, hashed=False)
     except OSError as problem:
         raise _unwritable(path, problem) from None
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, or a copy where the file system has no links; whole or not at all.
+
+    Raises:
+        FeatherweightError: the disk is full or the folder cannot be written.
+    """
+    partial = target.with_name(target.name + ".partial")
+    try:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
+        commit(partial, target, hashed=False)
+    except OSError as problem:
+        raise _unwritable(target, problem) from None
 
 
 def commit(partial: Path, path: Path, *, hashed: bool = True) -> str:

@@ -1,16 +1,19 @@
-"""Which methods each linear gets: the recipe's steps with its overrides applied."""
+"""Which methods each linear gets: the recipe's steps by their scopes, with its overrides applied."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 
 from featherweight.errors import FeatherweightError, nearest
 from featherweight.methods.base import Method
 from featherweight.methods.registry import METHODS, method_from
 from featherweight.models.structure import Structure
-from featherweight.planning.recipe import Override, Recipe, Step
+from featherweight.planning.recipe import Override, Recipe, ScopedStep, Step
+
+#: Scopes that have a name.
+SCOPES = ("all", "decoder", "head")
 
 
 @dataclass(frozen=True)
@@ -18,27 +21,33 @@ class Chains:
     """The methods of everything that may be compressed.
 
     Attributes:
-        linears: chain by linear name; empty where an override skips it.
-        embedding, head: one data-free method, or None.
+        linears: chain by linear name; empty where a linear is left alone. The head is among them if it has a chain.
+        embedding: one data-free method for the embedding, and for a head that is tied to it; or None.
+        reasons: why a linear is left alone, by name.
     """
 
     linears: Mapping[str, tuple[Method, ...]]
     embedding: Method | None = None
-    head: Method | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def resolve(cls, recipe: Recipe, structure: Structure) -> Chains:
-        """Apply the overrides in order.
+        """Apply scopes, then overrides in order.
 
         Raises:
-            FeatherweightError: a glob that matches nothing, an unknown method or setting, a method that needs data for
-                the embedding or the head.
+            FeatherweightError: a scope or glob that matches nothing, an unknown method or setting, a method that needs data
+                for the embedding.
         """
-        names = [linear.name for block in structure.blocks for linear in structure.linears[block]]
-        steps: dict[str, tuple[Step, ...]] = dict.fromkeys(names, recipe.steps)
+        decoder = [linear.name for block in structure.blocks for linear in structure.linears[block]]
+        scoped = _scoped(recipe.steps, decoder, structure.head)
+        shared = _shared(recipe, structure, scoped)
+        if recipe.head is not None and structure.head is not None and not shared:
+            scoped[structure.head] = (recipe.head, *scoped[structure.head])
+        steps = {name: chain for name, chain in scoped.items() if chain or name != structure.head}
         for override in recipe.overrides:
-            for name in _matched(override, names):
-                steps[name] = _overridden(steps[name], override)
+            for pattern in override.match:
+                for name in _matching(pattern, list(steps), "the pattern", "a glob over full names"):
+                    steps[name] = _overridden(steps[name], override)
         made: dict[str, tuple[Method, ...]] = {}
         linears = {}
         for name, chain in steps.items():
@@ -46,44 +55,58 @@ class Chains:
             if key not in made:
                 made[key] = tuple(method_from(step.method, step.settings) for step in chain)
             linears[name] = made[key]
-        embedding, head = _data_free(recipe.embedding, "embedding"), _data_free(recipe.head, "head")
-        if structure.tied and head is not None and embedding is not None and head != embedding:
-            raise FeatherweightError(
-                "the head is tied to the embedding, so both share one storage",
-                found=f"embedding {embedding}, head {head}",
-                expected="the same settings for both",
-                fix="write only `embedding:`; it covers the tied head",
-            )
-        return cls(linears, embedding, head)
-
-    def outside(self, structure: Structure) -> dict[str, tuple[str, str, tuple[Method, ...], str]]:
-        """Rows outside the blocks: parameter name -> (module, kind, chain, who shares it)."""
-        embedding, head = structure.embedding, structure.head
-        if structure.tied:
-            method = self.embedding or self.head
-            shared = f"shared with the tied head {head}"
-            return {f"{embedding}.weight": (str(embedding), "embedding", (method,), shared)} if method else {}
-        found: dict[str, tuple[str, str, tuple[Method, ...], str]] = {}
-        if self.embedding and embedding:
-            found[f"{embedding}.weight"] = (embedding, "embedding", (self.embedding,), "")
-        if self.head and head:
-            found[f"{head}.weight"] = (head, "head", (self.head,), "")
-        return found
+        empty = (name for name, chain in steps.items() if not chain)
+        reasons = {name: "left alone by an override" if scoped[name] else "in the scope of no step" for name in empty}
+        return cls(linears, _data_free(recipe.embedding or (recipe.head if shared else None)), reasons)
 
 
-def _matched(override: Override, names: list[str]) -> list[str]:
-    found: list[str] = []
-    for pattern in override.match:
-        hits = [name for name in names if fnmatchcase(name, pattern)]
-        if not hits:
-            raise FeatherweightError(
-                f"the pattern {pattern!r} matches no linear",
-                found=f"{len(names)} linears in the model",
-                expected=f"a glob over full names, nearest: {', '.join(nearest(pattern, names))}",
-                fix=f"for example '*.{names[0].rsplit('.', 1)[-1]}'",
-            )
-        found += hits
-    return list(dict.fromkeys(found))
+def _scoped(steps: Sequence[ScopedStep], decoder: list[str], head: str | None) -> dict[str, tuple[Step, ...]]:
+    """The steps whose scope holds each linear, and the head."""
+    heads = [] if head is None else [head]
+    named = {"all": decoder + heads, "decoder": decoder, "head": heads}
+    scoped: dict[str, tuple[Step, ...]] = dict.fromkeys(decoder + heads, ())
+    expected = f"{', '.join(SCOPES)}, or a glob over full names"
+    for step in steps:
+        patterns = (step.scope,) if isinstance(step.scope, str) else step.scope
+        held = {
+            name
+            for pattern in patterns
+            for name in named.get(pattern) or _matching(pattern, decoder + heads, "the scope", expected)
+        }
+        for name in held:
+            scoped[name] = (*scoped[name], step)
+    return scoped
+
+
+def _shared(recipe: Recipe, structure: Structure, scoped: Mapping[str, tuple[Step, ...]]) -> bool:
+    """Whether the head is stored as the embedding: it is tied, and no step has it in its scope.
+
+    Raises:
+        FeatherweightError: other settings for the head than for the embedding.
+    """
+    if not structure.tied or scoped.get(str(structure.head)):
+        return False
+    if recipe.head is not None and recipe.embedding is not None and recipe.head != recipe.embedding:
+        raise FeatherweightError(
+            "the head is tied to the embedding, so both share one storage",
+            found=f"embedding {recipe.embedding}, head {recipe.head}",
+            expected="the same settings for both",
+            fix="write only `embedding:`; it covers the tied head. A step with `scope: head` unties it",
+        )
+    return True
+
+
+def _matching(pattern: str, names: list[str], what: str, expected: str) -> list[str]:
+    hits = [name for name in names if fnmatchcase(name, pattern)]
+    if not hits:
+        words = nearest(pattern, [*SCOPES, *names] if what == "the scope" else names)
+        raise FeatherweightError(
+            f"{what} {pattern!r} matches no linear",
+            found=f"{len(names)} linears in the model",
+            expected=f"{expected}, nearest: {', '.join(words)}",
+            fix=f"for example '*.{names[0].rsplit('.', 1)[-1]}'",
+        )
+    return hits
 
 
 def _overridden(steps: tuple[Step, ...], override: Override) -> tuple[Step, ...]:
@@ -110,16 +133,16 @@ def _overridden(steps: tuple[Step, ...], override: Override) -> tuple[Step, ...]
     return tuple(changed)
 
 
-def _data_free(step: Step | None, place: str) -> Method | None:
+def _data_free(step: Step | None) -> Method | None:
     if step is None:
         return None
     method = method_from(step.method, step.settings)
     if method.requires:
         free = ", ".join(name for name, kind in METHODS.items() if not kind.needs)
         raise FeatherweightError(
-            f"the {place} is compressed without data",
+            "the embedding, and a head that is tied to it, are compressed without data",
             found=f"{step.method}, which needs {', '.join(sorted(method.requires))}",
             expected=f"a method that needs no statistics: {free}",
-            fix=f"{place}: {{method: rtn, bits: 8}}",
+            fix="embedding: {method: rtn, bits: 8}; a step with `scope: head` unties the head, and may need data",
         )
     return method

@@ -70,11 +70,13 @@ def _block_bytes(plan: Plan) -> dict[str, int]:
 
 def _working_bytes(plan: Plan, itemsize: int) -> int:
     """One block, what lies outside the blocks, the activations twice, one block's Hessians and a factorisation, one batch."""
-    weights = dict.fromkeys(("", *plan.structure.blocks), 0)
+    weights = dict.fromkeys(plan.stages, 0)
     for row in plan.rows:
         weights[row.block] += row.weights
     outside = weights.pop("")
-    widths = [axis.size for axis in plan.axes[plan.structure.blocks[0]]]
+    widths = [axis.size for axis in plan.axes[plan.structure.blocks[0]]] + [
+        row.shape[1] for row in plan.rows if row.kind == "head"
+    ]
     hidden = int(plan.source.config().get_text_config(decoder=True).hidden_size)
     activations = 2 * _tokens(plan) * hidden * itemsize
     batch = plan.recipe.calibration.batch_size * int(plan.recipe.calibration.length or 0)
@@ -91,9 +93,9 @@ def _operations(plan: Plan) -> float:
     linear = sum(row.weights for row in plan.rows if row.block)
     total = 2.0 * tokens * linear * passes
     if plan.needs_data:
-        sizes = [axis.size for block in plan.structure.blocks for axis in plan.axes[block]]
+        sizes = [axis.size for stage in plan.stages[1:] for axis in plan.axes[stage]]
         total += sum(2.0 * tokens * size**2 + size**3 for size in sizes)
-        total += sum(float(row.shape[0]) * row.shape[1] ** 2 for row in plan.rows if row.kind == "linear")
+        total += sum(float(row.shape[0]) * row.shape[1] ** 2 for row in plan.rows if row.kind in ("linear", "head"))
     return total
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from featherweight.methods.inside import storage_after
 from featherweight.models.axes import Axis, find_axes
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.source import ModelSource, resolve_model
-from featherweight.models.structure import Structure, find_structure
+from featherweight.models.structure import Linear, Structure, find_structure
 from featherweight.models.weights import Weights, open_weights
 from featherweight.packed.base import Layout, described_bytes, layout_bytes, layout_of
 from featherweight.packed.files import file_bytes
@@ -41,6 +41,7 @@ class Plan:
         structure, axes, chains: the model as we see it, and the methods of each linear.
         rows: one per stored thing, in file order.
         weights: reader of the original tensors.
+        head: the output head where it has a chain of its own; it then comes after the blocks, as one more of them.
     """
 
     source: ModelSource
@@ -50,6 +51,21 @@ class Plan:
     chains: Chains
     rows: tuple[Row, ...]
     weights: Weights
+    head: Linear | None = None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What is compressed and written in turn: "" (outside the blocks), each block, and the head if it has a chain."""
+        return ("", *self.structure.blocks, *([self.head.name] if self.head else []))
+
+    @property
+    def untied(self) -> bool:
+        """Whether the head, tied in the original, gets a weight of its own."""
+        return self.structure.tied and self.head is not None
+
+    def linears(self, stage: str) -> tuple[Linear, ...]:
+        """The linears of a block, or the head."""
+        return (self.head,) if self.head and stage == self.head.name else self.structure.linears[stage]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -73,19 +89,37 @@ class Plan:
         """Short name of `identity`."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
+    def lineage(self, count: int) -> dict[str, Any]:
+        """Everything but tokens and machine that decides the files of the first `count` stages."""
+        recipe = self.recipe
+        linears = [linear.name for stage in self.stages[1:count] for linear in self.linears(stage)]
+        return {
+            "model": self.fingerprint,
+            "embedding": repr(self.chains.embedding),
+            "chains": {name: repr(self.chains.linears[name]) for name in linears},
+            "engine": recipe.engine.model_dump(mode="json", exclude={"keep_statistics"}),
+            "batch_size": recipe.calibration.batch_size,
+            "seed": recipe.seed,
+        }
+
     @property
     def needs_data(self) -> bool:
         """Whether any method gathers statistics."""
-        return any(method.requires for chain in self.chains.linears.values() for method in chain)
+        return any(map(self.gathers, self.stages))
+
+    def gathers(self, stage: str) -> bool:
+        """Whether a method of this stage gathers statistics."""
+        chains = (self.chains.linears[linear.name] for linear in self.linears(stage)) if stage else ()
+        return any(method.requires for chain in chains for method in chain)
 
     def shard_names(self) -> list[str]:
-        """Weight files in writing order: what lies outside the blocks, then one a block."""
-        count = len(self.structure.blocks) + 1
+        """Weight files in writing order: one a stage."""
+        count = len(self.stages)
         return [f"model-{index + 1:05d}-of-{count:05d}.safetensors" for index in range(count)]
 
     def shard_layouts(self) -> dict[str, Layout]:
         """Tensors of every weight file, by file name."""
-        groups: dict[str, Layout] = {block: {} for block in ("", *self.structure.blocks)}
+        groups: dict[str, Layout] = {stage: {} for stage in self.stages}
         for row in self.rows:
             groups[row.block].update(row_layout(row, self.weights))
         return dict(zip(self.shard_names(), groups.values(), strict=True))
@@ -120,9 +154,12 @@ def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, An
     weights = open_weights(source.folder, skeleton)
     axes = find_axes(skeleton, structure)
     chains = Chains.resolve(settled, structure)
-    _check_tuning(settled, chains)
-    rows = tuple(_rows(structure, chains, weights))
-    return Plan(source, settled, structure, axes, chains, rows, weights)
+    _check_tuning(settled, chains, structure)
+    head = _own_head(structure, chains, weights)
+    if head is not None:
+        axes = {**axes, head.name: (Axis(f"{head.name}.input", head.name, head.shape[1], (head.name,)),)}
+    rows = tuple(_rows(structure, chains, weights, head))
+    return Plan(source, settled, structure, axes, chains, rows, weights, head)
 
 
 def row_layout(row: Row, weights: Weights) -> Layout:
@@ -132,8 +169,14 @@ def row_layout(row: Row, weights: Weights) -> Layout:
     return {f"{row.module}.{name}": tensor for name, tensor in layout_of(row.description).items()}
 
 
-def _check_tuning(recipe: Recipe, chains: Chains) -> None:
-    learns = next((method.name for chain in chains.linears.values() for method in chain if method.tunes), "")
+def _check_tuning(recipe: Recipe, chains: Chains, structure: Structure) -> None:
+    tuned = {name: method.name for name, chain in chains.linears.items() for method in chain if method.tunes}
+    learns = next(iter(tuned.values()), "")
+    if structure.head in tuned:
+        raise FeatherweightError(
+            f"{tuned[structure.head]} learns on a block's outputs, and the head is in no block", found="a scope with the head",
+            expected="scope: decoder", fix="leave the scope out, or give the head a step of its own",
+        )  # fmt: skip
     if learns and recipe.engine.true_sequential:
         raise FeatherweightError(
             f"{learns} learns on a whole block", found="engine.true_sequential, which compresses a block part by part",
@@ -154,26 +197,40 @@ def _settled(recipe: Recipe, source: ModelSource) -> Recipe:
     return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"length": length})})
 
 
-def _rows(structure: Structure, chains: Chains, weights: Weights) -> Iterator[Row]:
-    """Rows in file order: outside the blocks first, then block by block."""
+def _own_head(structure: Structure, chains: Chains, weights: Weights) -> Linear | None:
+    """The head, if it has a chain."""
+    name = structure.head
+    if name is None or not chains.linears.get(name):
+        return None
+    rows, columns = weights.shape(f"{name}.weight")
+    return Linear(name, (rows, columns), bias=f"{name}.bias" in weights.names())
+
+
+def _rows(structure: Structure, chains: Chains, weights: Weights, head: Linear | None) -> Iterator[Row]:
+    """Rows in file order: outside the blocks first, then block by block, then the head if it has a chain."""
     packed = {linear.weight_name: linear for linears in structure.linears.values() for linear in linears}
-    outside = chains.outside(structure)
-    names = weights.names()
     for block in ("", *structure.blocks):
-        for name in names:
-            if _block_of(name, structure) != block:
+        for name in weights.names():
+            if _block_of(name, structure) != block or (head and name == head.weight_name):
                 continue
             shape, dtype = weights.shape(name), weights.dtype(name)
             if name in packed and chains.linears[packed[name].name]:
                 linear = packed[name]
                 yield _packed_row(linear.name, "linear", block, chains.linears[linear.name], linear.shape, dtype, "")
-            elif name in outside:
-                module, kind, chain, reason = outside[name]
-                yield _packed_row(module, kind, block, chain, (shape[0], shape[1]), dtype, reason)
+            elif name == f"{structure.embedding}.weight" and chains.embedding:
+                shared = f"shared with the tied head {structure.head}" if structure.tied and not head else ""
+                path = str(structure.embedding)
+                yield _packed_row(path, "embedding", block, (chains.embedding,), (shape[0], shape[1]), dtype, shared)
             else:
-                reason = "left alone by an override" if name in packed else structure.parameters.get(name, "no linear")
+                reason = structure.parameters.get(name, "no linear")
+                reason = chains.reasons.get(packed[name].name, reason) if name in packed else reason
                 size = layout_bytes({name: (shape, dtype)})
                 yield Row(name, "parameter", block, (), None, shape, size, size, reason=reason)
+    if head:
+        dtype = weights.dtype(head.weight_name)
+        reason = f"untied from {structure.embedding}, which is stored for itself" if structure.tied else ""
+        row = _packed_row(head.name, "head", head.name, chains.linears[head.name], head.shape, dtype, reason)
+        yield replace(row, untied=True, original_bytes=0) if structure.tied else row
 
 
 def _packed_row(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,6 +26,17 @@ class Step(BaseModel):
     def settings(self) -> dict[str, Any]:
         """Everything but the method's name."""
         return dict(self.model_extra or {})
+
+
+class ScopedStep(Step):
+    """A step of the recipe's own chain, and where it applies.
+
+    Attributes:
+        scope: "decoder" (the linears of the blocks), "head" (the output head), "all" (both), or a glob or list of globs over
+            full module names. A tied head that a step applies to gets a weight of its own.
+    """
+
+    scope: str | Annotated[tuple[str, ...], Field(min_length=1)] = "decoder"
 
 
 class Override(_Part):
@@ -101,16 +112,17 @@ class Recipe(_Part):
     """Everything that decides the result, apart from the model and the tokens.
 
     Attributes:
-        steps: the chain of methods for every linear of every block.
+        steps: the chain of methods, for every linear of every block unless a step's scope says otherwise.
         overrides: exceptions by glob; later ones win.
-        embedding, head: a data-free method for the embedding and the output head; None leaves them alone.
+        embedding: a data-free method for the embedding; None leaves it alone.
+        head: the head's first method; of a tied head, the same as `embedding`.
         seed: of the methods' own randomness.
     """
 
     name: str = "custom"
     description: str = ""
     source: str = ""
-    steps: tuple[Step, ...] = Field(min_length=1)
+    steps: tuple[ScopedStep, ...] = Field(min_length=1)
     overrides: tuple[Override, ...] = ()
     embedding: Step | None = None
     head: Step | None = None

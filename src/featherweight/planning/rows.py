@@ -14,14 +14,16 @@ class Row:
     Attributes:
         module: full module path; a tied parameter's row names all its users in `reason`.
         kind: "linear", "embedding", "head" or "parameter".
-        block: the decoder block's path, "" outside of them.
+        block: the stage it belongs to: the decoder block's path, "" outside of them, or the head's path where the head has a
+            chain.
         chain: the methods' names in order; empty if left alone.
         description: of the final packed weight; None for parameters left alone.
         shape: of the original.
         original_bytes, predicted_bytes: before, and as planned.
         at_most: whether `predicted_bytes` is a bound rather than exact.
         shared: whether it is an even share of what the linears of its block store together, which is exact.
-        reason: why it is left alone, or who shares it.
+        reason: why it is left alone, who shares it, or from what it was untied.
+        untied: whether the original shares this weight with another row; it then adds no original weights and bytes.
         measured: after the run: stored_bytes, relative_error, seconds, damping, ...
     """
 
@@ -36,6 +38,7 @@ class Row:
     at_most: bool = False
     shared: bool = False
     reason: str = ""
+    untied: bool = False
     measured: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -108,13 +111,13 @@ class Totals:
         rows = list(rows)
         compressed = [row for row in rows if row.chain]
 
-        def bits(part: list[Row]) -> float:
-            return 8 * sum(row.bytes for row in part) / max(sum(row.weights for row in part), 1)
+        def bits(part: list[Row], weights: int) -> float:
+            return 8 * sum(row.bytes for row in part) / max(weights, 1)
 
         nominal = [(row.measured["nominal_bits"], row.weights) for row in compressed if "nominal_bits" in row.measured]
         return cls(
-            bits(compressed),
-            bits(rows),
+            bits(compressed, sum(row.weights for row in compressed)),
+            bits(rows, sum(row.weights for row in rows if not row.untied)),
             sum(row.original_bytes for row in rows),
             sum(row.bytes for row in rows),
             file_bytes,

@@ -19,6 +19,7 @@ def print_plan(plan: Plan, cost: Estimate) -> None:
     console = wide_console()
     console.print(f"{plan.recipe.name} on {plan.source.name}", highlight=False)
     console.print(rows_table(row for row in plan.rows if row.chain))
+    _print_reasons(console, plan.rows)
     for reason, rows in _left_alone(plan.rows).items():
         size = sum(row.bytes for row in rows)
         console.print(f"left alone, {reason}: {len(rows)} tensors, {human_bytes(size)}", highlight=False)
@@ -34,6 +35,7 @@ def print_result(result: Any) -> None:
     """A finished run: the same table with its measured columns."""
     console = wide_console()
     console.print(rows_table(row for row in result.rows if row.chain))
+    _print_reasons(console, result.rows)
     _print_totals(console, result.totals, False)
     proof = result.proof
     console.print(
@@ -158,6 +160,13 @@ def _print_totals(console: Console, totals: Totals, at_most: bool) -> None:
         f"weight files {bound}{totals.file_bytes:,} bytes",
         highlight=False,
     )
+
+
+def _print_reasons(console: Console, rows: Iterable[Row]) -> None:
+    """Who shares a compressed weight, or from what it was untied."""
+    for row in rows:
+        if row.chain and row.reason:
+            console.print(f"{row.module}: {row.reason}", highlight=False)
 
 
 def _left_alone(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -1,0 +1,94 @@
+"""`fw table`: the published tables of projects, made again on any model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from featherweight.cli import options
+from featherweight.cli.output import note, print_json
+from featherweight.errors import FeatherweightError
+
+app = typer.Typer(help="Make a project's published tables again, on any models.", no_args_is_help=True)
+
+Models = Annotated[list[str], typer.Argument(help="Folders, hub names or packaged models, side by side.", show_default=False)]
+TableOutput = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for models, cells and tables; the same command goes on.")
+]
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps the verb a group while it has one table."""
+
+
+@app.command("fastllama")
+def fastllama(
+    models: Models,
+    output: TableOutput,
+    task: Annotated[
+        str, typer.Option(help="Questions: continuation (shipped), or a .json/.jsonl file (RACE's too).")
+    ] = "continuation",
+    scoring: Annotated[
+        Literal["likelihood", "letters"], typer.Option(help="Likeliest choice, or ask for a letter as the seed did.")
+    ] = "likelihood",
+    questions: Annotated[int | None, typer.Option(help="At most; all, or 100 by letters, if not given.", min=1)] = None,
+    prompts: Annotated[int, typer.Option(help="Of the speed protocol.", min=1)] = 20,
+    context: Annotated[int, typer.Option(help="Tokens of a prompt.", min=1)] = 128,
+    bits: Annotated[str, typer.Option(help="Quantizations, comma separated.")] = "4,8",
+    limits: Annotated[bool, typer.Option(help="The second table: how much pruning keeps the accuracy.")] = True,
+    floor: Annotated[float, typer.Option(help="That accuracy.")] = 0.5,
+    floor_on: Annotated[
+        Literal["all", "answered"], typer.Option(help="Accuracy of all questions or of answered ones.")
+    ] = "all",
+    highest: Annotated[float, typer.Option(help="Largest ratio that is tried.")] = 0.9,
+    tolerance: Annotated[float, typer.Option(help="Of the ratio.")] = 0.01,
+    calibration: options.Calibration = None,
+    samples: options.Samples = None,
+    length: options.Length = None,
+    seed: options.Seed = None,
+    settings: options.Changes = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    offline: options.Offline = False,
+    yes: options.Yes = False,
+    json: options.Json = False,
+) -> None:
+    """FastLlama: dense, 4 and 8 bits, each also with a pruned head; and the largest ratio that keeps accuracy."""
+    from featherweight.reports.sheets import terminal_table
+    from featherweight.reports.tables import wide_console
+    from featherweight.search.tables.fastllama import Settings, fastllama_table
+
+    chosen = Settings(
+        task=task,
+        scoring=scoring,
+        questions=questions,
+        prompts=prompts,
+        context=context,
+        dtype=dtype,
+        bits=_numbers(bits),
+        floor=floor if limits else None,
+        floor_on=floor_on,
+        highest=highest,
+        tolerance=tolerance,
+        changes=options.recipe_changes(calibration, samples, length, seed, settings),
+    )
+    sources = [options.find_model(model, offline=offline, yes=yes) for model in models]
+    sheets, paths = fastllama_table(sources, output, chosen, device=device, offline=offline, report=note)
+    if json:
+        print_json({"table": "fastllama", "sheets": [sheet.as_dict() for sheet in sheets], "files": list(map(str, paths))})
+        return
+    console = wide_console()
+    for sheet in sheets:
+        console.print(terminal_table(sheet))
+        console.print("\n".join(sheet.notes), highlight=False, end="\n\n")
+    console.print(", ".join(map(str, paths)), highlight=False)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise FeatherweightError("--bits is a list of numbers", found=text, expected="4, 8 or 4,8", fix="--bits 4,8") from None

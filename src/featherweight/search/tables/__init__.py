@@ -1,0 +1,1 @@
+"""The published tables of projects, made again."""
