@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,17 +11,15 @@ from featherweight.cli import options
 from featherweight.cli.output import note, print_json
 from featherweight.errors import FeatherweightError
 
+if TYPE_CHECKING:
+    from featherweight.reports.sheets import Sheet
+
 app = typer.Typer(help="Make a project's published tables again, on any models.", no_args_is_help=True)
 
 Models = Annotated[list[str], typer.Argument(help="Folders, hub names or packaged models, side by side.", show_default=False)]
 TableOutput = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for models, cells and tables; the same command goes on.")
 ]
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps the verb a group while it has one table."""
 
 
 @app.command("fastllama")
@@ -57,8 +55,6 @@ def fastllama(
     json: options.Json = False,
 ) -> None:
     """FastLlama: dense, 4 and 8 bits, each also with a pruned head; and the largest ratio that keeps accuracy."""
-    from featherweight.reports.sheets import terminal_table
-    from featherweight.reports.tables import wide_console
     from featherweight.search.tables.fastllama import Settings, fastllama_table
 
     chosen = Settings(
@@ -76,15 +72,67 @@ def fastllama(
         changes=options.recipe_changes(calibration, samples, length, seed, settings),
     )
     sources = [options.find_model(model, offline=offline, yes=yes) for model in models]
-    sheets, paths = fastllama_table(sources, output, chosen, device=device, offline=offline, report=note)
+    _show("fastllama", *fastllama_table(sources, output, chosen, device=device, offline=offline, report=note), json)
+
+
+@app.command("pqp")
+def pqp(
+    models: Models,
+    output: TableOutput,
+    data: Annotated[str, typer.Option(help="Texts, comma separated, see `fw eval --data`.")] = "wikitext2",
+    windows: Annotated[int | None, typer.Option(help="Windows of each text at most.", min=1)] = None,
+    eval_length: Annotated[int | None, typer.Option(help="Tokens of a window that is measured.", min=2)] = None,
+    ratio: Annotated[float, typer.Option(help="Fraction of the weights dropped.")] = 0.5,
+    bits: Annotated[int, typer.Option(help="Of what is kept.")] = 4,
+    group_size: Annotated[int, typer.Option(help="Inputs that share a scale; -1 for whole rows, as published.")] = -1,
+    ours: Annotated[bool, typer.Option(help="Rows that the published table does not have.")] = True,
+    rows: Annotated[str, typer.Option(help="Rows by part of their names, comma separated; all if not given.")] = "",
+    calibration: options.Calibration = None,
+    samples: options.Samples = None,
+    length: options.Length = None,
+    seed: options.Seed = None,
+    settings: options.Changes = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    offline: options.Offline = False,
+    yes: options.Yes = False,
+    json: options.Json = False,
+) -> None:
+    """PQP: SparseGPT, Wanda, RIA, BESA, BaWA-style, JSQ and PQP, pruned and rounded on one calibration."""
+    from featherweight.search.tables.pqp import Settings, pqp_table
+
+    chosen = Settings(
+        texts=_words(data),
+        windows=windows,
+        length=eval_length,
+        dtype=dtype,
+        ratio=ratio,
+        bits=bits,
+        group_size=None if group_size == -1 else group_size,
+        ours=ours,
+        rows=_words(rows),
+        changes=options.recipe_changes(calibration, samples, length, seed, settings),
+    )
+    sources = [options.find_model(model, offline=offline, yes=yes) for model in models]
+    _show("pqp", *pqp_table(sources, output, chosen, device=device, offline=offline, report=note), json)
+
+
+def _show(name: str, sheets: list[Sheet], paths: list[Path], json: bool) -> None:
+    from featherweight.reports.sheets import terminal_table
+    from featherweight.reports.tables import wide_console
+
     if json:
-        print_json({"table": "fastllama", "sheets": [sheet.as_dict() for sheet in sheets], "files": list(map(str, paths))})
+        print_json({"table": name, "sheets": [sheet.as_dict() for sheet in sheets], "files": list(map(str, paths))})
         return
     console = wide_console()
     for sheet in sheets:
         console.print(terminal_table(sheet))
         console.print("\n".join(sheet.notes), highlight=False, end="\n\n")
     console.print(", ".join(map(str, paths)), highlight=False)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _numbers(text: str) -> tuple[int, ...]:
