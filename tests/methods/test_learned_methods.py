@@ -39,7 +39,15 @@ def block_run(rounding=None, broken=False):
 
 
 @pytest.mark.parametrize(
-    "method", [BESA(epochs=8), BESA(granularity="layer", epochs=8), BESA(ratio=0.3, epochs=8), BESA(metric="ria")]
+    "method",
+    [
+        BESA(epochs=8),
+        BESA(granularity="layer", epochs=8),
+        BESA(ratio=0.3, epochs=8),
+        BESA(metric="ria"),
+        BESA(optimizer="prodigy", epochs=8),
+        BESA(optimizer="prodigy", epochs=8),
+    ],
 )
 def test_learning_never_hurts_and_counts_are_exact(method):
     _, _, block = block_run()

@@ -85,8 +85,8 @@ def pqp_table(
         FeatherweightError: unknown settings or texts, or a model the recipes do not suit.
     """
     require_models(sources)
-    api.check_texts(settings.texts, offline=offline)
     cells, lines = Cells(output / CELLS), [Line("dense", None), *_lines(settings)]
+    api.check_texts(settings.texts, offline=offline)
     shops = [Workshop(source, output, cells, device, offline, report) for source in sources]
     for shop in shops:
         for line in lines[1:]:
