@@ -110,7 +110,7 @@ def measure_speed(
             timings.append(timing)
             report(timing)
     return {
-        "device": _name(device),
+        "device": device_name(device),
         "dtype": dtype_of(model),
         "copy_bytes_per_second": rate,
         "weight_bytes": weights,
@@ -143,7 +143,7 @@ def fastllama_protocol(model: Any, *, prompts: int = 20, context: int = 128, lon
     speeds = [(long - 1) / (whole - first) for first, whole in zip(one, many, strict=True)]
     return {
         "protocol": "fastllama",
-        "device": _name(device),
+        "device": device_name(device),
         "dtype": dtype_of(model),
         "prompts": prompts,
         "context": context,
@@ -223,7 +223,9 @@ def _peak(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _name(device: torch.device) -> str:
+def device_name(device: torch.device | str) -> str:
+    """A GPU by its own name, a CPU by the threads it computes with."""
+    device = torch.device(device)
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 

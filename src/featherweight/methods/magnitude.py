@@ -10,7 +10,7 @@ import torch
 
 from featherweight.errors import FeatherweightError
 from featherweight.masks.patterns import Pattern
-from featherweight.methods.base import Compressed, Method, Problem
+from featherweight.methods.base import Compressed, Method, Problem, Steps
 from featherweight.packed.masked import Masked
 
 
@@ -31,6 +31,11 @@ class Magnitude(Method):
     name: ClassVar[str] = "magnitude"
     summary: ClassVar[str] = "drop the smallest weights; needs no data"
     source: ClassVar[str] = "Han et al. 2015, arXiv:1506.02626; per layer as in the `gmp` flag of SparseGPT's code"
+
+    points: ClassVar[Mapping[str, Steps]] = {
+        "60": ({"ratio": 0.6},),
+        **{f"50-{bits}bit": ({"ratio": 0.5}, {"method": "rtn", "bits": bits, "group_size": 128}) for bits in (4, 8)},
+    }
 
     ratio: float | None = None
     pattern: str = "layer"
