@@ -1,6 +1,7 @@
 """The default sweep: every registered method is in it, at sizes it can be planned at, under names of its own."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import pytest
@@ -33,7 +34,7 @@ def test_the_sweep_covers_two_to_eight_bits_and_takes_newcomers():
     names = [recipe.name for recipe in recipes]
     assert len(set(names)) == len(names)
     bits = sorted(fw.plan("demo", recipe).totals.linear_bits for recipe in recipes[:-1])
-    assert bits[0] < 2.5 and bits[-1] > 8 and max(b - a for a, b in zip(bits, bits[1:], strict=False)) < 1.5
+    assert bits[0] < 2.5 and bits[-1] > 8 and max(b - a for a, b in pairwise(bits)) < 1.5
 
 
 def test_a_point_of_a_shipped_name_is_that_recipe():

@@ -25,7 +25,7 @@ Order = Literal["act_order", "identity", "spearman"]
 
 #: The settings of the `spqr-pareto` recipes: the best quality for the bytes.
 _PARETO: dict[str, Any] = {
-    "group_size": 16, "second_group_size": 64, "outlier_threshold": 0.8, "outlier_bits": 8, "max_outlier_share": 0.01,
+    "group_size": 16, "second_group_size": 64, "outlier_threshold": 0.8, "outlier_bits": 8,
     "order": "act_order", "damping": 0.01, "fit": "weighted",
 }  # fmt: skip
 
@@ -67,8 +67,8 @@ class SpQR(Method):
     source: ClassVar[str] = "Dettmers et al. 2023, arXiv:2306.03078, algorithm 1"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
     points: ClassVar[Mapping[str, Steps]] = {
-        f"pareto-{bits}bit": ({"bits": bits, "scale_bits": second, "zero_bits": second, **_PARETO},)
-        for bits, second in ((2, 3), (3, 3), (4, 4), (6, 6))
+        f"pareto-{bits}bit": ({"bits": bits, "scale_bits": second, "zero_bits": second, "max_outlier_share": most, **_PARETO},)
+        for bits, second, most in ((2, 3, 0.05), (3, 3, 0.01), (4, 4, 0.01), (6, 6, 0.01))
     }
 
     bits: int = 3

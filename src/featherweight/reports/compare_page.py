@@ -8,7 +8,7 @@ from pathlib import Path
 from featherweight.packed.files import write_text
 from featherweight.reports.compare import Entry, comparison_rows
 from featherweight.reports.html import render
-from featherweight.reports.scatter import interactive, picture
+from featherweight.reports.scatter import interactive, legend, picture
 
 
 def write_page(
@@ -36,6 +36,7 @@ def write_page(
         "title": title,
         "plot": interactive(entries),
         "picture": picture(entries),
+        "legend": legend(entries),
         "headings": headings,
         "rows": rows,
         "front": any(entry.on_front for entry in entries),

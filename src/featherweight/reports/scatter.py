@@ -28,7 +28,6 @@ SIZES = (
     Size("bytes", "bytes of the weight files", lambda entry: entry.file_bytes),
     Size("bits", "stored bits per compressed weight", lambda entry: entry.bits),
 )
-KL = "KL divergence from dense, nats per token"
 
 
 def families(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
@@ -74,9 +73,9 @@ def interactive(entries: Sequence[Entry]) -> str:
             {"label": size.label, "method": "update", "args": [{"x": across, "y": up}, {"xaxis.title.text": size.title}]}
         )
     figure.update_layout(
-        xaxis_title=SIZES[0].title, yaxis_title=KL, yaxis_type="log", height=560, hovermode="closest",
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", margin={"l": 64, "r": 12, "t": 44, "b": 56},
-        legend={"orientation": "h", "y": -0.16, "yanchor": "top"}, font={"family": "system-ui, sans-serif"},
+        xaxis_title=SIZES[0].title, yaxis_type="log", height=480, hovermode="closest", showlegend=False,
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", margin={"l": 48, "r": 12, "t": 44, "b": 56},
+        font={"family": "system-ui, sans-serif"},
         updatemenus=[
             {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "xanchor": "left", "y": 1.02,
              "yanchor": "bottom", "bgcolor": "#8883", "bordercolor": "#8886", "pad": {"b": 4}},
@@ -116,7 +115,8 @@ def hover(entry: Entry) -> str:
     return "\n".join(lines)
 
 
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720.0, 400.0, 64.0, 12.0, 12.0, 44.0
+#: Of the picture, in the units of its letters: few across, since a phone shows it 360 wide.
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 520.0, 340.0, 52.0, 8.0, 12.0, 44.0
 
 
 def picture(entries: Sequence[Entry]) -> str:
@@ -139,17 +139,18 @@ def picture(entries: Sequence[Entry]) -> str:
     drawn = [_axes(first, last, low, top, x, y)]
     path = " ".join(f"{x(size.of(entry)):.1f},{y(high[entry.name]):.1f}" for entry in front(entries, size.of))
     drawn.append(f'<polyline points="{path}" fill="none" stroke="#888" stroke-dasharray="3 3"/>')
-    for number, (name, group) in enumerate(groups.items()):
+    for number, group in enumerate(groups.values()):
         for entry in group:
             mark = _mark(number, x(size.of(entry)), y(high[entry.name]))
             drawn.append(f"<g>{mark}<title>{html.escape(hover(entry))}</title></g>")
-        column, row = number % 3, number // 3
-        place = HEIGHT + 14 + 22 * row
-        drawn.append(_mark(number, LEFT + 220 * column, place))
-        drawn.append(f'<text x="{LEFT + 220 * column + 12}" y="{place + 4}">{html.escape(name)}</text>')
-    total = HEIGHT + 14 + 22 * ((len(groups) + 2) // 3)
-    style = 'font-size="13" style="width:100%;height:auto" role="img" aria-label="quality against size"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:.0f} {total:.0f}" {style}>{"".join(drawn)}</svg>'
+    style = 'font-size="13" style="width:100%;max-width:52rem;height:auto" role="img" aria-label="quality against size"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" {style}>{"".join(drawn)}</svg>'
+
+
+def legend(entries: Sequence[Entry]) -> list[tuple[str, str]]:
+    """The mark of every family, as an SVG, and its name."""
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="14" height="14" viewBox="-7 -7 14 14">'
+    return [(f"{svg}{_mark(number, 0, 0)}</svg>", name) for number, name in enumerate(families(entries))]
 
 
 def _axes(first: float, last: float, low: float, top: float, x: Callable[[float], float], y: Callable[[float], float]) -> str:
@@ -166,8 +167,6 @@ def _axes(first: float, last: float, low: float, top: float, x: Callable[[float]
         drawn.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
     middle = (LEFT + WIDTH) / 2
     drawn.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{name} of the weight files</text>')
-    turned = f'transform="rotate(-90 14 {HEIGHT / 2 - 20})"'
-    drawn.append(f'<text x="14" y="{HEIGHT / 2 - 20}" text-anchor="middle" {turned}>{KL}</text>')
     return "".join(drawn)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def compare(
     if asked.task is not None:
         load_questions(asked.task)
     plans, refused = _plans(source, recipes or list(shipped_recipes()), changes or {}, offline)
+    _check_folders(plans, output)
     for name, reason in refused.items():
         report(f"{name} left out: {reason}")
     trial = Trial(source, output, asked, Cells(output / CELLS), str(pick_device(device)), offline, report)
@@ -103,6 +105,17 @@ def _plans(
             "no recipe suits this model", found="; ".join(f"{name}: {reason}" for name, reason in refused.items())
         )
     return plans, refused
+
+
+def _check_folders(plans: dict[str, Plan], output: Path) -> None:
+    """Models that were made here by other settings cannot be gone on with."""
+    for name, plan in plans.items():
+        path = output / name / "plan.json"
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["hash"] != plan.hash:
+            raise FeatherweightError(
+                "this comparison was made with other settings", found=f"{path.parent}, by another recipe or calibration",
+                expected="the settings of the command that made it", fix="choose another output, or delete that folder",
+            )  # fmt: skip
 
 
 def _files(recipes: Sequence[str | Recipe]) -> list[str]:
