@@ -13,7 +13,8 @@ from featherweight.data.choices import load_questions
 from featherweight.engine.compress import Result
 from featherweight.engine.save import LEDGER, read_ledger
 from featherweight.evaluation.protocol import Measurement
-from featherweight.evaluation.speed import device_name, measure_speed
+from featherweight.evaluation.speed import measure_speed
+from featherweight.evaluation.timing import device_name
 from featherweight.models.source import ModelSource
 from featherweight.planning.plan import Plan
 from featherweight.reports.compare import Entry
@@ -133,9 +134,14 @@ class Trial:
         loaded = api.load(folder, device=self.device)
         result = measure_speed(loaded, contexts=[context], tokens=tokens, repeats=REPEATS)
         timing = result["timings"][0]
+        graph = timing["graph_tokens_per_second"]
         how = f"tokens/s: one sequence behind {context} tokens, {result['device']}, {result['dtype']}"
+        if graph is not None:
+            how += ", CUDA graph"
+        elif not self.device.startswith("cpu"):
+            how += f", eager for {name}: {timing['graph_note']}"
         return {
-            "tokens_per_second": timing["tokens_per_second"],
+            "tokens_per_second": graph or timing["tokens_per_second"],
             "peak_bytes": None if self.device.startswith("cpu") else timing["peak_bytes"],
             "notes": [how],
         }
