@@ -103,7 +103,7 @@ def capture(decoder: StaticDecoder, ids: Tensor, warm_up: int) -> torch.cuda.CUD
     current.wait_stream(side)
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         decoder.step()
     return graph
 

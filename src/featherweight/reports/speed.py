@@ -157,7 +157,7 @@ def _interactive(curves: Sequence[tuple[str, str, str, list[int], list[float]]],
     figure = graph.Figure(
         [
             graph.Scatter(
-                name=name, x=x, y=y, mode="lines+markers" if kind != "memory's rate" else "lines",
+                name=name, x=x, y=y, mode="lines+markers", marker_size=4 if kind == "memory's rate" else 7,
                 line={"color": colour, "dash": LINES[kind][0]}, hovertemplate=f"{name}<br>{across} %{{x}}: %{{y:.4g}}<extra></extra>",
             )
             for name, colour, kind, x, y in curves
@@ -182,7 +182,7 @@ def _picture(path: Path, title: str, curves: Sequence[tuple[str, str, str, list[
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for name, colour, kind, x, y in curves:
-        axes.plot(x, y, label=name, color=colour, linestyle=LINES[kind][1], marker="" if kind == "memory's rate" else "o")
+        axes.plot(x, y, label=name, color=colour, linestyle=LINES[kind][1], marker="_" if kind == "memory's rate" else "o")
     ticks = sorted({value for _, _, _, x, _ in curves for value in x})
     axes.set(xscale="log", yscale="log", xlabel=across, ylabel="tokens a second")
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
