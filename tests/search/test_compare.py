@@ -117,3 +117,5 @@ def test_the_verb(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert [model["name"] for model in result["models"]] == ["dense", "rtn-4bit"] and result["left_out"] == {}
     assert result["models"][1]["methods"] == ["rtn"] and result["models"][1]["tokens_per_second"] is None
+    with pytest.raises(FeatherweightError, match="--task"):
+        app(["compare", "demo", "--questions", "3", "-o", str(tmp_path / "out")], standalone_mode=False)

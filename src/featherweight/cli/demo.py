@@ -34,7 +34,7 @@ def run(
 ) -> None:
     """Compress the embedded model by several recipes, measure, and show."""
     from featherweight.models.source import resolve_model
-    from featherweight.reports.compare import comparison_table
+    from featherweight.reports.compare import comparison_table, mark_front
     from featherweight.reports.compare_page import write_page
     from featherweight.reports.tables import wide_console
 
@@ -44,6 +44,7 @@ def run(
     for recipe in RECIPES:
         console.print(f"compressing by {recipe} ...", highlight=False)
         entries.append(_compressed(recipe, output / recipe, source.folder, windows))
+    entries = mark_front(entries)
     page = output / "index.html"
     write_page(page, "The embedded model, made light", entries, prompt=PROMPT)
     if json:

@@ -51,7 +51,7 @@ def write_report(folder: Path) -> Path:
 
 def _totals(told: Told) -> list[tuple[str, str, str]]:
     """What, as planned, as stored."""
-    planned, stored, bound = told.predicted, told.ledger["total"], "≤ " if told.at_most else ""
+    planned, stored, bound = told.predicted, told.ledger["total"], "≤\u00a0" if told.at_most else ""
     lines = [
         ("bits a compressed weight", f"{bound}{planned['linear_bits']:.4f}", f"{stored['linear_bits']:.4f}"),
         ("bits a weight, whole model", f"{bound}{planned['model_bits']:.4f}", f"{stored['model_bits']:.4f}"),

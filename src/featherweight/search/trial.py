@@ -12,6 +12,7 @@ from featherweight.data import load_corpus
 from featherweight.data.choices import load_questions
 from featherweight.engine.compress import Result
 from featherweight.engine.save import LEDGER, read_ledger
+from featherweight.errors import FeatherweightError
 from featherweight.evaluation.protocol import Measurement
 from featherweight.evaluation.speed import measure_speed
 from featherweight.evaluation.timing import device_name
@@ -32,6 +33,9 @@ class Questionnaire:
         data, length, windows: of perplexity, divergence and agreement, as in `evaluate`.
         task, questions: of accuracy by likelihood, as in `answer`; None measures none.
         speed: whether decoding is timed.
+
+    Raises:
+        FeatherweightError: a number of questions without a task.
     """
 
     data: str = "heldout"
@@ -40,6 +44,13 @@ class Questionnaire:
     task: str | None = None
     questions: int | None = None
     speed: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what would have no effect."""
+        if self.questions is not None and self.task is None:
+            raise FeatherweightError(
+                "questions of no task", found=f"{self.questions} questions", expected="a task", fix="--task continuation"
+            )
 
 
 @dataclass(frozen=True)
