@@ -108,10 +108,12 @@ class Trial:
         """The entry with its numbers; each group is a cell, so that asking for one more measures only that."""
         asked, cells, name = self.asked, self.cells, entry.name
         text = load_corpus(asked.data, split="evaluation", offline=self.offline).sha256
-        key = {**model, "device": self.device, "text": text, "length": asked.length, "windows": asked.windows}
+        where = {**model, "device": self.device}
+        key = {**where, "data": asked.data, "text": text, "length": asked.length, "windows": asked.windows}
         found = cells.get(key, lambda: self._text(name, folder(), against))["measurements"]
         if asked.task is not None:
-            key = {**model, "device": self.device, "task": load_questions(asked.task).sha256, "questions": asked.questions}
+            file = load_questions(asked.task).sha256
+            key = {**where, "task": asked.task, "file": file, "questions": asked.questions}
             found = found + cells.get(key, lambda: self._task(name, folder()))["measurements"]
         measurements = [Measurement.from_dict(each) for each in found]
         entry = replace(entry, measurements={measurement.name: measurement for measurement in measurements})
@@ -159,11 +161,12 @@ class Trial:
 
 
 def _size(result: Result) -> dict[str, Any]:
-    totals = result.totals
+    """Sizes, and the seconds of compressing where one call did all of it."""
+    totals, gone_on_with = result.totals, result.resumed > 0 and result.seconds > 0
     return {
         "bits": totals.linear_bits,
         "model_bits": totals.model_bits,
         "file_bytes": totals.file_bytes,
         "nominal_bits": totals.nominal_bits,
-        "seconds": read_ledger(result.folder)["seconds"],
+        "seconds": None if gone_on_with else read_ledger(result.folder)["seconds"],
     }
