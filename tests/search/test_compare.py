@@ -102,7 +102,10 @@ def test_mixed_protocols_are_refused(done):
 def test_the_page_stands_alone_and_can_be_read_without_script(done, tmp_path):
     entries = done[1]
     exact = replace(entries[1].measurements["kl"], value=0.0)
+    broken = replace(exact, value=float("inf"))
     entries = [*entries, replace(entries[1], name="<lossless>", measurements={"kl": exact})]
+    entries.append(replace(entries[1], name="broken", measurements={"kl": broken}))
+    assert not mark_front(entries)[-1].on_front
     write_page(tmp_path / "index.html", "a & b", entries, left_out={"none": "no reason"}, notes=["a note"])
     page = (tmp_path / "index.html").read_text()
     assert "a &amp; b" in page and "<lossless>" not in page and 'src="http' not in page and "viewport" in page

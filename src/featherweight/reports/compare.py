@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,12 @@ class Entry:
     peak_bytes: int | None = None
 
     @property
+    def kl(self) -> float | None:
+        """The KL divergence from the dense model, None where it was not measured or is no number."""
+        value = self.measurements["kl"].value if "kl" in self.measurements else math.nan
+        return value if math.isfinite(value) else None
+
+    @property
     def family(self) -> str:
         """The methods in words, each once: `magnitude + rtn`."""
         return " + ".join(dict.fromkeys(self.methods)) or "dense"
@@ -88,7 +95,7 @@ def mark_front(entries: Sequence[Entry]) -> list[Entry]:
 
 def front(entries: Sequence[Entry], size: Callable[[Entry], float]) -> list[Entry]:
     """Those with a KL divergence of which no other is smaller and no worse, or as small and better; by size."""
-    points = [(size(entry), entry.measurements["kl"].value, entry) for entry in entries if "kl" in entry.measurements]
+    points = [(size(entry), entry.kl, entry) for entry in entries if entry.kl is not None]
 
     def beaten(mine: tuple[float, float, Entry]) -> bool:
         return any(other[:2] != mine[:2] and other[0] <= mine[0] and other[1] <= mine[1] for other in points)

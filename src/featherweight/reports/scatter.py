@@ -34,14 +34,14 @@ def families(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Entries with a KL divergence by the methods that made them, in order of appearance."""
     found: dict[str, list[Entry]] = {}
     for entry in entries:
-        if "kl" in entry.measurements:
+        if entry.kl is not None:
             found.setdefault(entry.family, []).append(entry)
     return found
 
 
 def heights(entries: Sequence[Entry]) -> dict[str, float]:
     """Where each stands on a logarithmic axis, by name; what is not above 0 stands at half of the smallest that is."""
-    values = {entry.name: entry.measurements["kl"].value for entry in entries if "kl" in entry.measurements}
+    values = {entry.name: entry.kl for entry in entries if entry.kl is not None}
     lowest = min((value for value in values.values() if value > 0), default=1.0)
     return {name: value if value > 0 else lowest / 2 for name, value in values.items()}
 
