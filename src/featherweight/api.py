@@ -144,7 +144,7 @@ def score(
     offline: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[Measurement]]:
-    """`evaluate` a compressed output on several texts against the model it came from; kept in its `evaluation.json`.
+    """`evaluate` a compressed output on several texts against the model it came from; kept in its `evaluation.json` and model card.
 
     Args:
         against: the dense model.
@@ -159,6 +159,7 @@ def score(
     }
     kept = {text: [measurement.as_dict() for measurement in measured] for text, measured in scores.items()}
     (Path(output) / EVALUATION).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    write_card(Path(output))
     return scores
 
 

@@ -9,7 +9,9 @@ import featherweight as fw
 from featherweight.cli.main import app
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation import speed
-from featherweight.evaluation.speed import Quantiles, fastllama_protocol, measure_speed, weight_bytes_read
+from featherweight.evaluation.fastllama import fastllama_protocol
+from featherweight.evaluation.speed import measure_speed, weight_bytes_read
+from featherweight.evaluation.timing import Quantiles
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +80,15 @@ def test_the_verb(gptq_run, capsys):
         app(["bench", "demo", "--batch", "two"], standalone_mode=False)
     with pytest.raises(FeatherweightError, match="offline"):
         app(["bench", "nowhere/at-all", "--offline"], standalone_mode=False)
+
+
+def test_files_beside_the_json(capsys, tmp_path):
+    words = ["--context", "8", "--tokens", "2", "--repeats", "1", "--json"]
+    markdown, plot = tmp_path / "speed.md", tmp_path / "speed.html"
+    app(["bench", "demo", *words, "--markdown", str(markdown), "--plot", str(plot)], standalone_mode=False)
+    result = json.loads(capsys.readouterr().out)
+    assert f"{result['timings'][0]['tokens_per_second']:.1f}" in markdown.read_text() and plot.is_file()
+    app(["bench", "demo", "--protocol", "fastllama", *words, "--markdown", str(markdown)], standalone_mode=False)
+    assert "latency of one token" in markdown.read_text()
+    with pytest.raises(FeatherweightError, match="one point"):
+        app(["bench", "demo", "--protocol", "fastllama", "--plot", str(plot)], standalone_mode=False)

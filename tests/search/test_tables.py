@@ -14,7 +14,7 @@ import pytest
 from common import OPT
 from featherweight import FeatherweightError
 from featherweight.cli import main as cli
-from featherweight.evaluation.speed import fastllama_protocol
+from featherweight.evaluation.fastllama import fastllama_protocol
 from featherweight.integrations.load import load
 from featherweight.models.source import resolve_model
 from featherweight.reports.sheets import Column, Sheet, markdown, write_sheets

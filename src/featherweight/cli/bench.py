@@ -23,18 +23,29 @@ def run(
     context: Annotated[str, typer.Option(help="Tokens before decoding, comma separated.")] = "128",
     tokens: Annotated[int, typer.Option(help="Decode steps of a repeat.", min=1)] = 16,
     repeats: Annotated[int, typer.Option(help="Repeats; prompts of the fastllama protocol.", min=1)] = 3,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw tokens a second: .html, or .png or .svg by matplotlib.")] = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
-    """Time MODEL as it runs from its packed weights."""
+    """Time MODEL as it runs from its packed weights; on a GPU also by a CUDA graph."""
     from featherweight import api
-    from featherweight.evaluation.speed import fastllama_protocol, measure_speed
-    from featherweight.reports.tables import print_speed
+    from featherweight.engine.compress import pick_device
+    from featherweight.evaluation.fastllama import fastllama_protocol
+    from featherweight.evaluation.speed import measure_speed
+    from featherweight.reports.speed import check_plot, print_speed, write_markdown, write_plot
 
-    loaded = api.load(options.find_model(model, offline=offline).folder, device=device, dtype=dtype or "auto")
+    if plot is not None:
+        check_plot(plot)
+        if protocol == "fastllama":
+            raise FeatherweightError(
+                "this protocol measures one point", found="--plot", expected="--protocol decode", fix="leave --plot out"
+            )
     batches, contexts = _counts(batch, "--batch"), _counts(context, "--context")
+    place = str(pick_device(device))
+    loaded = api.load(options.find_model(model, offline=offline).folder, device=place, dtype=dtype or "auto")
     result: dict[str, Any]
     if protocol == "fastllama":
         result = fastllama_protocol(loaded, prompts=repeats, context=contexts[0])
@@ -46,11 +57,16 @@ def run(
             tokens=tokens,
             repeats=repeats,
             report=lambda timing: note(
-                f"batch {timing.batch}, context {timing.context}: {timing.tokens_per_second:.1f} tokens/s"
+                f"batch {timing.batch}, context {timing.context}: "
+                f"{timing.graph_tokens_per_second or timing.tokens_per_second:.1f} tokens/s"
             ),
         )
     if (Path(model) / "ledger.json").is_file():
-        result["kernels"] = kernels_of(model, device or ("cpu" if result["device"].startswith("cpu") else "cuda"))
+        result["kernels"] = kernels_of(model, place)
+    if markdown is not None:
+        write_markdown(markdown, model, result)
+    if plot is not None:
+        write_plot(plot, model, result)
     if json:
         print_json({"model": model, **result})
     else:

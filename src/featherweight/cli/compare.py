@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from featherweight.cli import options
-from featherweight.cli.output import print_json
+from featherweight.cli.output import note, print_json
 
 
 def run(
@@ -19,9 +19,13 @@ def run(
     recipes: Annotated[
         str, typer.Option(help="Shipped recipes or YAML files, comma separated; every shipped one if not given.")
     ] = "",
+    sweep: Annotated[bool, typer.Option("--sweep", help="Every method from 2 to 8 bits, and --recipes if given.")] = False,
     data: Annotated[str, typer.Option(help="Text to measure on, see `fw eval --data`.")] = "heldout",
     windows: Annotated[int | None, typer.Option(help="Windows at most; all if not given.", min=1)] = None,
     eval_length: Annotated[int | None, typer.Option(help="Tokens of a window that is measured.", min=2)] = None,
+    task: Annotated[str | None, typer.Option(help="Also accuracy on questions, see `fw eval --task`.")] = None,
+    questions: Annotated[int | None, typer.Option(help="Questions at most; all if not given.", min=1)] = None,
+    speed: Annotated[bool, typer.Option(help="Time decoding, too.")] = True,
     calibration: options.Calibration = None,
     samples: options.Samples = None,
     length: options.Length = None,
@@ -32,22 +36,21 @@ def run(
     yes: options.Yes = False,
     json: options.Json = False,
 ) -> None:
-    """Compress MODEL by each recipe, measure all on the same windows, and mark what nothing else beats."""
-    from featherweight.cli.output import note
+    """Compress MODEL by each recipe, measure all in one way, and mark what nothing else beats."""
     from featherweight.reports.compare import comparison_table
     from featherweight.reports.tables import wide_console
     from featherweight.search.compare import PAGE, TABLE, compare
+    from featherweight.search.points import sweep_recipes
+    from featherweight.search.trial import Questionnaire
 
     changes = options.recipe_changes(calibration, samples, length, seed, settings)
     source = options.find_model(model, offline=offline, yes=yes)
-    names = [name.strip() for name in recipes.split(",") if name.strip()]
+    named = [name.strip() for name in recipes.split(",") if name.strip()]
     entries, refused = compare(
         source,
-        names,
+        [*(sweep_recipes() if sweep else []), *named],
         output,
-        data=data,
-        length=eval_length,
-        windows=windows,
+        asked=Questionnaire(data, eval_length, windows, task, questions, speed),
         changes=changes,
         device=device,
         offline=offline,
@@ -58,4 +61,7 @@ def run(
         return
     console = wide_console()
     console.print(comparison_table(entries))
-    console.print(f"* no other model here is smaller and no worse\n{output / PAGE}, {output / TABLE}", highlight=False)
+    console.print(
+        f"* no other model here is smaller and no worse; ± is one standard error\n{output / PAGE}, {output / TABLE}",
+        highlight=False,
+    )

@@ -34,7 +34,8 @@ def run(
 ) -> None:
     """Compress the embedded model by several recipes, measure, and show."""
     from featherweight.models.source import resolve_model
-    from featherweight.reports.compare import comparison_table, write_page
+    from featherweight.reports.compare import comparison_table, mark_front
+    from featherweight.reports.compare_page import write_page
     from featherweight.reports.tables import wide_console
 
     console = wide_console(stderr=json)
@@ -43,8 +44,9 @@ def run(
     for recipe in RECIPES:
         console.print(f"compressing by {recipe} ...", highlight=False)
         entries.append(_compressed(recipe, output / recipe, source.folder, windows))
+    entries = mark_front(entries)
     page = output / "index.html"
-    write_page(page, "The embedded model, made light", entries, PROMPT)
+    write_page(page, "The embedded model, made light", entries, prompt=PROMPT)
     if json:
         print_json({"models": [entry.as_dict() for entry in entries], "page": str(page)})
         return
@@ -68,11 +70,14 @@ def _compressed(recipe: str, folder: Path, dense: Path, windows: int) -> Entry:
     from featherweight import api
     from featherweight.reports.compare import Entry
 
-    result: Result = api.compress(api.plan("demo", recipe, changes=_CHANGES), folder)
+    plan = api.plan("demo", recipe, changes=_CHANGES)
+    result: Result = api.compress(plan, folder)
     measured = api.evaluate(folder, "heldout", against=dense, length=1024, windows=windows)
     kept = {m.name: m for m in measured if m.name in ("perplexity", "kl", "top1_agreement")}
     totals = result.totals
-    return Entry(recipe, totals.linear_bits, totals.model_bits, totals.file_bytes, kept, _continuation(folder))
+    methods = tuple(step.method for step in plan.recipe.steps)
+    text = _continuation(folder)
+    return Entry(recipe, totals.linear_bits, totals.model_bits, totals.file_bytes, kept, text, methods=methods)
 
 
 def _continuation(folder: Path) -> str:

@@ -19,6 +19,7 @@ from featherweight.cli import (
     methods,
     plan,
     recipes,
+    report,
     shrink,
     table,
     verify,
@@ -41,6 +42,7 @@ app.add_typer(table.app, name="table")
 app.command("shrink")(shrink.run)
 app.command("verify")(verify.run)
 app.command("eval")(evaluate.run)
+app.command("report")(report.run)
 app.command("bench")(bench.run)
 app.command("generate")(generate.run)
 app.command("fetch")(fetch.run)

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from featherweight.errors import FeatherweightError
-from featherweight.evaluation.forward import context_of, device_of, dtype_of, measuring, vocabulary_of
+from featherweight.evaluation.forward import device_of, dtype_of
+from featherweight.evaluation.graphs import time_graph
+from featherweight.evaluation.timing import (
+    Quantiles,
+    check_counts,
+    device_name,
+    generate_eagerly,
+    now,
+    peak_memory,
+    random_tokens,
+    reset_peak,
+)
 
 #: Bytes of each of the two tensors that a copy measures the memory's rate with: far beyond every cache.
 COPIED_ON_CPU, COPIED_ELSEWHERE = 2**26, 2**32
 
-#: A decode step that takes this many times its share of the memory's rate, on an accelerator, waits for launches.
-LAUNCH_BOUND = 4.0
-
-
-@dataclass(frozen=True)
-class Quantiles:
-    """Seconds: the median and the 20th and 80th percentile over repeats."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Quantiles:
-        """Of at least one value."""
-        found = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64))
-        return cls(*found.tolist())
+#: A step waits for launches that takes this many times the graph's; without a graph, this many times its share of the rate.
+SLOWER_THAN_GRAPH, SLOWER_THAN_RATE = 1.25, 4.0
 
 
 @dataclass(frozen=True)
@@ -45,12 +37,15 @@ class Timing:
         batch: sequences at once.
         context: tokens of each before decoding.
         prefill: seconds to read the contexts.
-        decode: seconds of one step, which gives every sequence one token.
+        decode: seconds of one step, which gives every sequence one token, as transformers runs it.
         tokens_per_second: of all sequences together, `batch / decode`.
         bytes_per_step: stored bytes that a step reads: weights once, and the caches.
         bandwidth_fraction: of the machine's measured copy rate that reading those bytes in that time is.
         launch_bound: whether, on an accelerator, a step waits for launches rather than for memory.
         peak_bytes: most memory allocated on the accelerator; on a CPU the process's largest resident set so far.
+        graph: seconds of one step replayed from a CUDA graph; None where there is none.
+        graph_tokens_per_second, graph_bandwidth_fraction: as above, of that.
+        graph_note: why there is no graph.
     """
 
     batch: int
@@ -62,6 +57,10 @@ class Timing:
     bandwidth_fraction: float
     launch_bound: bool
     peak_bytes: int
+    graph: Quantiles | None = None
+    graph_tokens_per_second: float | None = None
+    graph_bandwidth_fraction: float | None = None
+    graph_note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -77,7 +76,7 @@ def measure_speed(
     repeats: int = 3,
     report: Callable[[Timing], None] = lambda timing: None,
 ) -> dict[str, Any]:
-    """Prefill and decode apart, eagerly and from the packed weights, for every batch and context.
+    """Prefill and decode apart, from the packed weights, for every batch and context; on a GPU also decode by a graph.
 
     Args:
         model: a transformers causal model with a key-value cache.
@@ -92,25 +91,17 @@ def measure_speed(
     Raises:
         FeatherweightError: a context that the model has no positions for, or counts below 1.
     """
-    _check(model, batches, contexts, tokens, repeats)
+    check_counts(model, batches, contexts, tokens, repeats)
     device = device_of(model)
     rate, weights = copy_rate(device), weight_bytes_read(model)
     timings = []
     for batch in batches:
         for context in contexts:
-            ids = _random_tokens(model, batch, context, device)
-            _reset_peak(device)
-            _run(model, ids, min(tokens, 2))
-            runs = [_run(model, ids, tokens) for _ in range(repeats)]
-            prefill, decode = Quantiles.of([run[0] for run in runs]), Quantiles.of([step for run in runs for step in run[1]])
-            read = weights + runs[-1][2]
-            fraction = read / decode.median / rate
-            bound = device.type != "cpu" and fraction < 1 / LAUNCH_BOUND
-            timing = Timing(batch, context, prefill, decode, batch / decode.median, read, fraction, bound, _peak(device))
+            timing = _timed(model, (batch, context), tokens, repeats, rate, weights)
             timings.append(timing)
             report(timing)
     return {
-        "device": _name(device),
+        "device": device_name(device),
         "dtype": dtype_of(model),
         "copy_bytes_per_second": rate,
         "weight_bytes": weights,
@@ -118,39 +109,24 @@ def measure_speed(
     }
 
 
-def fastllama_protocol(model: Any, *, prompts: int = 20, context: int = 128, long: int = 101) -> dict[str, Any]:
-    """The FastLlama seed's protocol: latency of one token, and `(long − 1) / (time for long − latency)` tokens a second.
-
-    One warm-up, then `prompts` prompts, greedy, end tokens disregarded; medians with 20th and 80th percentile. Its peak is
-    that of five generations of `long` tokens.
-
-    Raises:
-        FeatherweightError: more tokens than the model has positions.
-    """
-    _check(model, [1], [context + long], long, prompts)
-    device = device_of(model)
-    one: list[float] = []
-    many: list[float] = []
-    _run(model, _random_tokens(model, 1, context, device), 1)
-    for prompt in range(prompts):
-        ids = _random_tokens(model, 1, context, device, seed=prompt)
-        for count, times in ((1, one), (long, many)):
-            prefill, steps, _ = _run(model, ids, count - 1)
-            times.append(prefill + sum(steps))
-    _reset_peak(device)
-    for prompt in range(min(5, prompts)):
-        _run(model, _random_tokens(model, 1, context, device, seed=prompt), long - 1)
-    speeds = [(long - 1) / (whole - first) for first, whole in zip(one, many, strict=True)]
-    return {
-        "protocol": "fastllama",
-        "device": _name(device),
-        "dtype": dtype_of(model),
-        "prompts": prompts,
-        "context": context,
-        "latency": asdict(Quantiles.of(one)),
-        "tokens_per_second": asdict(Quantiles.of(speeds)),
-        "peak_bytes": _peak(device),
-    }
+def _timed(model: Any, shape: tuple[int, int], tokens: int, repeats: int, rate: float, weights: int) -> Timing:
+    """One batch and context on a machine that copies `rate` bytes a second."""
+    device, batch = device_of(model), shape[0]
+    ids = random_tokens(model, *shape, device)
+    reset_peak(device)
+    generate_eagerly(model, ids, min(tokens, 2))
+    runs = [generate_eagerly(model, ids, tokens) for _ in range(repeats)]
+    peak = peak_memory(device)
+    prefill, decode = Quantiles.of([run[0] for run in runs]), Quantiles.of([step for run in runs for step in run[1]])
+    read = weights + runs[-1][2]
+    fraction = read / decode.median / rate
+    steps, note = time_graph(model, ids, tokens, repeats)
+    graph = Quantiles.of(steps) if steps else None
+    bound = decode.median > SLOWER_THAN_GRAPH * graph.median if graph else fraction < 1 / SLOWER_THAN_RATE
+    return Timing(
+        *shape, prefill, decode, batch / decode.median, read, fraction, bound and device.type != "cpu", peak, graph,
+        batch / graph.median if graph else None, read / graph.median / rate if graph else None, note,
+    )  # fmt: skip
 
 
 def copy_rate(device: torch.device, repeats: int = 5) -> float:
@@ -160,9 +136,9 @@ def copy_rate(device: torch.device, repeats: int = 5) -> float:
     target = torch.empty_like(source)
     best = float("inf")
     for _ in range(repeats):
-        started = _now(device)
+        started = now(device)
         target.copy_(source)
-        best = min(best, _now(device) - started)
+        best = min(best, now(device) - started)
     return 2 * size / best
 
 
@@ -181,62 +157,3 @@ def _stored(module: nn.Module | None) -> dict[int, int]:
         return {}
     tensors = [*module.parameters(), *module.buffers()]
     return {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
-
-
-def _run(model: Any, ids: Tensor, steps: int) -> tuple[float, list[float], int]:
-    """Seconds of the prefill and of each greedy decode step, and the bytes of the cache at the end."""
-    device, times = ids.device, []
-    with measuring(model):
-        started = _now(device)
-        output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-        prefill = _now(device) - started
-        for _ in range(steps):
-            chosen = output.logits[:, -1].argmax(-1, keepdim=True)
-            started = _now(device)
-            output = model(input_ids=chosen, past_key_values=output.past_key_values, use_cache=True)
-            times.append(_now(device) - started)
-    layers = getattr(output.past_key_values, "layers", [])
-    cached = [tensor for layer in layers for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))]
-    return prefill, times, sum(tensor.numel() * tensor.element_size() for tensor in cached if isinstance(tensor, Tensor))
-
-
-def _random_tokens(model: Any, batch: int, context: int, device: torch.device, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, vocabulary_of(model) or 2, (batch, context), generator=generator).to(device)
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, once all work handed to the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-def _check(model: Any, batches: Sequence[int], contexts: Sequence[int], tokens: int, repeats: int) -> None:
-    counts = {"batch": min(batches), "context": min(contexts), "tokens": tokens, "repeats": repeats}
-    for name, count in counts.items():
-        if count < 1:
-            raise FeatherweightError(f"{name} is too small", found=count, expected="1 or more")
-    positions = context_of(model)
-    if positions is not None and max(contexts) + tokens > positions:
-        raise FeatherweightError(
-            "context and new tokens exceed the model's positions",
-            found=f"{max(contexts)} + {tokens} tokens",
-            expected=f"at most {positions}",
-            fix=f"use a context of at most {positions - tokens}",
-        )

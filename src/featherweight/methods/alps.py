@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from featherweight.errors import FeatherweightError
-from featherweight.methods.base import Compressed, Problem
+from featherweight.methods.base import Compressed, Problem, Steps
 from featherweight.methods.scored import Patterned
 from featherweight.packed.dense import Dense
 from featherweight.packed.masked import Masked
@@ -42,6 +42,11 @@ class ALPS(Patterned):
     summary: ClassVar[str] = "second-order pruning that decides all weights of a linear together and refits those it keeps"
     source: ClassVar[str] = "Meng et al. 2024, arXiv:2406.07831, algorithm 1"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
+    points: ClassVar[Mapping[str, Steps]] = {
+        "60": ({"ratio": 0.6},),
+        "2of4-4bit": ({"pattern": "2:4"}, {"method": "gptq", "bits": 4, "group_size": 128}),
+        **{f"50-{bits}bit": ({"ratio": 0.5}, {"method": "gptq", "bits": bits, "group_size": 128}) for bits in (4, 8)},
+    }
 
     damping: float = 0.01
     iterations: int = 300

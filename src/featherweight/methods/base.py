@@ -15,6 +15,9 @@ from featherweight.methods.block_run import BlockRun
 from featherweight.packed.base import PackedWeight
 from featherweight.statistics.inputs import InputStatistics
 
+#: Steps of a recipe as plain settings, `{"method": ..., setting: value}`.
+Steps = tuple[Mapping[str, Any], ...]
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -93,12 +96,15 @@ class Method(ABC):
         summary: one line for `fw methods`.
         source: paper and equation.
         needs: the statistics to gather: "sum_sq", "hessian", "abs_max".
+        points: where `fw compare --sweep` shows the method, from 2 to 8 bits: label to steps; a step that names no method is
+            of this one.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
+    points: ClassVar[Mapping[str, Steps]] = {"default": ({},)}
 
     @property
     def requires(self) -> frozenset[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.masks.scores import balanced
-from featherweight.methods.base import Problem
+from featherweight.methods.base import Problem, Steps
 from featherweight.methods.block_run import BlockRun
 from featherweight.methods.scored import Scored
 
@@ -56,6 +56,7 @@ class BaWA(Scored):
     summary: ClassVar[str] = "BaWA-style: drop by balanced weight times activation, exponents tuned without gradients"
     source: ClassVar[str] = "after BaWA: Automatic Optimizing Pruning Metric for LLMs with Balanced Weight and Activation, 2025"
     needs: ClassVar[frozenset[str]] = frozenset({"sum_sq"})
+    points: ClassVar[Mapping[str, Steps]] = {"50-4bit": ({"ratio": 0.5}, {"method": "gptq", "bits": 4, "group_size": 128})}
 
     pattern: str = "row"
     steps: int = 20

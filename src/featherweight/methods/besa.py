@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from featherweight.masks.scores import ria, wanda
+from featherweight.methods.base import Steps
 from featherweight.methods.learned import Learned
 
 
@@ -22,6 +24,7 @@ class BESA(Learned):
     name: ClassVar[str] = "besa"
     summary: ClassVar[str] = "learn how much each row or linear of a block loses; the least scores go"
     source: ClassVar[str] = "Xu et al. 2024, arXiv:2402.16880"
+    points: ClassVar[Mapping[str, Steps]] = {"50-4bit": ({"ratio": 0.5}, {"method": "gptq", "bits": 4, "group_size": 128})}
 
     metric: Literal["wanda", "ria", "magnitude"] = "wanda"
 

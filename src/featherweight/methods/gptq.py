@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.uniform import Fit
-from featherweight.methods.base import Compressed, Problem
+from featherweight.methods.base import Compressed, Problem, Steps
 from featherweight.methods.dropping import hold_dropped
 from featherweight.methods.integers import IntegerMethod
 from featherweight.packed.integer import Integer
@@ -48,6 +48,13 @@ class GPTQ(IntegerMethod):
     summary: ClassVar[str] = "second-order rounding with error feedback on a uniform grid per group"
     source: ClassVar[str] = "Frantar et al. 2022, arXiv:2210.17323, algorithm 1"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
+    points: ClassVar[Mapping[str, Steps]] = {
+        "2bit": ({"bits": 2, "group_size": 32},),
+        **{
+            label: ({"bits": bits, "group_size": 128, "order": "static"},)
+            for label, bits in {"3bit-g128": 3, "4bit": 4, "6bit": 6, "8bit": 8}.items()
+        },
+    }
 
     fit: Fit = "weighted"
     damping: float = 0.01

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.uniform import Fit, UniformGrid
-from featherweight.methods.base import Method
+from featherweight.methods.base import Method, Steps
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.dtypes import dtype_from
 from featherweight.packed.integer import Integer
@@ -36,6 +36,8 @@ class IntegerMethod(Method):
     Raises:
         FeatherweightError: a setting outside these.
     """
+
+    points: ClassVar[Mapping[str, Steps]] = {f"{bits}bit": ({"bits": bits, "group_size": 128},) for bits in (2, 3, 4, 6, 8)}
 
     bits: int = 4
     group_size: int | None = 128

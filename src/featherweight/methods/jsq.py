@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.masks.scores import output_range, wanda
-from featherweight.methods.base import Problem
+from featherweight.methods.base import Problem, Steps
 from featherweight.methods.block_run import BlockRun
 from featherweight.methods.scored import Scored
 from featherweight.statistics.inputs import InputStatistics
@@ -53,6 +53,7 @@ class JSQ(Scored):
     summary: ClassVar[str] = "drop by size times activation, sparing weights that keep the range of outputs narrow"
     source: ClassVar[str] = "Guo et al. 2024, Compressing large language models by joint sparsification and quantization"
     needs: ClassVar[frozenset[str]] = frozenset({"sum_sq", "samples"})
+    points: ClassVar[Mapping[str, Steps]] = {"50-4bit": ({"ratio": 0.5}, {"method": "gptq", "bits": 4, "group_size": 128})}
 
     pattern: str = "row"
     sensitivity: float = 2.1

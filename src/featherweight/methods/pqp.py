@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.masks.scores import ria
+from featherweight.methods.base import Steps
 from featherweight.methods.block_run import BlockRun
 from featherweight.methods.learned import Learned
 
@@ -31,6 +32,7 @@ class PQP(Learned):
     name: ClassVar[str] = "pqp"
     summary: ClassVar[str] = "prune what was rounded, by learned ratios and a score that knows both"
     source: ClassVar[str] = "PQP: Joint Post-training Quantization and Pruning for Efficient LLM Compression"
+    points: ClassVar[Mapping[str, Steps]] = {"50-4bit": ({"method": "gptq", "bits": 4, "group_size": 128}, {"ratio": 0.5})}
 
     error_weight: float = 0.1
     error_term: Literal["linear", "block"] = "linear"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.methods.base import Compressed, Method, Problem
+from featherweight.methods.base import Compressed, Method, Problem, Steps
 from featherweight.methods.gptq import GPTQ
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.dense import Dense
@@ -40,6 +40,9 @@ class Repair(Method):
     summary: ClassVar[str] = "let the kept weights make up for all that was dropped and rounded; never raises the error"
     source: ClassVar[str] = "after Optimal Brain Restoration (Guo et al. 2025, arXiv:2509.11177); Frantar et al. 2022"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
+    points: ClassVar[Mapping[str, Steps]] = {
+        "learned-50-4bit": ({"method": "besa"}, {}, {"method": "gptq", "bits": 4, "group_size": 128})
+    }
 
     damping: float = 0.01
     refit: int = STEPS

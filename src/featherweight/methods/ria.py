@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.masks.scores import ria
-from featherweight.methods.base import Problem
+from featherweight.methods.base import Problem, Steps
 from featherweight.methods.scored import Scored
 
 
@@ -30,6 +31,7 @@ class RIA(Scored):
     summary: ClassVar[str] = "drop by a weight's share of its input and output, times the activation"
     source: ClassVar[str] = "Zhang et al. 2024, Plug-and-Play: an efficient post-training pruning method for LLMs, eq. 4"
     needs: ClassVar[frozenset[str]] = frozenset({"sum_sq"})
+    points: ClassVar[Mapping[str, Steps]] = {"50-4bit": ({"ratio": 0.5}, {"method": "gptq", "bits": 4, "group_size": 128})}
 
     power: float = 0.5
 

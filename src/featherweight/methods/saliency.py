@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.masks.scores import saliency
-from featherweight.methods.base import Problem
+from featherweight.methods.base import Problem, Steps
 from featherweight.methods.scored import Scored
 from featherweight.solvers.damping import factorise
 
@@ -32,6 +33,7 @@ class Saliency(Scored):
     summary: ClassVar[str] = "drop by Optimal Brain Surgeon's cost of each weight, without its update"
     source: ClassVar[str] = "Hassibi and Stork 1993; the score of SparseGPT, arXiv:2301.00774"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
+    points: ClassVar[Mapping[str, Steps]] = {"50-4bit": ({"ratio": 0.5}, {"method": "gptq", "bits": 4, "group_size": 128})}
 
     damping: float = 0.01
 

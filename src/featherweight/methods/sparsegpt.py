@@ -13,7 +13,7 @@ from featherweight.grids.base import Grid
 from featherweight.grids.exact import Exact
 from featherweight.grids.uniform import Fit
 from featherweight.masks.patterns import Pattern
-from featherweight.methods.base import Compressed, Method, Problem
+from featherweight.methods.base import Compressed, Method, Problem, Steps
 from featherweight.methods.dropping import Hold, Select, hold_dropped
 from featherweight.methods.rtn import RTN
 from featherweight.packed.base import PackedWeight
@@ -65,6 +65,12 @@ class SparseGPT(Method):
     summary: ClassVar[str] = "second-order pruning with error feedback; with bits, rounding in the same walk"
     source: ClassVar[str] = "Frantar and Alistarh 2023, arXiv:2301.00774, algorithm 1"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
+
+    points: ClassVar[Mapping[str, Steps]] = {
+        "60": ({"ratio": 0.6},),
+        "2of4-4bit": ({"pattern": "2:4", "bits": 4, "group_size": 128},),
+        **{f"50-{bits}bit": ({"ratio": 0.5, "bits": bits, "group_size": 128},) for bits in (4, 8)},
+    }
 
     ratio: float | None = None
     pattern: str = "block"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.two_level import Fit, TwoLevelGrid
-from featherweight.methods.base import Compressed, Method, Problem
+from featherweight.methods.base import Compressed, Method, Problem, Steps
 from featherweight.packed.base import described_bytes
 from featherweight.packed.sparse_rows import VALUE_DTYPES, SparseRows
 from featherweight.packed.sum import Sum
@@ -22,6 +22,12 @@ from featherweight.solvers.result import Solved
 from featherweight.solvers.sweep import sweep
 
 Order = Literal["act_order", "identity", "spearman"]
+
+#: The settings of the `spqr-pareto` recipes: the best quality for the bytes.
+_PARETO: dict[str, Any] = {
+    "group_size": 16, "second_group_size": 64, "outlier_threshold": 0.8, "outlier_bits": 8,
+    "order": "act_order", "damping": 0.01, "fit": "weighted",
+}  # fmt: skip
 
 #: Walks tried to find the threshold of an outlier share, and the excess over the share that ends the search.
 SEARCHES, EXCESS = 10, 0.02
@@ -60,6 +66,10 @@ class SpQR(Method):
     summary: ClassVar[str] = "second-order rounding on a two-level grid in small groups, sensitive weights kept in 16 bits"
     source: ClassVar[str] = "Dettmers et al. 2023, arXiv:2306.03078, algorithm 1"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
+    points: ClassVar[Mapping[str, Steps]] = {
+        f"pareto-{bits}bit": ({"bits": bits, "scale_bits": second, "zero_bits": second, "max_outlier_share": most, **_PARETO},)
+        for bits, second, most in ((2, 3, 0.05), (3, 3, 0.01), (4, 4, 0.01), (6, 6, 0.01))
+    }
 
     bits: int = 3
     group_size: int = 16  # never None: a two-level grid needs groups

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.methods.base import Compressed, Method, Problem
+from featherweight.methods.base import Compressed, Method, Problem, Steps
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.dense import Dense
 from featherweight.packed.integer import Integer
@@ -42,6 +42,14 @@ class Structured(Method):
     name: ClassVar[str] = "structured"
     summary: ClassVar[str] = "drop whole inputs or outputs of a linear, so that its multiplication shrinks"
     source: ClassVar[str] = "L1 structured pruning (Li et al. 2017, arXiv:1608.08710) of single linears, as FastLlama has it"
+
+    points: ClassVar[Mapping[str, Steps]] = {
+        f"{round(100 * ratio)}-{bits}bit": (
+            {"ratio": ratio, "score": "activation", "repair": True},
+            {"method": "gptq", "bits": bits, "group_size": 128, "order": "static"},
+        )
+        for ratio, bits in ((0.25, 4), (0.1, 4), (0.1, 8))
+    }
 
     ratio: float = 0.1
     dimension: Literal["input", "output"] = "input"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.masks.scores import cumulative_share, wanda
-from featherweight.methods.base import Problem
+from featherweight.methods.base import Problem, Steps
 from featherweight.methods.scored import Scored
 
 
@@ -29,6 +30,7 @@ class Wanda(Scored):
     summary: ClassVar[str] = "drop the weights that add least to their outputs: size times activation"
     source: ClassVar[str] = "Sun et al. 2023, arXiv:2306.11695"
     needs: ClassVar[frozenset[str]] = frozenset({"sum_sq"})
+    points: ClassVar[Mapping[str, Steps]] = {"50-4bit": ({"ratio": 0.5}, {"method": "gptq", "bits": 4, "group_size": 128})}
 
     pattern: str = "row"
     variant: bool = False

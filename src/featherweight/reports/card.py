@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
+
+from featherweight.reports.ledger import Told
 
 _CARD = """\
 ---
@@ -29,6 +30,18 @@ base_model: {{ ledger.model.name }}
 | proof | reloaded logits within {{ "%.2e"|format(ledger.proof.largest_difference) }} of those in memory \
 (bound {{ "%.0e"|format(ledger.proof.bound) }}, {{ ledger.proof.dtype }}) |
 
+{% if quality -%}
+## Quality
+
+| text | | |
+|---|---|---|
+{% for line in quality -%}
+| {{ line.text }} | {{ line.name.replace("_", " ") }} | {{ line.value }} |
+{% endfor %}
+{% for protocol in quality|map(attribute="protocol")|unique -%}
+* {{ protocol }}
+{% endfor %}
+{% endif -%}
 ```python
 import featherweight
 from transformers import AutoModelForCausalLM
@@ -37,12 +50,14 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER")
 ```
 
 `recipe.yaml` is what was asked for, `plan.json` the table row by row, `ledger.json` everything that was measured, and
-why each tensor that was left alone was left alone. `fw verify FOLDER` repeats the proof.
+why each tensor that was left alone was left alone. `fw verify FOLDER` repeats the proof, `fw report FOLDER` draws where
+the error, the bits and the time went.
 """
 
 
 def write_card(folder: Path) -> None:
-    """Write `README.md` into an output folder."""
-    ledger = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
-    text = Environment(undefined=StrictUndefined, autoescape=False).from_string(_CARD).render(ledger=ledger)
+    """Write `README.md` into an output folder, from its ledger and, once it was scored, its evaluation."""
+    told = Told.of(folder)
+    template = Environment(undefined=StrictUndefined, autoescape=False).from_string(_CARD)
+    text = template.render(ledger=told.ledger, quality=told.quality_lines())
     (folder / "README.md").write_text(text + "\n", encoding="utf-8")

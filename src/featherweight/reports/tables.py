@@ -87,47 +87,6 @@ def print_measurements(model: str, measurements: Iterable[Measurement]) -> None:
         console.print(f"  {measurement.name:28} {measurement.value:.5g}{error}", highlight=False)
 
 
-def print_speed(model: str, result: Mapping[str, Any]) -> None:
-    """What `fw bench` measured."""
-    console = wide_console()
-    console.print(f"{model}: {result['device']}, {result['dtype']}", highlight=False)
-    if "timings" not in result:
-        latency, speed = result["latency"], result["tokens_per_second"]
-        console.print(
-            f"  protocol {result['protocol']}, {result['prompts']} prompts of {result['context']} tokens; 20th to 80th percentile\n"
-            f"  latency of one token  {1e3 * latency['median']:.1f} ms ({1e3 * latency['low']:.1f} to {1e3 * latency['high']:.1f})\n"
-            f"  tokens a second       {speed['median']:.1f} ({speed['low']:.1f} to {speed['high']:.1f})\n"
-            f"  peak memory           {human_bytes(result['peak_bytes'])}",
-            highlight=False,
-        )
-        return
-    console.print(
-        f"  weights read by a step {human_bytes(result['weight_bytes'])}, "
-        f"copy rate of this machine {result['copy_bytes_per_second'] / 1e9:.1f} GB/s",
-        highlight=False,
-    )
-    table = Table(box=None, header_style="bold")
-    for column in ("batch", "context", "prefill ms", "decode ms", "20th to 80th", "tokens/s", "of copy rate", "peak", ""):
-        table.add_column(column, justify="right")
-    for timing in result["timings"]:
-        decode = timing["decode"]
-        table.add_row(
-            str(timing["batch"]),
-            str(timing["context"]),
-            f"{1e3 * timing['prefill']['median']:.1f}",
-            f"{1e3 * decode['median']:.2f}",
-            f"{1e3 * decode['low']:.2f} to {1e3 * decode['high']:.2f}",
-            f"{timing['tokens_per_second']:.1f}",
-            f"{timing['bandwidth_fraction']:.1%}",
-            human_bytes(timing["peak_bytes"]),
-            "waits for launches" if timing["launch_bound"] else "",
-        )
-    console.print(table)
-    for weight in result.get("kernels", ()):
-        ran = next(entry for entry in weight["kernels"] if entry["runs"])
-        console.print(f"  {weight['storage']}: {ran['kernel']}, {ran['reason']}", highlight=False)
-
-
 def print_shrunk(result: Any) -> None:
     """What `fw shrink` made."""
     before, after = result.parameters

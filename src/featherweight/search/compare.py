@@ -1,179 +1,132 @@
-"""Many recipes on one model, measured on the same windows; every finished cell is kept, so that a stopped comparison goes on."""
+"""Many recipes on one model, measured in one way; every finished result is kept, so that a stopped comparison goes on."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from featherweight import api
+from featherweight.data.choices import load_questions
+from featherweight.engine.compress import pick_device
 from featherweight.errors import FeatherweightError
-from featherweight.evaluation.protocol import Measurement
 from featherweight.models.source import ModelSource
 from featherweight.planning.plan import Plan
-from featherweight.planning.recipe import shipped_recipes
-from featherweight.reports.compare import Entry, require_one_protocol, write_page
+from featherweight.planning.recipe import Recipe, shipped_recipes
+from featherweight.reports.compare import Entry, mark_front, require_one_protocol, write_csv
+from featherweight.reports.compare_page import write_page
+from featherweight.search.cells import Cells
+from featherweight.search.trial import Questionnaire, Trial
 
 CELLS, PAGE, TABLE = "cells.json", "index.html", "table.csv"
 
 
 def compare(
     source: ModelSource,
-    recipes: Sequence[str],
+    recipes: Sequence[str | Recipe],
     output: Path,
     *,
-    data: str = "heldout",
-    length: int | None = None,
-    windows: int | None = None,
+    asked: Questionnaire | None = None,
     changes: dict[str, Any] | None = None,
     device: str | None = None,
     offline: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Entry], dict[str, str]]:
-    """Compress a model by every recipe, score each against it, and write a page and a table.
+    """Compress a model by every recipe, measure each beside it, and write a page and a table.
 
     Args:
         source: the dense model.
-        recipes: shipped names or YAML files; none for all that are shipped.
+        recipes: shipped names, YAML files or recipes; none for all that are shipped.
         output: folder: one compressed model per recipe, `cells.json`, `table.csv`, `index.html`.
-        data, length, windows: as in `evaluate`.
+        asked: what is measured.
         changes: dotted settings to replace in every recipe.
+        device: for everything; None takes a GPU if there is one.
         report: called with a line per step.
 
     Returns:
-        One entry per model, the dense one first, and the reasons of the recipes that do not suit this model.
+        One entry per model, the dense one first; and the recipes that were left out, with the reason. A YAML file that does
+        not suit the model is an error instead.
 
     Raises:
-        FeatherweightError: no recipe suits the model, or an unknown recipe or text.
+        FeatherweightError: no recipe suits the model; an unknown recipe, text or task; two different recipes of one name.
     """
-    api.check_texts([data], offline=offline)
+    asked = asked or Questionnaire()
+    api.check_texts([asked.data], offline=offline)
+    if asked.task is not None:
+        load_questions(asked.task)
     plans, refused = _plans(source, recipes or list(shipped_recipes()), changes or {}, offline)
+    _check_folders(plans, output)
     for name, reason in refused.items():
         report(f"{name} left out: {reason}")
-    cells = _Cells(output / CELLS)
-    protocol = {"data": data, "length": length, "windows": windows, "device": device}
+    trial = Trial(source, output, asked, Cells(output / CELLS), str(pick_device(device)), offline, report)
 
-    trial = _Trial(source, output, protocol, offline, report)
-    fingerprint = next(iter(plans.values())).fingerprint
-    first = next(iter(plans.values()))
-    entries = [cells.get({"model": fingerprint, **protocol}, lambda: trial.dense(first))]
+    entries = [trial.dense(next(iter(plans.values())))]
     for name, plan in plans.items():
-        cell = {"model": fingerprint, "recipe": plan.recipe.as_dict(), **protocol}
-        entries.append(cells.get(cell, lambda name=name, plan=plan: trial.compressed(name, plan)))  # type: ignore[misc]
+        try:
+            entries.append(trial.compressed(name, plan))
+        except FeatherweightError as problem:
+            if name in {Path(recipe).stem for recipe in _files(recipes)}:
+                raise
+            refused[name] = _reason(problem)
+            report(f"{name} left out: {refused[name]}")
     require_one_protocol(entries)
     entries = mark_front(entries)
-    write_page(output / PAGE, f"{source.name}, made light", entries)
+    notes = sorted({_calibration(plan) for plan in plans.values() if plan.needs_data}) + trial.notes
+    write_page(output / PAGE, f"{source.name}: quality against size", entries, left_out=refused, notes=notes)
     write_csv(output / TABLE, entries)
     return entries, refused
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """How models are made and measured.
-
-    Attributes:
-        source: the dense model.
-        output: folder of the comparison.
-        protocol: data, length, windows and device of every measurement.
-        offline, report: as in `compare`.
-    """
-
-    source: ModelSource
-    output: Path
-    protocol: Mapping[str, Any]
-    offline: bool
-    report: Callable[[str], None]
-
-    def dense(self, plan: Plan) -> Entry:
-        """The model itself; any plan knows its size."""
-        self.report("measuring the dense model")
-        size = sum(path.stat().st_size for path in self.source.folder.glob("*.safetensors"))
-        bits = 8 * plan.totals.original_bytes / sum(row.weights for row in plan.rows)
-        return Entry("dense", bits, bits, size, self._measured(self.source.folder, None))
-
-    def compressed(self, name: str, plan: Plan) -> Entry:
-        """A finished output, made now or before."""
-        self.report(f"compressing by {name}")
-        device = self.protocol["device"]
-        result = api.compress(plan, self.output / Path(name).stem, device=device, offline=self.offline)
-        measured = self._measured(result.folder, self.source.folder)
-        kept = {key: value for key, value in measured.items() if key in _COLUMNS}
-        totals = result.totals
-        return Entry(name, totals.linear_bits, totals.model_bits, totals.file_bytes, kept, nominal_bits=totals.nominal_bits)
-
-    def _measured(self, folder: Path, against: Path | None) -> dict[str, Measurement]:
-        found = api.evaluate(folder, against=against, offline=self.offline, **self.protocol)
-        return {measurement.name: measurement for measurement in found}
-
-
-_COLUMNS = ("perplexity", "kl", "top1_agreement")
-
-
-def mark_front(entries: list[Entry]) -> list[Entry]:
-    """The same entries; `on_front` where no other has fewer bytes and no larger KL, or as many bytes and a smaller one."""
-
-    def beaten(entry: Entry) -> bool:
-        mine = (entry.file_bytes, entry.measurements["kl"].value)
-        others = [(other.file_bytes, other.measurements["kl"].value) for other in entries if "kl" in other.measurements]
-        return any(theirs != mine and theirs[0] <= mine[0] and theirs[1] <= mine[1] for theirs in others)
-
-    return [replace(entry, on_front="kl" in entry.measurements and not beaten(entry)) for entry in entries]
-
-
-def write_csv(path: Path, entries: Sequence[Entry]) -> None:
-    """One line per model."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        columns = [f"{name}{part}" for name in _COLUMNS for part in ("", "_stderr")]
-        table.writerow(["recipe", "nominal_bits", "bits", "model_bits", "file_bytes", *columns, "on_front"])
-        for entry in entries:
-            found = [entry.measurements.get(name) for name in _COLUMNS]
-            numbers = [value for each in found for value in ((each.value, each.stderr) if each else ("", ""))]
-            nominal = "" if entry.nominal_bits is None else entry.nominal_bits
-            table.writerow([entry.name, nominal, entry.bits, entry.model_bits, entry.file_bytes, *numbers, entry.on_front])
-
-
-class _Cells:
-    """Finished entries by what they were made from."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    def get(self, made_from: dict[str, Any], make: Callable[[], Entry]) -> Entry:
-        """The entry, made now unless it is known; kept before it is returned."""
-        key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-        if key in self.known:
-            return Entry.from_dict(self.known[key])
-        entry = make()
-        self.known[key] = entry.as_dict()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
-        partial.replace(self.path)
-        return entry
-
-
 def _plans(
-    source: ModelSource, recipes: Sequence[str], changes: dict[str, Any], offline: bool
+    source: ModelSource, recipes: Sequence[str | Recipe], changes: dict[str, Any], offline: bool
 ) -> tuple[dict[str, Plan], dict[str, str]]:
-    """A plan per recipe, and why others cannot be planned on this model. A name that is no recipe is an error."""
+    """A plan per recipe, by name, and why others cannot be planned on this model."""
     plans: dict[str, Plan] = {}
     refused: dict[str, str] = {}
-    shipped = shipped_recipes()
-    for name in recipes:
+    files = _files(recipes)
+    for recipe in recipes:
+        name = recipe.name if isinstance(recipe, Recipe) else Path(recipe).stem if recipe in files else recipe
         try:
-            plans[name] = api.plan(source, name, changes=changes, offline=offline)
+            plan = api.plan(source, recipe, changes=changes, offline=offline)
         except FeatherweightError as problem:
-            if name not in shipped:
+            if recipe in files:
                 raise
-            refused[name] = str(problem).splitlines()[0]
+            refused[name] = _reason(problem)
+            continue
+        if name in plans and plans[name].hash != plan.hash:
+            raise FeatherweightError(
+                "two recipes have one name", found=name, expected="a name for each, since it names its folder",
+                fix="rename one of the files",
+            )  # fmt: skip
+        plans.setdefault(name, plan)
     if not plans:
         raise FeatherweightError(
             "no recipe suits this model", found="; ".join(f"{name}: {reason}" for name, reason in refused.items())
         )
     return plans, refused
+
+
+def _check_folders(plans: dict[str, Plan], output: Path) -> None:
+    """Models that were made here by other settings cannot be gone on with."""
+    for name, plan in plans.items():
+        path = output / name / "plan.json"
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["hash"] != plan.hash:
+            raise FeatherweightError(
+                "this comparison was made with other settings", found=f"{path.parent}, by another recipe or calibration",
+                expected="the settings of the command that made it", fix="choose another output, or delete that folder",
+            )  # fmt: skip
+
+
+def _files(recipes: Sequence[str | Recipe]) -> list[str]:
+    """Recipes that the user wrote; what is wrong with one of them is for them to know."""
+    return [recipe for recipe in recipes if isinstance(recipe, str) and recipe not in shipped_recipes()]
+
+
+def _reason(problem: FeatherweightError) -> str:
+    return f"{problem.error}, found {problem.found}" if problem.found else problem.error
+
+
+def _calibration(plan: Plan) -> str:
+    used = plan.recipe.calibration
+    return f"calibration: {used.source}, {used.samples} windows of {used.length}, seed {used.seed}"

@@ -37,7 +37,7 @@ def fastllama_speed(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(folder: str, prompts: int, context: int, device: str | None, dtype: str) -> dict[str, Any]:
-    from featherweight.evaluation.speed import fastllama_protocol
+    from featherweight.evaluation.fastllama import fastllama_protocol
     from featherweight.integrations.load import load
 
     return fastllama_protocol(load(folder, device=device, dtype=dtype), prompts=prompts, context=context)
