@@ -20,10 +20,11 @@ def test_family_goes_the_whole_way(family: str, tmp_path: Path) -> None:
     save_model(family, tmp_path / "model")
     np.save(tmp_path / "tokens.npy", some_tokens(12, 32).numpy())
     recipe = {
-        "steps": [{"method": "gptq", "bits": 4, "group_size": 16}],
+        "steps": [{"method": "gptq", "bits": 4, "group_size": 16, "scope": "all"}],
         "calibration": {"source": str(tmp_path / "tokens.npy"), "samples": 12, "length": 32},
     }
     plan = fw.plan(tmp_path / "model", recipe)
+    assert plan.rows[-1].kind == "head" and plan.untied == plan.structure.tied
     result = fw.compress(plan, tmp_path / "out")
     assert result.proof["identical"]
     assert result.totals.file_bytes == plan.totals.file_bytes

@@ -93,6 +93,7 @@ def fastllama_table(
         FeatherweightError: unknown settings, a task or text that is not there, or a model the recipes do not suit.
     """
     require_models(sources)
+    device = str(pick_device(device))
     answers = _answers(settings, load_questions(settings.task).sha256, device, offline)
     cells, lines = Cells(output / CELLS), list(_lines(settings))
     shops = [Workshop(source, output, cells, device, offline, report) for source in sources]
@@ -102,7 +103,12 @@ def fastllama_table(
                 shop.plan(line.recipe)  # what does not suit a model is refused before any work
     sheets = [results_sheet([_record(shop, line, settings, answers) for shop in shops for line in lines])]
     if settings.floor is not None:
-        found = [record for shop in shops for record in _limits(shop, settings, answers)]
+        found = [
+            _limit(shop, settings, answers, bits, dimension)
+            for shop in shops
+            for bits in settings.bits
+            for dimension in ("input", "output")
+        ]
         sheets.append(limits_sheet(found, settings.floor, settings.floor_on))
     return sheets, write_sheets(output, NAME, sheets)
 
@@ -123,7 +129,7 @@ def _lines(settings: Settings) -> Iterator[Line]:
         yield Line(f"{bits} bit pruned", _recipe(settings, bits, "input"))
 
 
-def _answers(settings: Settings, sha256: str, device: str | None, offline: bool) -> Measure:
+def _answers(settings: Settings, sha256: str, device: str, offline: bool) -> Measure:
     def run(folder: Path) -> dict[str, Any]:
         letters = settings.scoring == "letters"
         found = api.answer(
@@ -141,10 +147,9 @@ def _answers(settings: Settings, sha256: str, device: str | None, offline: bool)
     return Measure("answers", told, run)
 
 
-def _speed(settings: Settings, device: str | None) -> Measure:
-    place = pick_device(device)
-    dtype = settings.dtype or ("float32" if place.type == "cpu" else "auto")
-    told = {"prompts": settings.prompts, "context": settings.context, "device": str(place), "dtype": dtype}
+def _speed(settings: Settings, device: str) -> Measure:
+    dtype = settings.dtype or ("float32" if device == "cpu" else "auto")
+    told = {"prompts": settings.prompts, "context": settings.context, "device": device, "dtype": dtype}
     return Measure("speed", told, lambda folder: fastllama_speed(folder, told))
 
 
@@ -156,28 +161,19 @@ def _record(shop: Workshop, line: Line, settings: Settings, answers: Measure) ->
     return {"model": shop.source.name, "row": line.name, "ratio": ratio, **size, **speed, **shop.get(line, answers)}
 
 
-def _limits(shop: Workshop, settings: Settings, answers: Measure) -> Iterator[Record]:
-    """One search per quantization and dimension; each ratio tried is a kept cell, its model is not kept."""
+def _limit(shop: Workshop, settings: Settings, answers: Measure, bits: int, dimension: str) -> Record:
+    """One search; each ratio tried is a kept cell, its model is not kept."""
     wanted = "accuracy_answered" if settings.floor_on == "answered" else "accuracy"
-    for bits in settings.bits:
-        whole = Line(f"{bits} bit", _recipe(settings, bits, "input", pruned=False))
-        for dimension in ("input", "output"):
-            tried: list[dict[str, Any]] = []
+    tried: list[Record] = []
 
-            def holds(
-                ratio: float, bits: int = bits, dimension: str = dimension, whole: Line = whole, tried: list[Any] = tried
-            ) -> bool:
-                line = Line(f"{bits} bit {dimension} {ratio:g}", _recipe(settings, bits, dimension, ratio)) if ratio else whole
-                found = Measurement.from_dict(shop.get(line, answers, keep=not ratio)[wanted])
-                good = settings.floor is not None and found.value >= settings.floor
-                tried.append({"ratio": ratio, "accuracy": found.value, "stderr": found.stderr, "holds": good})
-                return good
+    def holds(ratio: float) -> bool:
+        recipe = _recipe(settings, bits, dimension, ratio, pruned=ratio > 0)
+        line = Line(f"{bits} bit {dimension} {ratio:g}" if ratio else f"{bits} bit", recipe)
+        found = Measurement.from_dict(shop.get(line, answers, keep=not ratio)[wanted])
+        good = settings.floor is not None and found.value >= settings.floor
+        tried.append({"ratio": ratio, "accuracy": found.value, "stderr": found.stderr, "holds": good})
+        return good
 
-            largest, _ = bisect(0.0, settings.highest, holds, settings.tolerance)
-            yield {
-                "model": shop.source.name,
-                "quantization": f"{bits} bit",
-                "dimension": dimension,
-                "largest_ratio": largest,
-                "tried": tried,
-            }
+    largest, _ = bisect(0.0, settings.highest, holds, settings.tolerance)
+    told = {"model": shop.source.name, "quantization": f"{bits} bit", "dimension": dimension}
+    return {**told, "largest_ratio": largest, "tried": tried}

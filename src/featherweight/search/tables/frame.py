@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featherweight import api
-from featherweight.engine.compress import pick_device
 from featherweight.engine.save import LEDGER, read_ledger
 from featherweight.errors import FeatherweightError
 from featherweight.models.source import ModelSource
@@ -26,7 +25,7 @@ class Line:
     """A row of a table: a model made by a recipe, or the dense one.
 
     Attributes:
-        name: as the table calls it; also of its folder.
+        name: as the table calls it; its folder's name begins so.
         recipe: None for the dense model.
     """
 
@@ -55,17 +54,19 @@ class Workshop:
 
     Attributes:
         source: the dense model.
-        output: of the table; models lie in `output/MODEL/LINE`, finished cells in `output/cells.json`.
+        output: of the table; models lie in `output/MODEL/LINE-HASH`, finished cells in `output/cells.json`.
         cells: finished measurements.
-        device, offline, report: as in `compare`.
+        device: "cpu", "cuda", ... for compressing.
+        offline, report: as in `compare`.
     """
 
     source: ModelSource
     output: Path
     cells: Cells
-    device: str | None = None
+    device: str = "cpu"
     offline: bool = False
     report: Callable[[str], None] = lambda line: None
+    _plans: dict[str, Plan] = field(default_factory=dict)
 
     @property
     def place(self) -> Path:
@@ -73,8 +74,11 @@ class Workshop:
         return self.output / re.sub(r"[^\w.-]+", "-", Path(self.source.name).name)
 
     def plan(self, recipe: Recipe) -> Plan:
-        """What a recipe does to this model."""
-        return api.plan(self.source, recipe, offline=self.offline)
+        """What a recipe does to this model; made once."""
+        key = recipe.to_yaml()
+        if key not in self._plans:
+            self._plans[key] = api.plan(self.source, recipe, offline=self.offline)
+        return self._plans[key]
 
     def folder(self, line: Line) -> Path:
         """The finished output of a line, made now if it is not there; the dense model's own folder.
@@ -83,11 +87,12 @@ class Workshop:
         """
         if line.recipe is None:
             return self.source.folder
-        folder = self.place / re.sub(r"[^\w.-]+", "-", line.name)
+        plan = self.plan(line.recipe)
+        folder = self.place / f"{re.sub(r'[^a-zA-Z0-9_.-]+', '-', line.name)}-{plan.hash[:6]}"
         if not (folder / LEDGER).is_file():
             self.report(f"{self.source.name}: compressing {line.name}")
         donors = [path.parent for path in sorted(self.place.glob(f"*/{LEDGER}")) if path.parent != folder]
-        api.compress(self.plan(line.recipe), folder, device=self.device, offline=self.offline, donors=donors)
+        api.compress(plan, folder, device=self.device, offline=self.offline, donors=donors)
         return folder
 
     def get(self, line: Line, measure: Measure, *, keep: bool = True) -> dict[str, Any]:
@@ -105,7 +110,7 @@ class Workshop:
             **self._identity(line.recipe),
             "measure": measure.name,
             "settings": measure.settings,
-            "device": str(pick_device(self.device)),
+            "device": self.device,
             "featherweight": __version__,
         }
         return self.cells.get(made_from, take)
