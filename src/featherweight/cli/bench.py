@@ -25,36 +25,44 @@ def run(
     repeats: Annotated[int, typer.Option(help="Repeats; prompts of the fastllama protocol.", min=1)] = 3,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    track: options.Track = None,
+    track_folder: options.TrackFolder = Path("tracking"),
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
     """Time MODEL as it runs from its packed weights."""
-    from featherweight import api
-    from featherweight.evaluation.speed import fastllama_protocol, measure_speed
+    from featherweight.reports.following import speed_numbers
     from featherweight.reports.tables import print_speed
 
-    loaded = api.load(options.find_model(model, offline=offline).folder, device=device, dtype=dtype or "auto")
-    batches, contexts = _counts(batch, "--batch"), _counts(context, "--context")
-    result: dict[str, Any]
-    if protocol == "fastllama":
-        result = fastllama_protocol(loaded, prompts=repeats, context=contexts[0])
-    else:
-        result = measure_speed(
-            loaded,
-            batches=batches,
-            contexts=contexts,
-            tokens=tokens,
-            repeats=repeats,
-            report=lambda timing: note(
-                f"batch {timing.batch}, context {timing.context}: {timing.tokens_per_second:.1f} tokens/s"
-            ),
-        )
+    tracking = options.tracking(track, track_folder, offline=offline)
+    settings = {
+        "batches": _counts(batch, "--batch"), "contexts": _counts(context, "--context"), "tokens": tokens, "repeats": repeats,
+    }  # fmt: skip
+    source = options.find_model(model, offline=offline)
+    with tracking.run("bench", source, {"bench": {"protocol": protocol, **settings}}) as tracked:
+        result = _measure(source.folder, protocol, settings, device, dtype)
+        tracked.configure({"device": result["device"], "dtype": result["dtype"]})
+        tracked.totals(speed_numbers(result))
     if (Path(model) / "ledger.json").is_file():
         result["kernels"] = kernels_of(model, device or ("cpu" if result["device"].startswith("cpu") else "cuda"))
     if json:
         print_json({"model": model, **result})
     else:
         print_speed(model, result)
+
+
+def _measure(folder: Path, protocol: str, settings: dict[str, Any], device: str | None, dtype: str | None) -> dict[str, Any]:
+    from featherweight import api
+    from featherweight.evaluation.speed import fastllama_protocol, measure_speed
+
+    loaded = api.load(folder, device=device, dtype=dtype or "auto")
+    if protocol == "fastllama":
+        return fastllama_protocol(loaded, prompts=settings["repeats"], context=settings["contexts"][0])
+    return measure_speed(
+        loaded,
+        **settings,
+        report=lambda timing: note(f"batch {timing.batch}, context {timing.context}: {timing.tokens_per_second:.1f} tokens/s"),
+    )
 
 
 def _counts(text: str, option: str) -> list[int]:

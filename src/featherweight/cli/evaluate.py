@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -29,32 +30,37 @@ def run(
     ] = "standard",
     device: options.Device = None,
     dtype: options.Dtype = None,
+    track: options.Track = None,
+    track_folder: options.TrackFolder = Path("tracking"),
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
     """Measure MODEL on DATA."""
     from featherweight import api
 
-    if task is not None:
-        with counting_bar("questions", quiet=json) as progress:
-            measurements = api.answer(
-                model, task, letters=letters, limit=windows, device=device, dtype=dtype, offline=offline, progress=progress
-            )
-        _show(model, measurements, json)
-        return
-    with counting_bar("windows", quiet=json) as progress:
-        measurements = api.evaluate(
-            model,
-            data,
-            against=against,
-            length=length,
-            windows=windows,
-            variant=variant,
-            device=device,
-            dtype=dtype,
-            offline=offline,
-            progress=progress,
-        )
+    tracking = options.tracking(track, track_folder, offline=offline)
+    source = options.find_model(model, offline=offline)
+    asked = {"data": data if task is None else None, "task": task, "against": against, "windows": windows}
+    with tracking.run("eval", source, {"eval": asked}) as tracked:
+        with counting_bar("windows" if task is None else "questions", quiet=json) as progress:
+            if task is not None:
+                measurements = api.answer(
+                    model, task, letters=letters, limit=windows, device=device, dtype=dtype, offline=offline, progress=progress
+                )
+            else:
+                measurements = api.evaluate(
+                    model,
+                    data,
+                    against=against,
+                    length=length,
+                    windows=windows,
+                    variant=variant,
+                    device=device,
+                    dtype=dtype,
+                    offline=offline,
+                    progress=progress,
+                )
+        tracked.measured(task or data, measurements)
     _show(model, measurements, json)
 
 

@@ -136,7 +136,8 @@ def _compress_axis(task: BlockTask, axis: Axis, statistics: InputStatistics | No
         place(task.model, name, compressed.weight, dtype=task.dtype)
         result.packed[name] = compressed.weight
         result.measured[name] = _measured(compressed, weights[name], statistics, seconds / len(current))
-        task.report(Event("compressed", task.block, linear=name, error=result.measured[name]["relative_error"]))
+        measured = result.measured[name]
+        task.report(Event("compressed", task.block, linear=name, error=measured["relative_error"], measured=measured))
 
 
 def _steps(chains: Mapping[str, tuple[Method, ...]]) -> Iterator[tuple[int, Method, list[str]]]:
