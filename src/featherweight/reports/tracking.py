@@ -150,9 +150,9 @@ class Run:
         self._each(lambda tracker: tracker.totals(given))
 
     def measured(self, label: str, measurements: Iterable[Measurement]) -> None:
-        """Measurements as `LABEL/NAME` with their standard errors, and their protocols among the settings."""
+        """Measurements as `LABEL/NAME`, or `NAME`, with their standard errors, and their protocols among the settings."""
         for each in measurements:
-            name = f"{label}/{each.name}"
+            name = f"{label}/{each.name}" if label else each.name
             self.totals({name: each.value, f"{name}_stderr": each.stderr})
             self.configure({"protocol": {metric_name(name): each.protocol.as_dict()}})
 
