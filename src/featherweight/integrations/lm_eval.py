@@ -16,7 +16,7 @@ from featherweight.evaluation.protocol import Measurement, Protocol
 from featherweight.evaluation.task_sets import METRIC, TASK_SETS
 from featherweight.integrations.lm_eval_tasks import Harness, apart, load_tasks
 
-_WAYS = {"multiple_choice": "likelihood", "generate_until": "generation"}
+_WAYS = {"multiple_choice": "likelihood", "generate_until": "generation", "loglikelihood_rolling": "rolling likelihood"}
 
 
 def find_tasks(
