@@ -141,7 +141,7 @@ def test_a_compressed_model_on_local_data_from_the_command_line(gptq_run, local,
 def test_a_set_is_the_mean_of_its_tasks_and_examples_change_the_protocol(demo, local):
     _, harness = find_tasks(["quip"], data=local, offline=True)
     measured = {each.name: each for each in run_tasks(*demo, harness)[0]}
-    parts = [measured[f"{task}/acc"].value for task in TASK_SETS["quip"].tasks]
+    parts = [measured[f"{task}/acc"].value for task in TASK_SETS["quip"]]
     assert measured["quip/acc"].value == pytest.approx(sum(parts) / 5) and measured["quip/acc"].protocol.windows == 9
     with pytest.raises(FeatherweightError, match=r"arc_easy\.train\.jsonl"):
         find_tasks(["arc_easy"], data=local, fewshot=2, offline=True)
@@ -168,6 +168,7 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(local, tmp_path):
         ({"names": ["arc_easy"]}, "--tasks-data"),
         ({"names": ["arc_easy"], "letters": True}, "questions of our own"),
         ({"names": ["continuation"], "fewshot": 1}, "fewshot is a setting of lm-eval"),
+        ({"names": ["questions.txt"], "include_path": tmp_path / "none"}, "no such folder of tasks"),
     ]
     for settings, says in wrong:
         with pytest.raises(FeatherweightError, match=f"(?s){says}"):

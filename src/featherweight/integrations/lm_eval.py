@@ -117,7 +117,7 @@ def _measurements(name: str, results: Mapping[str, Any], base: Protocol) -> Iter
 def _mean(name: str, measured: Sequence[Measurement]) -> Iterator[Measurement]:
     """`SET/acc`: the mean over a set's tasks, with the standard error of a mean of independent numbers."""
     by_name = {each.name: each for each in measured}
-    parts = [by_name[f"{task}/{METRIC}"] for task in TASK_SETS[name].tasks]
+    parts = [by_name[f"{task}/{METRIC}"] for task in TASK_SETS[name]]
     errors = [each.stderr for each in parts if each.stderr is not None]
     error = math.sqrt(sum(each**2 for each in errors)) / len(parts) if len(errors) == len(parts) else None
     protocol = replace(

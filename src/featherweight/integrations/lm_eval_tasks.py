@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def load_tasks(
         if folder is not None and not folder.is_dir():
             raise FeatherweightError(f"no such folder of {what}", found=folder, expected="a folder")
     sets = tuple(name for name in names if name in TASK_SETS)
-    wanted = list(dict.fromkeys(task for name in names for task in (TASK_SETS[name].tasks if name in sets else (name,))))
+    wanted = list(dict.fromkeys(task for name in names for task in TASK_SETS.get(name, (name,))))
     manager = _manager(wanted, include_path)
     _check_names(wanted, manager)
     files = {name: _files(name, manager.task_index[name], data, fewshot) for name in wanted} if data is not None else {}
@@ -114,7 +115,7 @@ def apart(offline: bool) -> Iterator[None]:
             logger.setLevel(logging.ERROR)
         random.seed(DEFAULT_RANDOM_SEED)
         numpy.random.seed(DEFAULT_OTHER_SEED)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
             yield
     finally:
         for place, value in zip(places, before[0], strict=True):
@@ -132,7 +133,8 @@ def _manager(wanted: Sequence[str], include_path: Path | None) -> Any:
     root = Path(str(tasks.__file__)).parent
     own = [include_path] if include_path is not None else []
     few = {root / _FOLDERS[name] for name in wanted if name in _FOLDERS}
-    few |= {path.parent for name in wanted if name not in _FOLDERS for path in root.rglob(f"{name}.yaml")}
+    plain = [name for name in wanted if name not in _FOLDERS and re.fullmatch(r"[\w.+-]+", name)]
+    few |= {path.parent for name in plain for path in root.rglob(f"{name}.yaml")}
     manager = tasks.TaskManager(include_path=[*sorted(few), *own], include_defaults=False)
     if all(name in manager.task_index and manager.task_index[name].kind.name == "TASK" for name in wanted):
         return manager

@@ -107,7 +107,7 @@ class Mlflow:
         for name, value in settings.items():
             known = self._settings.get(name)
             self._settings[name] = {**known, **value} if isinstance(known, dict) and isinstance(value, Mapping) else value
-        self._client.log_dict(self._id, json.loads(json.dumps(self._settings, default=str)), "config.json")
+        self._client.log_dict(self._id, self._settings, "config.json")
 
     def point(self, axis: str, step: int, values: Mapping[str, float]) -> None:
         """Metrics at a step."""
@@ -156,7 +156,7 @@ class TensorBoard:
     def configure(self, settings: Mapping[str, Any]) -> None:
         """A text per section."""
         for name, value in settings.items():
-            text = json.dumps(value, indent=1, default=str).replace("\n", "\n    ")
+            text = json.dumps(value, indent=1).replace("\n", "\n    ")
             self._writer.add_text(f"settings/{name}", f"    {text}")
 
     def point(self, axis: str, step: int, values: Mapping[str, float]) -> None:
@@ -179,7 +179,7 @@ class TensorBoard:
 
 
 def _told(failure: BaseException) -> str:
-    return f"{type(failure).__name__}: {failure}"
+    return f"{type(failure).__name__}: {failure}"[:5000]
 
 
 def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -136,8 +137,9 @@ class Run:
         self._say = say
 
     def configure(self, settings: Mapping[str, Any]) -> None:
-        """Add nested plain settings."""
-        self._each(lambda tracker: tracker.configure(settings))
+        """Add nested settings; what JSON does not know becomes its text."""
+        plain = json.loads(json.dumps(settings, default=str))
+        self._each(lambda tracker: tracker.configure(plain))
 
     def point(self, axis: str, step: int, values: Mapping[str, float | None]) -> None:
         """One step of curves; what is None is left out."""
