@@ -65,7 +65,7 @@ class Follower:
                 self._run.totals({f"{row.module}/{name}": value for name, value in _numbers(row.weights, row.measured).items()})
             elif row.chain and row.module not in self._measured.get(row.block, {}):
                 self._linear(row.block, row.module, row.measured)
-        for block in self._measured.keys() - self._finished:
+        for block in [block for block in self._measured if block not in self._finished]:
             self._block(block)
         self._run.totals({f"total/{name}": value for name, value in vars(result.totals).items()})
         self._run.totals({"total/seconds": result.seconds, "total/largest_difference": result.proof["largest_difference"]})
