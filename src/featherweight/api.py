@@ -197,34 +197,51 @@ def shrink(
 
 def answer(
     model: str | Path,
-    task: str = "continuation",
+    tasks: str | Sequence[str] = "continuation",
     *,
     letters: bool = False,
     limit: int | None = None,
+    fewshot: int | None = None,
+    batch_size: int | None = None,
+    include_path: Path | None = None,
+    tasks_data: Path | None = None,
     device: str | None = None,
     dtype: torch.dtype | str | None = None,
     offline: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Measurement]:
-    """Multiple-choice accuracy of `model`: by log-likelihood, or with `letters` by asking for a letter.
+    """Accuracy of `model` on questions: ours, or tasks of lm-evaluation-harness; see `find_tasks`.
 
     Args:
-        task: "continuation", which ships with the package, or a file; see `load_questions`.
-        limit: questions at most; with `letters` 100 if not given.
+        tasks: "continuation", which ships with the package; a .json or .jsonl file; a task of lm-eval or a set of them.
+        letters: of our own questions, ask for a letter instead of comparing likelihoods.
+        limit: questions of each task at most; with `letters` 100 if not given.
+        fewshot, batch_size, include_path, tasks_data: of lm-eval, see `load_tasks` and `run_tasks`.
+        progress: called after each of our own questions; lm-eval draws its own.
 
     Raises:
-        FeatherweightError: unknown model or task, wrong columns, or a question that does not fit the context.
+        FeatherweightError: unknown model or task, wrong columns, lm-eval not installed, a setting that no task here takes, or a
+            question that does not fit the context.
     """
-    from featherweight.data.choices import load_questions
     from featherweight.evaluation.choice import ASKED, ask_for_letters, choose_by_likelihood
+    from featherweight.integrations.lm_eval import find_tasks, run_tasks
 
-    questions = load_questions(task)
+    own, harness = find_tasks(
+        [tasks] if isinstance(tasks, str) else tasks,
+        letters=letters, fewshot=fewshot, batch_size=batch_size, include_path=include_path, data=tasks_data, offline=offline,
+    )  # fmt: skip
     source = resolve_model(model, offline=offline)
-    loaded = load(source.folder, device=device, dtype=_measuring_dtype(device, dtype))
+    loaded, tokenizer = load(source.folder, device=device, dtype=_measuring_dtype(device, dtype)), source.tokenizer()
+    measured: list[Measurement] = []
     with dense_cache(loaded):
-        if letters:
-            return ask_for_letters(loaded, source.tokenizer(), questions, limit=limit or ASKED, progress=progress)
-        return choose_by_likelihood(loaded, source.tokenizer(), questions, limit=limit, progress=progress)
+        for questions in own:
+            if letters:
+                measured += ask_for_letters(loaded, tokenizer, questions, limit=limit or ASKED, progress=progress)
+            else:
+                measured += choose_by_likelihood(loaded, tokenizer, questions, limit=limit, progress=progress)
+        if harness is not None:
+            measured += run_tasks(loaded, tokenizer, harness, limit=limit, batch_size=batch_size or 1)[0]
+    return measured
 
 
 def _measuring_dtype(device: str | None, dtype: torch.dtype | str | None) -> torch.dtype | str:

@@ -25,6 +25,8 @@ def test_describe_says_everything_a_reader_compares():
     ):
         assert words in told
     assert "crops of documents" in replace(PROTOCOL, rule="documents", joining=None).describe()
+    task = replace(PROTOCOL, harness="lm-eval 0.4.13", task_version="1.0", rule="likelihood", fewshot=5, limit=100)
+    assert "24 questions (limit 100) by likelihood, 5-shot, float32, lm-eval 0.4.13, version 1.0" in task.describe()
 
 
 def test_a_measurement_is_plain_json():
@@ -60,6 +62,11 @@ OTHERS = {
     "cache": "qjl",
     "dtype": "bfloat16",
     "against": "g",
+    "harness": "lm-eval 0.4.9",
+    "task_version": "2.0",
+    "task_sha256": "h",
+    "fewshot": 5,
+    "limit": 100,
 }
 
 

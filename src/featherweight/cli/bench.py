@@ -27,14 +27,14 @@ def run(
     plot: Annotated[Path | None, typer.Option(help="Also draw tokens a second: .html, or .png or .svg by matplotlib.")] = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    track: options.Track = None,
+    track_folder: options.TrackFolder = Path("tracking"),
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
     """Time MODEL as it runs from its packed weights; on a GPU also by a CUDA graph."""
-    from featherweight import api
     from featherweight.engine.compress import pick_device
-    from featherweight.evaluation.fastllama import fastllama_protocol
-    from featherweight.evaluation.speed import measure_speed
+    from featherweight.reports.following import speed_numbers
     from featherweight.reports.speed import check_plot, print_speed, write_markdown, write_plot
 
     if plot is not None:
@@ -43,24 +43,16 @@ def run(
             raise FeatherweightError(
                 "this protocol measures one point", found="--plot", expected="--protocol decode", fix="leave --plot out"
             )
-    batches, contexts = _counts(batch, "--batch"), _counts(context, "--context")
+    tracking = options.tracking(track, track_folder, offline=offline)
+    settings = {
+        "batches": _counts(batch, "--batch"), "contexts": _counts(context, "--context"), "tokens": tokens, "repeats": repeats,
+    }  # fmt: skip
     place = str(pick_device(device))
-    loaded = api.load(options.find_model(model, offline=offline).folder, device=place, dtype=dtype or "auto")
-    result: dict[str, Any]
-    if protocol == "fastllama":
-        result = fastllama_protocol(loaded, prompts=repeats, context=contexts[0])
-    else:
-        result = measure_speed(
-            loaded,
-            batches=batches,
-            contexts=contexts,
-            tokens=tokens,
-            repeats=repeats,
-            report=lambda timing: note(
-                f"batch {timing.batch}, context {timing.context}: "
-                f"{timing.graph_tokens_per_second or timing.tokens_per_second:.1f} tokens/s"
-            ),
-        )
+    source = options.find_model(model, offline=offline)
+    with tracking.run("bench", source, {"bench": {"protocol": protocol, **settings}}) as tracked:
+        result = _measure(source.folder, protocol, settings, place, dtype)
+        tracked.configure({"device": result["device"], "dtype": result["dtype"]})
+        tracked.totals(speed_numbers(result))
     if (Path(model) / "ledger.json").is_file():
         result["kernels"] = kernels_of(model, place)
     if markdown is not None:
@@ -71,6 +63,24 @@ def run(
         print_json({"model": model, **result})
     else:
         print_speed(model, result)
+
+
+def _measure(folder: Path, protocol: str, settings: dict[str, Any], device: str, dtype: str | None) -> dict[str, Any]:
+    from featherweight import api
+    from featherweight.evaluation.fastllama import fastllama_protocol
+    from featherweight.evaluation.speed import measure_speed
+
+    loaded = api.load(folder, device=device, dtype=dtype or "auto")
+    if protocol == "fastllama":
+        return fastllama_protocol(loaded, prompts=settings["repeats"], context=settings["contexts"][0])
+    return measure_speed(
+        loaded,
+        **settings,
+        report=lambda timing: note(
+            f"batch {timing.batch}, context {timing.context}: "
+            f"{timing.graph_tokens_per_second or timing.tokens_per_second:.1f} tokens/s"
+        ),
+    )
 
 
 def _counts(text: str, option: str) -> list[int]:

@@ -32,6 +32,8 @@ def run(
     seed: options.Seed = None,
     settings: options.Changes = None,
     device: options.Device = None,
+    track: options.Track = None,
+    track_folder: options.TrackFolder = Path("tracking"),
     offline: options.Offline = False,
     yes: options.Yes = False,
     json: options.Json = False,
@@ -39,23 +41,30 @@ def run(
     """Compress MODEL by each recipe, measure all in one way, and mark what nothing else beats."""
     from featherweight.reports.compare import comparison_table
     from featherweight.reports.tables import wide_console
-    from featherweight.search.compare import PAGE, TABLE, compare
+    from featherweight.search.compare import CELLS, PAGE, TABLE, compare
     from featherweight.search.points import sweep_recipes
     from featherweight.search.trial import Questionnaire
 
+    tracking = options.tracking(track, track_folder, offline=offline)
     changes = options.recipe_changes(calibration, samples, length, seed, settings)
     source = options.find_model(model, offline=offline, yes=yes)
     named = [name.strip() for name in recipes.split(",") if name.strip()]
-    entries, refused = compare(
-        source,
-        [*(sweep_recipes() if sweep else []), *named],
-        output,
-        asked=Questionnaire(data, eval_length, windows, task, questions, speed),
-        changes=changes,
-        device=device,
-        offline=offline,
-        report=note,
-    )
+    with tracking.run("compare", source, {"recipes": named, "sweep": sweep, "changes": changes}) as tracked:
+        entries, refused = compare(
+            source,
+            [*(sweep_recipes() if sweep else []), *named],
+            output,
+            asked=Questionnaire(data, eval_length, windows, task, questions, speed),
+            changes=changes,
+            device=device,
+            offline=offline,
+            report=note,
+        )
+        for entry in entries:
+            sizes = {"bits": entry.bits, "model_bits": entry.model_bits, "file_bytes": entry.file_bytes}
+            tracked.totals({f"{entry.name}/{name}": value for name, value in sizes.items()})
+            tracked.measured(entry.name, entry.measurements.values())
+        tracked.attach(output / TABLE, output / CELLS)
     if json:
         print_json({"models": [entry.as_dict() for entry in entries], "left_out": refused, "page": str(output / PAGE)})
         return

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featherweight.cli import options
 from featherweight.cli.output import counting_bar, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from featherweight.evaluation.protocol import Measurement
+    from featherweight.planning.plan import Plan
+    from featherweight.reports.tracking import Run
 
 
 def run(
@@ -27,6 +33,8 @@ def run(
     ] = None,
     windows: Annotated[int | None, typer.Option(help="Windows of each text with --evaluate; all if not given.", min=1)] = None,
     device: options.Device = None,
+    track: options.Track = None,
+    track_folder: options.TrackFolder = Path("tracking"),
     offline: options.Offline = False,
     yes: options.Yes = False,
     json: options.Json = False,
@@ -35,24 +43,40 @@ def run(
     from featherweight import api
     from featherweight.reports.tables import print_measurements, print_result
 
-    texts = [text for several in evaluate or [] for text in several.split(",") if text]
+    tracking = options.tracking(track, track_folder, offline=offline)
+    texts = options.split(evaluate)
     api.check_texts(texts, offline=offline)
     changes = options.recipe_changes(calibration, samples, length, seed, settings)
     source = options.find_model(model, offline=offline, yes=yes)
-    with progress_bar(quiet=json) as report:
-        plan = api.plan(source, recipe, changes=changes, offline=offline)
-        result = api.compress(plan, output, device=device, offline=offline, report=report)
-    if not json:
-        print_result(result)
-    scores = {}
-    if texts:
-        with counting_bar("windows", quiet=json) as progress:
-            scores = api.score(
-                result.folder, texts, against=source.folder, windows=windows, device=device, offline=offline, progress=progress
-            )
+    plan = api.plan(source, recipe, changes=changes, offline=offline)
+    scores: dict[str, list[Measurement]] = {}
+    with tracking.run("compress", source, {"recipe": plan.recipe.as_dict(), "plan": plan.hash}) as tracked:
+        result = _compress(plan, output, device, offline, json, tracked)
+        if not json:
+            print_result(result)
+        if texts:
+            with counting_bar("windows", quiet=json) as progress:
+                scores = api.score(
+                    result.folder, texts, against=source.folder, windows=windows, device=device, offline=offline, progress=progress
+                )  # fmt: skip
+            for text, measurements in scores.items():
+                tracked.measured(text, measurements)
+            tracked.attach(result.folder / api.EVALUATION)
     if json:
         measured = {text: [measurement.as_dict() for measurement in each] for text, each in scores.items()}
         print_json({**result.as_dict(), "evaluation": measured})
         return
     for text, measurements in scores.items():
         print_measurements(f"{result.folder} on {text}", measurements)
+
+
+def _compress(plan: Plan, output: str, device: str | None, offline: bool, quiet: bool, tracked: Run) -> Any:
+    """The run, drawn and tracked while it goes."""
+    from featherweight import api
+    from featherweight.reports.following import Follower
+
+    with progress_bar(quiet=quiet) as draw:
+        follower = Follower(plan, tracked, draw)
+        result = api.compress(plan, output, device=device, offline=offline, report=follower)
+    follower.finish(result)
+    return result

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from featherweight.errors import FeatherweightError
+
+if TYPE_CHECKING:
+    from featherweight.reports.tracking import Tracking
 
 Model = Annotated[
     str, typer.Argument(help="Folder, hub name, .gguf file, or a packaged model: demo, smollm2-135m.", show_default=False)
@@ -30,6 +34,13 @@ Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Of activations; float32 on a CPU if not given.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track", help="Keep the run in wandb, mlflow or tensorboard; comma separated or repeated.", metavar="TRACKER"
+    ),
+]
+TrackFolder = Annotated[Path, typer.Option(help="Folder of what is tracked on this machine.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Download without asking.")]
 
 
@@ -64,6 +75,23 @@ def recipe_changes(
                 "a setting's value is not readable", found=f"--set {setting}: {problem}", expected="YAML"
             ) from None
     return changes
+
+
+def split(several: list[str] | None) -> list[str]:
+    """The parts of a repeated or comma separated option."""
+    return [part.strip() for text in several or [] for part in text.split(",") if part.strip()]
+
+
+def tracking(names: list[str] | None, folder: Path, *, offline: bool) -> Tracking:
+    """Where a verb's run is kept; to be made first, as it refuses a missing library.
+
+    Raises:
+        FeatherweightError: no such tracker, or its library is not installed.
+    """
+    from featherweight.cli.output import note
+    from featherweight.reports.tracking import Tracking
+
+    return Tracking(split(names), folder, offline, note)
 
 
 def ask(message: str) -> bool:

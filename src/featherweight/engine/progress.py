@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class Event:
         error: relative output error, for "compressed".
         done, total: steps of the stage; blocks for "block written".
         detail: one sentence for people.
+        measured: the row's measured columns, for "compressed".
     """
 
     stage: str
@@ -25,6 +28,7 @@ class Event:
     done: int = 0
     total: int = 0
     detail: str = ""
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
 
 def silent(event: Event) -> None:

@@ -134,7 +134,8 @@ def _put_in_place(task: BlockTask, part: _Part, result: BlockResult) -> None:
         place(task.model, name, compressed.weight, dtype=task.dtype)
         result.packed[name] = compressed.weight
         result.measured[name] = _measured(compressed, part.weights[name], part.statistics, part.seconds / len(part.current))
-        task.report(Event("compressed", task.block, linear=name, error=result.measured[name]["relative_error"]))
+        measured = result.measured[name]
+        task.report(Event("compressed", task.block, linear=name, error=measured["relative_error"], measured=measured))
 
 
 def _solve(method: Method, problem: Problem, block: str) -> dict[str, Compressed]:

@@ -28,6 +28,11 @@ class Protocol:
         cache: how keys and values reached the attention: "none" (one forward per window) or a cache codec's name.
         dtype: the model's activations.
         against: fingerprint of the reference model, for what compares two; else empty.
+        harness: the library that asked and its version, "" for our own.
+        task_version: of its task.
+        task_sha256: hash of the questions, prompts and answers as they were asked.
+        fewshot: examples before each question.
+        limit: questions at most, None for all.
     """
 
     corpus: str
@@ -42,6 +47,11 @@ class Protocol:
     cache: str = "none"
     dtype: str = "float32"
     against: str = ""
+    harness: str = ""
+    task_version: str = ""
+    task_sha256: str = ""
+    fewshot: int = 0
+    limit: int | None = None
 
     @classmethod
     def of(cls, windows: Windows, *, dtype: str, cache: str = "none", against: str = "") -> Protocol:
@@ -64,6 +74,10 @@ class Protocol:
 
     def describe(self) -> str:
         """One line for people: «wikitext2, 24 windows of 1024, joined by '\\n\\n', BOS none, cache none, float32»."""
+        if self.harness:
+            asked = f"{self.windows} questions{'' if self.limit is None else f' (limit {self.limit})'} by {self.rule}"
+            version = f"{self.harness}, version {self.task_version}"
+            return f"{self.corpus}, {asked}, {self.fewshot}-shot, {self.dtype}, {version}, prompts {self.task_sha256[:8]}"
         if self.rule not in ("joined", "documents"):
             return f"{self.corpus}, {self.windows} questions by {self.rule}, {self.dtype}, file {self.corpus_sha256[:8]}"
         parts = [

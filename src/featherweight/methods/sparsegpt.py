@@ -69,7 +69,7 @@ class SparseGPT(Method):
     points: ClassVar[Mapping[str, Steps]] = {
         "60": ({"ratio": 0.6},),
         "2of4-4bit": ({"pattern": "2:4", "bits": 4, "group_size": 128},),
-        **{f"50-{bits}bit": ({"ratio": 0.5, "bits": bits, "group_size": 128},) for bits in (4, 8)},
+        **{f"50-{bits}bit-g128": ({"ratio": 0.5, "bits": bits, "group_size": 128},) for bits in (4, 8)},
     }
 
     ratio: float | None = None

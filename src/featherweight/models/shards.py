@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from featherweight.errors import FeatherweightError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+SAMPLE = 1 << 20  # bytes at either end of a shard that enter its fingerprint
 _HEADER_LIMIT = 100 << 20  # bytes; the safetensors format's own bound
 
 #: safetensors' names of element types, as torch's.
@@ -155,3 +158,17 @@ def read_headers(shards: list[Path]) -> dict[str, StoredTensor]:
                 )
             stored[name] = tensor
     return stored
+
+
+def fingerprint(shards: Iterable[Path]) -> str:
+    """sha256 over each shard's name, size, header and the first and last MiB of its content."""
+    digest = hashlib.sha256()
+    for shard in sorted(set(shards)):
+        size = shard.stat().st_size
+        digest.update(f"{shard.name}\0{size}\0".encode())
+        with shard.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            digest.update(file.read(length) + file.read(SAMPLE))
+            file.seek(max(8 + length, size - SAMPLE))
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()

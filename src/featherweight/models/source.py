@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.errors import FeatherweightError, nearest
-from featherweight.models.shards import model_shards
+from featherweight.models.shards import fingerprint, model_shards
 
 _PACKAGED = {"demo": "llama-4m", "llama-4m": "llama-4m"}
 _FETCHED = {"smollm2-135m": "smollm2-135m", "smollm2": "smollm2-135m"}
@@ -73,6 +73,10 @@ class ModelSource:
             expected="one of " + ", ".join(_TOKENIZER_FILES),
             fix="copy the tokenizer files of the model you started from into this folder",
         )
+
+    def fingerprint(self) -> str:
+        """Identity of the weight files, see `shards.fingerprint`."""
+        return fingerprint(model_shards(self.folder))
 
     def max_length(self) -> int:
         """The longest context in tokens: the config's `max_position_embeddings`, else 2048."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,12 +12,10 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError, nearest
-from featherweight.models.shards import DTYPES, StoredTensor, model_shards, read_headers
+from featherweight.models.shards import DTYPES, SAMPLE, StoredTensor, fingerprint, model_shards, read_headers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_SAMPLE = 1 << 20  # bytes at either end of a shard that enter its fingerprint
 
 
 class Weights(ABC):
@@ -56,16 +53,7 @@ class Weights(ABC):
 
         Cheap on purpose: it tells one checkpoint from another, and does not prove every byte.
         """
-        digest = hashlib.sha256()
-        for shard in sorted({tensor.shard for tensor in self._stored.values()}):
-            size = shard.stat().st_size
-            digest.update(f"{shard.name}\0{size}\0".encode())
-            with shard.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                digest.update(file.read(length) + file.read(_SAMPLE))
-                file.seek(max(8 + length, size - _SAMPLE))
-                digest.update(file.read(_SAMPLE))
-        return digest.hexdigest()
+        return fingerprint(tensor.shard for tensor in self._stored.values())
 
     @abstractmethod
     def dtype(self, name: str) -> torch.dtype:
@@ -254,9 +242,9 @@ def _check_duplicates(folder: Path, tensors: list[StoredTensor], names: tuple[st
     for tensor in tensors if len(tensors) > 1 else ():
         with tensor.shard.open("rb") as file:
             file.seek(tensor.offset)
-            head = file.read(min(_SAMPLE, tensor.nbytes))
-            file.seek(tensor.offset + max(0, tensor.nbytes - _SAMPLE))
-            samples.add((tensor.dtype, tensor.shape, head, file.read(min(_SAMPLE, tensor.nbytes))))
+            head = file.read(min(SAMPLE, tensor.nbytes))
+            file.seek(tensor.offset + max(0, tensor.nbytes - SAMPLE))
+            samples.add((tensor.dtype, tensor.shape, head, file.read(min(SAMPLE, tensor.nbytes))))
     if len(samples) > 1:
         raise FeatherweightError(
             f"{folder} ties {' and '.join(names)}, but stores them with different values",

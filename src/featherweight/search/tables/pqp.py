@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight import api
+from featherweight.engine.compress import pick_device
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.protocol import Measurement
 from featherweight.models.source import ModelSource
@@ -87,7 +88,8 @@ def pqp_table(
     require_models(sources)
     cells, lines = Cells(output / CELLS), [Line("dense", None), *_lines(settings)]
     api.check_texts(settings.texts, offline=offline)
-    shops = [Workshop(source, output, cells, device, offline, report) for source in sources]
+    place = str(pick_device(device))
+    shops = [Workshop(source, output, cells, place, offline, report) for source in sources]
     for shop in shops:
         for line in lines[1:]:
             assert line.recipe is not None
