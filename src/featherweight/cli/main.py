@@ -19,6 +19,7 @@ from featherweight.cli import (
     methods,
     plan,
     recipes,
+    search,
     shrink,
     verify,
 )
@@ -36,6 +37,7 @@ app.command("demo")(demo.run)
 app.command("plan")(plan.run)
 app.command("compress")(compress.run)
 app.command("compare")(compare.run)
+app.command("search")(search.run)
 app.command("shrink")(shrink.run)
 app.command("verify")(verify.run)
 app.command("eval")(evaluate.run)
