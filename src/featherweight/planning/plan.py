@@ -115,7 +115,7 @@ def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, An
     weights = open_weights(source.folder, skeleton)
     axes = find_axes(skeleton, structure)
     chains = Chains.resolve(settled, structure)
-    rows = tuple(_rows(structure, chains, weights))
+    rows = tuple(plan_rows(structure, chains, weights))
     return Plan(source, settled, structure, axes, chains, rows, weights)
 
 
@@ -139,7 +139,7 @@ def _settled(recipe: Recipe, source: ModelSource) -> Recipe:
     return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"length": length})})
 
 
-def _rows(structure: Structure, chains: Chains, weights: Weights) -> Iterator[Row]:
+def plan_rows(structure: Structure, chains: Chains, weights: Weights) -> Iterator[Row]:
     """Rows in file order: outside the blocks first, then block by block."""
     packed = {linear.weight_name: linear for linears in structure.linears.values() for linear in linears}
     outside = chains.outside(structure)

@@ -65,8 +65,9 @@ def find_knob(recipe: Recipe, goal: str, path: str | None, span: str | None, tol
         raise FeatherweightError("unknown goal", found=goal, expected=", ".join(GOALS), fix="--maximize sparsity")
     path = path or _infer(recipe, goal)
     index, setting = _place(recipe, path)
+    whole = _is_whole(recipe.steps[index].method, setting)
     mild, harsh = _ends(path, setting, span)
-    if not _is_whole(recipe.steps[index].method, setting):
+    if not whole:
         knob = Knob(path, mild, harsh, TOLERANCE if tolerance is None else tolerance)
         for end in (mild, harsh):
             _try(recipe, index, setting, end)

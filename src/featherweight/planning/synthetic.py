@@ -1,0 +1,82 @@
+"""What a chain of methods does to a made-up layer: the error it leaves, and the memory its product takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from featherweight.methods.base import Method, Problem
+from featherweight.methods.inside import compress_inside
+from featherweight.packed.dense import Dense
+from featherweight.packed.linear import PackedLinear
+from featherweight.planning.memory import LiveBytes
+from featherweight.statistics.inputs import InputStatistics
+
+OUTPUTS, INPUTS, TOKENS = 96, 768, 3072
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How one chain behaves on the made-up layer.
+
+    Attributes:
+        error: relative squared error of the outputs, `Σ (ŵ−w)ᵀ H (ŵ−w) / Σ wᵀ H w`.
+        per_weight: bytes that a product makes and drops again, per weight: the decoded weight, above all.
+        per_feature: the same per token and per input or output feature, beyond the output itself.
+    """
+
+    error: float
+    per_weight: float
+    per_feature: float
+
+
+@cache
+def behaviour(chain: tuple[Method, ...], dtype: torch.dtype) -> Behaviour:
+    """Compress a Gaussian `[96, 768]` weight whose inputs are correlated (spectrum 1/k), and run the product on a CPU.
+
+    Nothing here knows the model: the error orders chains, it does not say what a model loses. A fused kernel takes less
+    memory than this plain product.
+
+    Raises:
+        FeatherweightError: a chain that does not suit such a layer.
+    """
+    weight, inputs = _layer()
+    weight = weight.to(dtype).float()
+    statistics = InputStatistics.from_inputs(inputs, frozenset({"hessian", "sum_sq", "abs_max"}))
+    problem = Problem({"layer": weight}, {"layer": Dense(weight.to(dtype))}, statistics, dtype)
+    for step, method in enumerate(chain):
+        done = compress_inside(method, problem)["layer"].weight
+        problem = Problem({"layer": weight}, {"layer": done}, statistics, dtype, step=step + 1)
+    packed = problem.current["layer"]
+    hessian = statistics.mean_hessian()
+
+    def energy(rows: Tensor) -> float:
+        return float(((rows @ hessian) * rows).sum())
+
+    few, many = (_product_bytes(PackedLinear(packed, dtype=dtype), tokens, dtype) for tokens in (1, TOKENS + 1))
+    return Behaviour(
+        energy(packed.dequantize() - weight) / energy(weight),
+        few / weight.numel(),
+        max(0.0, many - few) / TOKENS / (OUTPUTS + INPUTS),
+    )
+
+
+@cache
+def _layer() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(OUTPUTS, INPUTS, generator=generator)
+    basis = torch.linalg.qr(torch.randn(INPUTS, INPUTS, generator=generator)).Q
+    scales = torch.arange(1, INPUTS + 1).rsqrt()
+    return weight, torch.randn(TOKENS, INPUTS, generator=generator) * scales @ basis.T
+
+
+def _product_bytes(linear: PackedLinear, tokens: int, dtype: torch.dtype) -> int:
+    """The most bytes alive during a product, without input, stored tensors and output."""
+    x = torch.zeros(tokens, linear.in_features, dtype=dtype)
+    live = LiveBytes([x, *linear.buffers()])
+    with torch.no_grad(), live:
+        output = linear(x)
+    return live.peak - output.untyped_storage().nbytes()
