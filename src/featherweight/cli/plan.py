@@ -90,7 +90,19 @@ def _print(model: str, needs: Sequence[Need], refused: dict[str, str], wanted: s
     from featherweight.reports.tables import human_bytes, wide_console
 
     table = Table(box=None, header_style="bold")
-    for column in ("recipe", "bits", "made-up error", "weights", "cache", "work", "process", "total", "left", "largest context", "fits"):
+    for column in (
+        "recipe",
+        "bits",
+        "made-up error",
+        "weights",
+        "cache",
+        "work",
+        "process",
+        "total",
+        "left",
+        "largest context",
+        "fits",
+    ):
         table.add_column(column, justify="left" if column == "recipe" else "right")
     for need in needs:
         sizes = [human_bytes(size) for size in (need.weights, need.cache, need.work, need.process, need.total)]

@@ -175,14 +175,14 @@ def require_any(needs: Sequence[Need], context: int, batch: int) -> None:
     raise FeatherweightError(
         f"no recipe fits with {batch} sequences of {context} tokens",
         found=f"the smallest, {least.recipe}: {_words(least)}",
-        expected=f"at most {least.limit / 2**30:.2f} GiB",
+        expected=f"at most {least.limit / 1e9:.3g} GB",
         fix=fix,
     )
 
 
 def _words(need: Need) -> str:
     parts = {"weights": need.weights, "cache": need.cache, "work": need.work, "process": need.process}
-    return f"{need.total / 2**30:.2f} GiB, of which " + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+    return f"{need.total / 1e9:.3g} GB, of which " + ", ".join(f"{name} {size / 1e9:.3g}" for name, size in parts.items())
 
 
 def _need(shapes: Shapes, name: str, recipe: Recipe | None, limit: int, context: int, process: int) -> Need:
