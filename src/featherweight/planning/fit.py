@@ -168,7 +168,7 @@ def require_any(needs: Sequence[Need], context: int, batch: int) -> None:
     longest = max(need.largest_context for need in needs)
     if longest:
         fix = f"--context {longest} fits with {next(need.recipe for need in needs if need.largest_context == longest)}"
-    elif batch > 1:
+    elif batch > 1 and least.weights + least.process < least.limit:
         fix = f"fewer sequences: --batch {batch // 2}"
     else:
         fix = "a harsher recipe, a smaller model, or more memory: not even 64 tokens of context fit"

@@ -128,22 +128,25 @@ def first_failed(trial: Trial) -> Observed:
 
 
 def nothing_holds(found: Found) -> FeatherweightError:
-    """The closest miss, by how much, and what else stood in the way."""
-    closest = min(found.trials, key=lambda trial: first_failed(trial).excess / max(abs(first_failed(trial).limit), 1e-12))
-    missed = first_failed(closest)
-    bound = next(constraint.text for constraint in found.constraints if constraint.label == missed.label)
-    stood = f"{missed.label} {missed.value:.5g} at {found.knob.path}={closest.value:g}, {missed.excess:.3g} beyond {missed.limit:.5g}"
-    kinds = {trial.too_mild for trial in found.trials}
-    if kinds == {True, False}:
-        fix = "these constraints exclude each other here: relax one, or try another recipe"
-    elif closest.too_mild:
-        fix = "relax the bound, or take a harsher --range or recipe"
+    """How near each side came: the harshest setting that is still too large or slow, the mildest that is already too bad."""
+    too_mild = [trial for trial in found.trials if trial.too_mild]
+    too_harsh = [trial for trial in found.trials if not trial.too_mild]
+    ends = [max(too_mild, key=lambda trial: trial.place)] if too_mild else []
+    ends += [min(too_harsh, key=lambda trial: trial.place)] if too_harsh else []
+    missed = {trial.value: first_failed(trial) for trial in ends}
+    if len(ends) == 2:
+        fix = "these exclude each other here: relax one, or try another recipe"
     else:
-        fix = "relax the bound, or take a milder --range or recipe"
+        fix = f"relax the bound, or take a {'harsher' if too_mild else 'milder'} --range or recipe"
     return FeatherweightError(
         "no setting meets every constraint",
-        found=f"the closest: {stood}",
-        expected=f"{bound}, with {found.knob.path} from {found.knob.mild:g} to {found.knob.harsh:g}",
+        found="the closest: "
+        + "; ".join(
+            f"{each.label} {each.value:.5g} at {found.knob.path}={value:g}, {each.excess:.3g} beyond {each.limit:.5g}"
+            for value, each in missed.items()
+        ),
+        expected=f"{', '.join(each.text for each in found.constraints)}, with {found.knob.path} from {found.knob.mild:g} to "
+        f"{found.knob.harsh:g}",
         fix=fix,
     )
 
