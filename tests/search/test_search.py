@@ -98,6 +98,16 @@ def test_what_cannot_be_met_names_the_closest(known):
         magnitude(known, ["bytes <= 1MB", "perplexity(heldout) <= 1.01 * dense"])
 
 
+def test_what_is_not_finite_fails_and_is_valid_json(tmp_path, monkeypatch):
+    from featherweight.search import trials
+
+    monkeypatch.setattr(trials.Trials, "measure", lambda self, constraint, plan: (float("nan"), None))
+    monkeypatch.setattr(trials.Trials, "made", lambda self, plan: {})
+    with pytest.raises(FeatherweightError, match=r"nan at steps\.0\.ratio=0"):
+        magnitude(tmp_path / "out", ["perplexity(heldout) <= 3"])
+    assert "NaN" not in (text := (tmp_path / "out" / "search.json").read_text()) and json.loads(text)["best"] is None
+
+
 def test_settings_out_of_order_are_told(tmp_path, monkeypatch):
     from featherweight.search import trials
 

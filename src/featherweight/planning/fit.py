@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from featherweight.errors import FeatherweightError
+from featherweight.methods.base import Method
 from featherweight.models.described import DescribedWeights
+from featherweight.models.shards import model_shards
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.source import ModelSource
 from featherweight.models.structure import Structure, find_structure
@@ -80,6 +82,7 @@ class Shapes:
         structure, weights: as in a plan; the weights are described by the config where there is no checkpoint.
         dtype: of activations, and of parameters that are left alone.
         tracer: of its forward pass.
+        known: behaviour of the chains that were looked at.
     """
 
     source: ModelSource
@@ -87,6 +90,7 @@ class Shapes:
     weights: Weights
     dtype: torch.dtype
     tracer: Tracer
+    known: dict[str, Behaviour] = field(default_factory=dict)
 
     @classmethod
     def of(cls, source: ModelSource, batch: int) -> Shapes:
@@ -97,8 +101,8 @@ class Shapes:
         """
         skeleton = build_skeleton(source.config())
         structure = find_structure(skeleton)
-        stored = any(source.folder.glob("*.safetensors"))
-        weights = open_weights(source.folder, skeleton) if stored else DescribedWeights(source.folder, skeleton)
+        described = not _is_whole(source)
+        weights = DescribedWeights(source.folder, skeleton) if described else open_weights(source.folder, skeleton)
         return cls(source, structure, weights, skeleton.dtype, Tracer(skeleton, batch))
 
     def rows(self, recipe: Recipe | None) -> tuple[tuple[Row, ...], Chains]:
@@ -109,6 +113,12 @@ class Shapes:
         else:
             chains = Chains.resolve(recipe, self.structure)
         return tuple(plan_rows(self.structure, chains, self.weights)), chains
+
+    def behaviour(self, chain: tuple[Method, ...]) -> Behaviour:
+        """Of one chain, looked at once."""
+        if repr(chain) not in self.known:
+            self.known[repr(chain)] = behaviour(chain, self.dtype)
+        return self.known[repr(chain)]
 
 
 def fit(
@@ -180,6 +190,14 @@ def require_any(needs: Sequence[Need], context: int, batch: int) -> None:
     )
 
 
+def _is_whole(source: ModelSource) -> bool:
+    """Whether the folder holds every shard."""
+    try:
+        return bool(model_shards(source.folder))
+    except FeatherweightError:
+        return False
+
+
 def _words(need: Need) -> str:
     parts = {"weights": need.weights, "cache": need.cache, "work": need.work, "process": need.process}
     return f"{need.total / 1e9:.3g} GB, of which " + ", ".join(f"{name} {size / 1e9:.3g}" for name, size in parts.items())
@@ -234,7 +252,7 @@ def _products(rows: Sequence[Row], chains: Chains, shapes: Shapes) -> list[_Prod
         kind, sizes = row.kind, row.shape
         outside = (chains.embedding or chains.head) if kind == "embedding" else chains.head
         chain = chains.linears[row.module] if kind == "linear" else (outside,)
-        behaves = behaviour(tuple(method for method in chain if method), shapes.dtype)
+        behaves = shapes.behaviour(tuple(method for method in chain if method))
         if kind == "embedding" and structure.tied and structure.head:
             found.append(_Product(structure.head, row.weights, sum(sizes), "head", behaves))
         found.append(_Product(row.module, row.weights, sizes[-1] if kind == "embedding" else sum(sizes), kind, behaves))

@@ -33,7 +33,6 @@ class Behaviour:
     per_feature: float
 
 
-@cache
 def behaviour(chain: tuple[Method, ...], dtype: torch.dtype) -> Behaviour:
     """Compress a Gaussian `[96, 768]` weight whose inputs are correlated (spectrum 1/k), and run the product on a CPU.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ class Observed:
     def holds(self) -> bool:
         """Whether the constraint does."""
         return self.excess <= 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form; a number that is not finite becomes a string, as JSON has none."""
+        told = asdict(self)
+        return {key: str(each) if isinstance(each, float) and not isfinite(each) else each for key, each in told.items()}
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Trial:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {**asdict(self), "holds": self.holds}
+        return {**asdict(self), "observed": [each.as_dict() for each in self.observed], "holds": self.holds}
 
 
 @dataclass(frozen=True)

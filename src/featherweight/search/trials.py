@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from featherweight.engine.save import LEDGER
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.protocol import Measurement
 from featherweight.models.source import ModelSource
+from featherweight.packed.files import write_text
 from featherweight.planning.plan import Plan
 from featherweight.planning.recipe import load_recipe
 from featherweight.search.cells import Cells
@@ -24,7 +26,7 @@ from featherweight.search.constraints import Constraint
 from featherweight.search.running import run_apart
 from featherweight.version import __version__
 
-CELLS, TRIALS, MODEL = "cells.json", "trials", "model"
+CELLS, TRIALS, MODEL, KEPT = "cells.json", "trials", "model", ".model"
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,9 @@ class Trials:
 
     def folder(self, plan: Plan) -> Path:
         """The finished model of a plan: the kept one, or one among the trials, made now if it is not there."""
-        kept = self.output / MODEL
-        if (kept / "plan.json").is_file() and json.loads((kept / "plan.json").read_text(encoding="utf-8"))["hash"] == plan.hash:
-            return kept
-        folder = self.output / TRIALS / plan.hash
+        if self._kept() == self._name(plan):
+            return self.output / MODEL
+        folder = self.output / TRIALS / self._name(plan)
         if not (folder / LEDGER).is_file():
             self.made_now += 1
             self._compress(plan, folder)
@@ -156,11 +157,12 @@ class Trials:
         if folder != kept:
             shutil.rmtree(kept, ignore_errors=True)
             folder.rename(kept)
+            write_text(self.output / KEPT, self._name(plan))
         return kept
 
     def discard(self, plan: Plan | None = None) -> None:
         """Delete the model of a plan, or of all, from among the trials; measurements stay."""
-        shutil.rmtree(self.output / TRIALS / (plan.hash if plan else ""), ignore_errors=True)
+        shutil.rmtree(self.output / TRIALS / (self._name(plan) if plan else ""), ignore_errors=True)
 
     def _compress(self, plan: Plan, folder: Path) -> Result:
         return api.compress(plan, folder, device=self.device, offline=self.how.offline)
@@ -198,6 +200,15 @@ class Trials:
             return make(self.source.folder if plan is None else self.folder(plan))
 
         return self.cells.get({**self._of(plan), "measure": dict(of)}, measured)
+
+    def _name(self, plan: Plan) -> str:
+        """Of the model's folder: what decides its bytes, the plan, the tokens and the device, in a hash."""
+        return hashlib.sha256(json.dumps(self._of(plan)).encode()).hexdigest()[:16]
+
+    def _kept(self) -> str:
+        """The name that the model in `model` had among the trials."""
+        note = self.output / KEPT
+        return note.read_text(encoding="utf-8") if note.is_file() and (self.output / MODEL / LEDGER).is_file() else ""
 
     def _noted(self, plan: Plan, found: dict[str, Any]) -> dict[str, Any]:
         self._facts.setdefault(plan.hash, {}).update(found)
