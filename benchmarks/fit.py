@@ -4,7 +4,7 @@
                              [--context 4096 ...] [--batch 1 ...] [--folder FOLDER] [--json FILE]
 
 On a GPU the measured bytes are `torch.cuda.memory_allocated` after loading and `max_memory_allocated` at the end, and the
-prediction leaves the process out; on a CPU they are the largest resident set, and it is counted. Every measurement is a
+prediction leaves the process out, cuBLAS's workspace with it (tens of MB that are measured all the same); on a CPU they are the largest resident set, and it is counted. Every measurement is a
 process of its own. Models go into FOLDER (a temporary one if not given), which needs room for the dense weights and the compressed.
 """
 

@@ -155,6 +155,7 @@ class Trials:
         """The plan's model as the search's answer, in the place of an earlier one."""
         folder, kept = self.folder(plan), self.output / MODEL
         if folder != kept:
+            (self.output / KEPT).unlink(missing_ok=True)
             shutil.rmtree(kept, ignore_errors=True)
             folder.rename(kept)
             write_text(self.output / KEPT, self._name(plan))
