@@ -4,8 +4,9 @@
                              [--context 4096 ...] [--batch 1 ...] [--folder FOLDER] [--json FILE]
 
 On a GPU the measured bytes are `torch.cuda.memory_allocated` after loading and `max_memory_allocated` at the end, and the
-prediction leaves the process out, cuBLAS's workspace with it (tens of MB that are measured all the same); on a CPU they are the largest resident set, and it is counted. Every measurement is a
-process of its own. Models go into FOLDER (a temporary one if not given), which needs room for the dense weights and the compressed.
+prediction leaves the process out (cuBLAS's workspace too, tens of MB that are measured all the same). On a CPU they are the
+largest resident set, and the process is counted. Every measurement is a process of its own. Models go into FOLDER (a temporary
+one if not given), which needs room for the dense weights and the compressed.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     root = options.folder or Path(tempfile.mkdtemp())
+    root.mkdir(parents=True, exist_ok=True)
     source = (
         resolve_model(options.model) if options.model else random_model(options.shape, root / options.shape, options.device)
     )
