@@ -20,6 +20,7 @@ from featherweight.cli import (
     plan,
     recipes,
     report,
+    search,
     shrink,
     table,
     verify,
@@ -39,6 +40,7 @@ app.command("plan")(plan.run)
 app.command("compress")(compress.run)
 app.command("compare")(compare.run)
 app.add_typer(table.app, name="table")
+app.command("search")(search.run)
 app.command("shrink")(shrink.run)
 app.command("verify")(verify.run)
 app.command("eval")(evaluate.run)

@@ -117,6 +117,21 @@ def resolve_model(name: str | Path, *, offline: bool = False, confirm: Confirm |
     return ModelSource(text, check_folder(_from_hub(text, offline)))
 
 
+def resolve_config(name: str | Path, *, offline: bool = False) -> ModelSource:
+    """As `resolve_model`, but a config.json is enough: of a hub name nothing else is fetched, a folder need hold no weights.
+
+    Raises:
+        FeatherweightError: nothing by that name, or no config.json.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return ModelSource(str(name), folder)
+    known = isinstance(name, Path) or str(name) in {**_PACKAGED, **_FETCHED} or folder.exists() or folder.suffix == ".gguf"
+    if known or not _HUB_NAME.fullmatch(str(name)):
+        return resolve_model(name, offline=offline)
+    return ModelSource(str(name), _from_hub(str(name), offline, ["config.json"]))
+
+
 def check_folder(folder: Path) -> Path:
     """The same folder, if it holds config.json and every safetensors shard.
 
@@ -165,12 +180,12 @@ def _no_such_folder(path: Path) -> FeatherweightError:
     )
 
 
-def _from_hub(name: str, offline: bool) -> Path:
+def _from_hub(name: str, offline: bool, files: list[str] = _HUB_FILES) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=offline))
+        return Path(snapshot_download(name, allow_patterns=files, local_files_only=offline))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         local = sorted(entry.name for entry in Path().iterdir() if entry.is_dir())
         known = nearest(name, [*_PACKAGED, *_FETCHED, *local])

@@ -179,7 +179,7 @@ def open_weights(folder: Path, model: PreTrainedModel) -> Weights:
         FeatherweightError: a checkpoint that is quantized already; truncated or missing shards; tensors missing, unexpected
             or of another shape; tied tensors that are stored twice with different values.
     """
-    _refuse_quantized(folder, model.config)
+    refuse_quantized(folder, model.config)
     stored = read_headers(model_shards(folder))
     aliases = tied_names(model)
     state = model.state_dict(keep_vars=True)
@@ -225,7 +225,8 @@ def _ignored_rules(model: PreTrainedModel) -> list[str]:
     return [*sorted(rules), r"rotary_emb\.inv_freq$"]
 
 
-def _refuse_quantized(folder: Path, config: Any) -> None:
+def refuse_quantized(folder: Path, config: Any) -> None:
+    """Raise FeatherweightError for the config of a checkpoint that is quantized already."""
     settings = getattr(config, "quantization_config", None)
     if settings is not None:
         method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)

@@ -11,7 +11,7 @@ import torch
 from featherweight.planning.plan import Plan
 
 #: Resident bytes of a process that has imported torch and transformers and built an empty model.
-_PROCESS_BYTES = 490 * 10**6
+PROCESS_BYTES = 490 * 10**6
 #: Resident bytes that tokenising a byte of text in one piece takes (measured with the tokenizers library).
 _TOKENIZING = 155
 
@@ -42,7 +42,7 @@ def estimate(plan: Plan, device: str = "cpu") -> Estimate:
     shard = max((row_bytes for row_bytes in _block_bytes(plan).values()), default=0)
     operations = _operations(plan)
     return Estimate(
-        host_bytes=_PROCESS_BYTES + max(shard if on_gpu else working, _TOKENIZING * _text_bytes(plan)),
+        host_bytes=PROCESS_BYTES + max(shard if on_gpu else working, _TOKENIZING * _text_bytes(plan)),
         device_bytes=working if on_gpu else 0,
         disk_bytes=plan.totals.file_bytes,
         operations=operations,

@@ -155,10 +155,10 @@ def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, An
     axes = find_axes(skeleton, structure)
     chains = Chains.resolve(settled, structure)
     _check_tuning(settled, chains, structure)
-    head = _own_head(structure, chains, weights)
+    head = own_head(structure, chains, weights)
     if head is not None:
         axes = {**axes, head.name: (Axis(f"{head.name}.input", head.name, head.shape[1], (head.name,)),)}
-    rows = tuple(_rows(structure, chains, weights, head))
+    rows = tuple(plan_rows(structure, chains, weights, head))
     return Plan(source, settled, structure, axes, chains, rows, weights, head)
 
 
@@ -197,7 +197,7 @@ def _settled(recipe: Recipe, source: ModelSource) -> Recipe:
     return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"length": length})})
 
 
-def _own_head(structure: Structure, chains: Chains, weights: Weights) -> Linear | None:
+def own_head(structure: Structure, chains: Chains, weights: Weights) -> Linear | None:
     """The head, if it has a chain."""
     name = structure.head
     if name is None or not chains.linears.get(name):
@@ -206,7 +206,7 @@ def _own_head(structure: Structure, chains: Chains, weights: Weights) -> Linear 
     return Linear(name, (rows, columns), bias=f"{name}.bias" in weights.names())
 
 
-def _rows(structure: Structure, chains: Chains, weights: Weights, head: Linear | None) -> Iterator[Row]:
+def plan_rows(structure: Structure, chains: Chains, weights: Weights, head: Linear | None) -> Iterator[Row]:
     """Rows in file order: outside the blocks first, then block by block, then the head if it has a chain."""
     packed = {linear.weight_name: linear for linears in structure.linears.values() for linear in linears}
     for block in ("", *structure.blocks):
