@@ -40,8 +40,7 @@ def search(
     on to harsher settings, unmeasured where the plan already tells. The answer is a trial that was made and measured.
 
     Args:
-        goal: "sparsity", "smallness" or "tokens-per-second".
-        subject_to: constraints, see `parse_constraint`.
+        goal, subject_to: one of `GOALS`, and constraints, see `parse_constraint`.
         output: folder: the best model in `model`, `search.json`, `trials.csv`, `cells.json`; the same call goes on.
         knob, span, tolerance: see `find_knob`.
         changes, how: settings to replace in the recipe, and how numbers are taken.
