@@ -53,20 +53,12 @@ def run(
     from featherweight.search.search import search
     from featherweight.search.trials import Measuring
 
+    changes = options.recipe_changes(calibration, samples, length, seed, settings)
+    how = Measuring(windows, eval_length, questions, letters, batch, context, device, offline)
     found = search(
-        options.find_model(model, offline=offline, yes=yes),
-        recipe,
-        maximize,
-        subject_to,
-        output,
-        knob=knob,
-        span=span,
-        tolerance=tolerance,
-        changes=options.recipe_changes(calibration, samples, length, seed, settings),
-        how=Measuring(windows, eval_length, questions, letters, batch, context, device, offline),
-        keep_trials=keep_trials,
-        report=note,
-    )
+        options.find_model(model, offline=offline, yes=yes), recipe, maximize, subject_to, output, knob=knob, span=span,
+        tolerance=tolerance, changes=changes, how=how, keep_trials=keep_trials, report=note,
+    )  # fmt: skip
     if json:
         print_json(found.as_dict())
     else:

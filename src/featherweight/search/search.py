@@ -40,17 +40,15 @@ def search(
     on to harsher settings, unmeasured where the plan already tells. The answer is a trial that was made and measured.
 
     Args:
-        goal: "sparsity", "smallness" or "tokens-per-second".
-        subject_to: constraints, see `parse_constraint`.
+        goal, subject_to: one of `GOALS`, and constraints, see `parse_constraint`.
         output: folder: the best model in `model`, `search.json`, `trials.csv`, `cells.json`; the same call goes on.
         knob, span, tolerance: see `find_knob`.
-        changes: dotted settings to replace in the recipe.
+        changes, how: settings to replace in the recipe, and how numbers are taken.
         keep_trials: keep every model, in `trials`.
         report: called with a line per trial.
 
     Raises:
-        FeatherweightError: a constraint, knob or range that makes no sense; an unknown text or task; or no trial holds (the log is
-            written all the same).
+        FeatherweightError: a constraint, knob, range, text or task that makes no sense; or no trial holds (the log is written).
     """
     started = time.perf_counter()
     constraints = parse_constraints(subject_to)
