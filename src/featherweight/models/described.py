@@ -27,14 +27,14 @@ class DescribedWeights(Weights):
     def __init__(self, folder: Path, model: PreTrainedModel) -> None:
         refuse_quantized(folder, model.config)
         state = model.state_dict(keep_vars=True)
-        names = list(tied_names(model))
-        super().__init__(folder, {name: tuple(state[name].shape) for name in names}, {})
+        names = tied_names(model)
+        first = {alias: name for name, aliases in names.items() for alias in aliases}
+        super().__init__(folder, {name: tuple(state[name].shape) for name in names}, {}, first)
         self._dtypes = {name: state[name].dtype for name in names}
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of one tensor; raises FeatherweightError for an unknown name."""
-        self._check(name)
-        return self._dtypes[name]
+        return self._dtypes[self._listed(name)]
 
     def total_bytes(self) -> int:
         """Bytes of all tensors."""

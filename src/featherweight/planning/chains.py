@@ -16,6 +16,10 @@ from featherweight.planning.recipe import Override, Recipe, ScopedStep, Step
 SCOPES = ("all", "decoder", "head")
 
 
+#: Why a linear can be left alone: it had steps and an override took them, or it never had any.
+ALONE = ("left alone by an override", "in the scope of no step")
+
+
 @dataclass(frozen=True)
 class Chains:
     """The methods of everything that may be compressed.
@@ -56,7 +60,7 @@ class Chains:
                 made[key] = tuple(method_from(step.method, step.settings) for step in chain)
             linears[name] = made[key]
         empty = (name for name, chain in steps.items() if not chain)
-        reasons = {name: "left alone by an override" if scoped[name] else "in the scope of no step" for name in empty}
+        reasons = {name: ALONE[0] if scoped[name] else ALONE[1] for name in empty}
         return cls(linears, _data_free(recipe.embedding or (recipe.head if shared else None)), reasons)
 
 

@@ -16,7 +16,7 @@ from featherweight.models.skeleton import build_skeleton
 from featherweight.models.source import ModelSource
 from featherweight.models.structure import Structure, find_structure
 from featherweight.models.weights import Weights, open_weights
-from featherweight.planning.chains import Chains
+from featherweight.planning.chains import ALONE, Chains
 from featherweight.planning.estimate import PROCESS_BYTES
 from featherweight.planning.memory import Trace, Tracer
 from featherweight.planning.plan import own_head, plan_rows
@@ -251,10 +251,9 @@ def _products(rows: Sequence[Row], chains: Chains, shapes: Shapes) -> list[_Prod
         if not row.chain:
             continue
         kind, sizes = row.kind, row.shape
-        outside = (chains.embedding or chains.head) if kind == "embedding" else chains.head
-        chain = chains.linears[row.module] if kind == "linear" else (outside,)
+        chain = (chains.embedding,) if kind == "embedding" else chains.linears[row.module]
         behaves = shapes.behaviour(tuple(method for method in chain if method))
-        if kind == "embedding" and structure.tied and structure.head:
+        if kind == "embedding" and structure.tied and structure.head and structure.head not in chains.linears:
             found.append(_Product(structure.head, row.weights, sum(sizes), "head", behaves))
         found.append(_Product(row.module, row.weights, sizes[-1] if kind == "embedding" else sum(sizes), kind, behaves))
     return found
@@ -263,7 +262,7 @@ def _products(rows: Sequence[Row], chains: Chains, shapes: Shapes) -> list[_Prod
 def _error(rows: Sequence[Row], products: Sequence[_Product]) -> float:
     """Mean over the compressed linears' weights; 0 for nothing compressed."""
     linears = [product for product in products if product.kind == "linear"]
-    left = sum(row.weights for row in rows if not row.chain and row.reason == "left alone by an override")
+    left = sum(row.weights for row in rows if not row.chain and row.reason in ALONE)
     count = sum(product.weights for product in linears) + left
     return sum(product.behaves.error * product.weights for product in linears) / count if count else 0.0
 
