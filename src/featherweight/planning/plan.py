@@ -130,6 +130,11 @@ class Plan:
         slack = _HEADER_SLACK * sum(row.shared for row in self.rows)
         return Totals.of(self.rows, sum(file_bytes(layout) for layout in self.shard_layouts().values()) + slack)
 
+    @property
+    def original_bits(self) -> float:
+        """Stored bits per weight of the original model."""
+        return 8 * self.totals.original_bytes / sum(row.weights for row in self.rows if not row.untied)
+
     def as_dict(self) -> dict[str, Any]:
         """The `--json` form."""
         return {

@@ -79,7 +79,7 @@ class Trial:
     def dense(self, plan: Plan) -> Entry:
         """The model itself; any plan knows its size."""
         size = sum(path.stat().st_size for path in self.source.folder.glob("*.safetensors"))
-        bits = 8 * plan.totals.original_bytes / sum(row.weights for row in plan.rows)
+        bits = plan.original_bits
         return self._measured(Entry("dense", bits, bits, size, {}), {"model": plan.fingerprint}, lambda: self.source.folder)
 
     def compressed(self, name: str, plan: Plan) -> Entry:

@@ -122,7 +122,7 @@ class Workshop:
     def _size(self, folder: Path) -> dict[str, Any]:
         if folder == self.source.folder:
             plan = self.plan(_ANY)
-            bits = 8 * plan.totals.original_bytes / sum(row.weights for row in plan.rows)
+            bits = plan.original_bits
             size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
             return {"bits_per_weight": bits, "model_bits_per_weight": bits, "file_bytes": size}
         total = read_ledger(folder)["total"]
