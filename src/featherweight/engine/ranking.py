@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,8 @@ class Ranking:
 
     Attributes:
         influence: by block, `1 − mean cos(input, output)` over tokens.
-        scores: by block and kind, what each unit adds to the block's output, over the output's mean square.
+        scores: by block and kind, for each unit `s / √(Σ s · E‖h‖²)`: of what it adds to the block's output, the geometric mean
+            of its shares in what all such units add, and in the stream of hidden states behind the block.
     """
 
     influence: dict[str, float] = field(default_factory=dict)
@@ -46,36 +46,34 @@ class Ranking:
         Args:
             block: module path.
             before, after: hidden states per batch, `[samples, length, hidden]`.
-            scores: by kind, of the units, `[units]`.
+            scores: by kind, what each unit adds, `[units]`.
         """
         pairs = zip(before, after, strict=True)
         cosines = torch.cat([nn.functional.cosine_similarity(one, other, dim=-1).flatten() for one, other in pairs])
         self.influence[block] = 1 - float(cosines.mean())
-        squares = torch.cat([states.square().sum(-1).flatten() for states in after])
-        self.scores[block] = {kind: (values / squares.mean()).tolist() for kind, values in scores.items()}
+        stream = torch.cat([states.square().sum(-1).flatten() for states in after]).mean()
+        self.scores[block] = {kind: (values / (values.sum() * stream).sqrt()).tolist() for kind, values in scores.items()}
 
     def least(self, count: int) -> list[str]:
         """The blocks that turn their inputs least."""
         return sorted(self.influence, key=lambda block: self.influence[block])[:count]
 
-    def drops(self, uniform: Mapping[str, Drop], kept: tuple[str, ...], units: Mapping[str, tuple[Units, ...]]) -> dict[str, Any]:
-        """How many units go from each block so that in all as many go as in `uniform`: the least of all blocks together.
+    def drops(self, fractions: Mapping[str, float], kept: tuple[str, ...]) -> dict[str, Drop]:
+        """How many units go from each kept block, by kind: the least of all blocks together; each keeps at least one.
 
-        Every block keeps at least one.
+        Args:
+            fractions: of all units of a kind, rounded down.
+            kept: blocks that stay.
         """
-        shared: dict[str, dict[str, int]] = {block: dict(uniform[block]) for block in uniform}
-        for kind in (each.kind for each in units[kept[0]]):
+        gone: dict[str, dict[str, int]] = {block: dict.fromkeys(fractions, 0) for block in kept}
+        for kind, fraction in fractions.items():
             ranked = sorted((score, block) for block in kept for score in self.scores[block][kind])
-            room = {block: len(self.scores[block][kind]) - 1 for block in kept}
-            owed = sum(uniform[block][kind] for block in kept)
-            gone = dict.fromkeys(kept, 0)
+            owed = int(len(ranked) * fraction)
             for _, block in ranked:
-                if owed and gone[block] < room[block]:
-                    gone[block] += 1
+                if owed and gone[block][kind] < len(self.scores[block][kind]) - 1:
+                    gone[block][kind] += 1
                     owed -= 1
-            for block in kept:
-                shared[block][kind] = gone[block]
-        return shared
+        return dict(gone)
 
 
 def score_units(units: Units, weight: Tensor, hessian: Tensor) -> Tensor:

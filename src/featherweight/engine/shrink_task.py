@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from math import ceil
 from typing import Any, Literal
 
-from featherweight.engine.smaller import Smaller, last
+from featherweight.engine.smaller import Smaller
 from featherweight.errors import FeatherweightError
-from featherweight.models.heads import find_heads, runs_without
+from featherweight.models.heads import find_heads, follows_weights
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.source import ModelSource
 from featherweight.models.structure import Structure, find_structure
-from featherweight.models.units import KV_GROUPS, QUERY_HEADS, Units, find_channels
+from featherweight.models.units import CHANNELS, KV_GROUPS, QUERY_HEADS, Units, find_channels
 from featherweight.models.weights import Weights, open_weights
 
 HeadUnit = Literal["auto", "group", "query"]
@@ -30,7 +30,7 @@ class Cut:
         blocks: number of blocks.
         head_unit: "group": whole KV groups; "query": as many query heads of every group; "auto": groups if the fraction makes
             up one and the family can express it, else query heads.
-        per_layer: share the channels and KV groups that go unevenly over the blocks, in all as many.
+        per_layer: share the channels and KV groups that go unevenly over the blocks; the fractions are then of all together.
         repair: whether what stays makes up for what goes, by least squares.
 
     Raises:
@@ -67,6 +67,25 @@ class Cut:
             raise FeatherweightError(
                 "there are no widths to share over the blocks", found="--per-layer alone", fix="add --mlp 0.25 or --heads 0.25"
             )
+        if self.per_layer and self.head_unit == "query":
+            raise FeatherweightError(
+                "query heads cannot go unevenly",
+                found="--per-layer with --head-unit query",
+                expected="as many query heads in every KV group of the model",
+                fix="use --head-unit group",
+            )
+
+    def fraction(self, kind: str) -> float:
+        """Of the units of a kind."""
+        return self.mlp if kind == CHANNELS else self.heads
+
+    def of_class(self, units: Units) -> int:
+        """How many go of every class where all blocks are alike."""
+        return int(units.in_class() * self.fraction(units.kind))
+
+    def any_go(self, units: Units, blocks: int) -> bool:
+        """Whether the fraction makes up at least one, in one of so many blocks."""
+        return bool(int(units.count * blocks * self.fraction(units.kind)) if self.per_layer else self.of_class(units))
 
 
 @dataclass(frozen=True)
@@ -104,27 +123,21 @@ def make_task(source: ModelSource, cut: Cut) -> Task:
     config = source.config()
     model = build_skeleton(config)
     structure = find_structure(model)
-    if not 0 <= cut.blocks < len(structure.blocks):
-        raise FeatherweightError(
-            "this would empty the model" if cut.blocks > 0 else "a number of blocks is below 0",
-            found=f"{cut.blocks} of {len(structure.blocks)} blocks",
-            expected="less than all",
-            fix="use --blocks 1",
-        )
+    _check_blocks(cut, len(structure.blocks))
     raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     weights = open_weights(source.folder, model)
     channels = find_channels(model, structure) if cut.mlp else {}
     heads = find_heads(model, structure) if cut.heads else {}
+    kept = structure.blocks[: len(structure.blocks) - cut.blocks]
+    if channels and not cut.any_go(channels[kept[0]], len(kept)):
+        raise _too_few(f"--mlp {cut.mlp}", f"{channels[kept[0]].count} channels of a block", 1 / channels[kept[0]].count)
     refused = None
-    for kind in _head_kinds(cut, heads) if cut.heads else [""]:
-        units = {
-            block: (*([heads[block][kind]] if kind else ()), *([channels[block]] if cut.mlp else ())) for block in structure.blocks
-        }
-        drop = {block: {each.kind: _share(cut, each) for each in mine} for block, mine in units.items()}
-        kept = structure.blocks[: len(structure.blocks) - cut.blocks]
+    for kind in _head_kinds(cut, heads[kept[0]], len(kept)) if heads else ("",):
+        units = {block: tuple(each for each in (heads.get(block, {}).get(kind), channels.get(block)) if each)
+                 for block in structure.blocks}  # fmt: skip
+        drop = {block: {each.kind: cut.of_class(each) for each in mine} for block, mine in units.items()}
         smaller = Smaller(structure, kept, units, drop)
         try:
-            _check_sizes(cut, smaller)
             smaller.settings(config, raw, blocks_only=cut.per_layer)
             if cut.per_layer and kind:
                 _check_code(model, structure, units[kept[0]][0])
@@ -136,57 +149,51 @@ def make_task(source: ModelSource, cut: Cut) -> Task:
     raise refused
 
 
-def _head_kinds(cut: Cut, heads: Mapping[str, Mapping[str, Units]]) -> list[str]:
+def _check_blocks(cut: Cut, blocks: int) -> None:
+    if not 0 <= cut.blocks < blocks:
+        raise FeatherweightError(
+            "this would empty the model" if cut.blocks > 0 else "a number of blocks is below 0",
+            found=f"{cut.blocks} of {blocks} blocks",
+            expected="less than all",
+            fix="use --blocks 1",
+        )
+
+
+def _head_kinds(cut: Cut, units: Mapping[str, Units], blocks: int) -> list[str]:
     """Kinds of units to try, the preferred first, of which at least one would go.
 
     Raises:
         FeatherweightError: the fraction makes up none.
     """
-    units = next(iter(heads.values()))
-    wanted = {"auto": (KV_GROUPS, QUERY_HEADS), "group": (KV_GROUPS,), "query": (QUERY_HEADS, KV_GROUPS)}[cut.head_unit]
-    if cut.head_unit == "query" and QUERY_HEADS in units:
-        wanted = (QUERY_HEADS,)  # where no group has several, a head is a group
-    kinds = [kind for kind in wanted if kind in units and _share(cut, units[kind])]
-    if not kinds:
-        held = [units[kind] for kind in wanted if kind in units]
-        least = min(1 / each.in_class() for each in held)
-        raise FeatherweightError(
-            "this fraction of the heads makes up none",
-            found=f"--heads {cut.heads} of "
-            + " or ".join(
-                f"{each.count} KV groups" if each.kind == KV_GROUPS else f"{each.in_class()} query heads of every group"
-                for each in held
-            ),
-            expected="at least one, and at least one left",
-            fix=f"use --heads {least + 0.005:.2f}" if least < 1 else "use --mlp or --blocks: this model has one head",
+    kinds = [KV_GROUPS, QUERY_HEADS] if cut.head_unit == "auto" else [KV_GROUPS]
+    if cut.head_unit == "query" and QUERY_HEADS in units:  # where no group has several, a head is a group
+        kinds = [QUERY_HEADS]
+    kinds = [kind for kind in kinds if kind in units and not (cut.per_layer and kind == QUERY_HEADS)]
+    enough = [kind for kind in kinds if cut.any_go(units[kind], blocks)]
+    if not enough:
+        sizes = {kind: units[kind].in_class() for kind in kinds}
+        found = " or ".join(f"{size} {kind.replace('_', ' ')}" for kind, size in sizes.items())
+        raise _too_few(
+            f"--heads {cut.heads}", found + (" of every group" if QUERY_HEADS in sizes else ""), 1 / max(sizes.values())
         )
-    return kinds
+    return enough
 
 
-def _share(cut: Cut, units: Units) -> int:
-    """How many of every class go."""
-    return int(units.in_class() * (cut.heads if units.kind in (KV_GROUPS, QUERY_HEADS) else cut.mlp))
-
-
-def _check_sizes(cut: Cut, smaller: Smaller) -> None:
-    mine = smaller.drop[smaller.kept[0]]
-    if not cut.blocks and not any(mine.values()):
-        raise FeatherweightError(
-            "there is nothing to prune",
-            found=f"the fraction is less than one of {', '.join(mine)}",
-            expected="something to remove",
-            fix="use a larger fraction",
-        )
+def _too_few(option: str, found: str, least: float) -> FeatherweightError:
+    name = option.split()[0]
+    return FeatherweightError(
+        "this fraction makes up none",
+        found=f"{option} of {found}",
+        expected="at least one that goes, and one that stays",
+        fix=f"use {name} {ceil(100 * least) / 100:.2g}" if least < 1 else "prune something else: there is only one",
+    )
 
 
 def _check_code(model: Any, structure: Structure, units: Units) -> None:
-    """Whether the block's code takes its number of heads from its tensors, all of which belong to linears."""
-    linears = {f"{linear.name}.{leaf}" for group in structure.linears.values() for linear in group for leaf in ("weight", "bias")}
-    others = sorted(units.tensors.keys() - linears)
-    if others or units.kind != KV_GROUPS or not runs_without(model, structure, units, last(units, units.count - 1), model):
+    if not follows_weights(model, structure, units):
         raise FeatherweightError(
             "this family's attention cannot have another number of heads in every block",
-            found=f"{', '.join(others)}: sizes beside the linears" if others else "code that takes it from the config",
+            found="code or tensors beside the linears that take it from the config",
             expected="attention whose number of heads follows from its weights",
             fix="leave out --heads, or --per-layer",
         )

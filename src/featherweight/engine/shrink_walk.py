@@ -127,7 +127,8 @@ class ShrinkWalk:
         kept = tuple(block for block in self.task.structure.blocks if block not in removed)
         drop = self.smaller.drop
         if self.task.cut.per_layer:
-            drop = self.ranking.drops(drop, kept, self.smaller.units)
+            fractions = {units.kind: self.task.cut.fraction(units.kind) for units in self.smaller.units[kept[0]]}
+            drop = self.ranking.drops(fractions, kept)
         self.smaller = replace(self.smaller, kept=kept, drop=drop)
 
     def _reader(self, units: Units) -> Tensor:
@@ -148,7 +149,7 @@ class ShrinkWalk:
         changed: dict[str, Tensor] = {}
         kept: dict[str, Tensor] = {}
         for units in self.smaller.units[block]:
-            (hessian, count), _ = self._hessians(block, (units,), inputs)[0][units.kind], None
+            hessian, count = self._hessians(block, (units,), inputs)[0][units.kind]
             weight = self._reader(units)
             kept[units.kind] = choose(units, score_units(units, weight, hessian), self.smaller.drop[block][units.kind])
             columns = stays(units.columns, kept[units.kind]).to(weight.device)
@@ -160,10 +161,8 @@ class ShrinkWalk:
             changed[linear.weight_name] = (narrow.t() if linear.transposed else narrow).contiguous().cpu()
             self._zero(units, columns, narrow)
         file = BlockFile(self.task.weights, self.smaller, block, self.task.cut.per_layer, kept, changed)
-        self._write(shard, file, {kind: {"kept": _bits(left, self._count(block, kind))} for kind, left in kept.items()})
-
-    def _count(self, block: str, kind: str) -> int:
-        return next(units.count for units in self.smaller.units[block] if units.kind == kind)
+        rows = {units.kind: {"kept": _bits(kept[units.kind], units.count)} for units in self.smaller.units[block]}
+        self._write(shard, file, rows)
 
     def _zero(self, units: Units, columns: Tensor, narrow: Tensor) -> None:
         """Give the reader these values in `columns`, and zeros elsewhere."""

@@ -16,10 +16,10 @@ from featherweight.engine.save import LEDGER, copy_tokenizer
 from featherweight.engine.shrink_task import Task
 from featherweight.engine.smaller import Smaller
 from featherweight.engine.verify import PROBE, compare_logits, reload_logits
-from featherweight.integrations.config import PER_LAYER, quantization_config
+from featherweight.integrations.config import quantization_config
 from featherweight.models.resize import changed_raw
 from featherweight.models.structure import Linear
-from featherweight.models.weights import Weights
+from featherweight.models.weights import PER_LAYER, Weights
 from featherweight.packed.dense import Dense
 from featherweight.packed.files import write, write_text
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from featherweight.models.heads import runs_without
+from featherweight.models.heads import follows_weights, runs_without
 from featherweight.models.resize import lists_per_block, resized_settings
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.structure import Structure
-from featherweight.models.units import CHANNELS, KV_GROUPS, Units
+from featherweight.models.units import CHANNELS, KV_GROUPS, Units, last
+
+#: The way out of a config that has no setting for a width.
+OWN_FORMAT = "add --per-layer, whose format needs no setting, or use the method structured"
 
 #: Units that go from every class of one kind, by kind.
 Drop = Mapping[str, int]
@@ -108,7 +108,7 @@ class Smaller:
             left = self.left(self.kept[0], units)
             if units.kind == CHANNELS:
                 sizes = [(units.count, left)]
-                changes = resized_settings(config, raw, sizes, shapes(), "MLP width", always=changes)
+                changes = resized_settings(config, raw, sizes, shapes(), "MLP width", always=changes, fix=lambda: OWN_FORMAT)
             else:
                 changes = self._heads(config, raw, original, units, shapes(), changes)
         return changes
@@ -131,12 +131,9 @@ class Smaller:
             always=always,
             besides={"head_dim": len(units.columns) // heads},
             accepts=lambda smaller: runs_without(original, self.structure, units, last(units, left), smaller),
-            fix="use per-layer widths (--per-layer), which need no setting, or prune --mlp and --blocks only",
+            fix=lambda: self._instead_of(units, original),
         )
 
-
-def last(units: Units, left: int) -> Tensor:
-    """The last units of every class, so many in all: any choice, to try."""
-    classes, each = torch.tensor(units.classes), left // len(set(units.classes))
-    return torch.cat([(classes == one).nonzero().flatten()[-each:] for one in classes.unique()]).sort().values
-
+    def _instead_of(self, units: Units, original: Any) -> str:
+        """What else can be done where no settings are found for another number of heads."""
+        return OWN_FORMAT if follows_weights(original, self.structure, units) else "use --mlp and --blocks without --heads"

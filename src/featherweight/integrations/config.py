@@ -10,9 +10,6 @@ from featherweight.errors import FeatherweightError
 METHOD = "featherweight"
 FORMAT_VERSION = 1
 
-#: What stands for the recipe where `fw shrink --per-layer` wrote the checkpoint.
-PER_LAYER = "fw shrink --per-layer"
-
 
 def quantization_config(modules: Mapping[str, Mapping[str, Any]], recipe: str) -> dict[str, Any]:
     """The section for packed modules: `{module: description}`."""

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError
 from featherweight.models.axis import Axis
-from featherweight.models.producers import Probe, alike_blocks, find_all_producers
 from featherweight.models.probe import DoublePrecision, RandomBlock, sample_calls
+from featherweight.models.producers import Probe, alike_blocks, find_all_producers
 from featherweight.models.structure import find_structure
-from featherweight.models.units import KV_GROUPS, QUERY_HEADS, Units, tensors_of
+from featherweight.models.units import KV_GROUPS, QUERY_HEADS, Units, last, tensors_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,9 +34,7 @@ def find_heads(model: nn.Module, structure: Structure) -> dict[str, dict[str, Un
     """
     axes, firsts = find_all_producers(model, structure), alike_blocks(model, structure)
     known = {first: _heads(model, structure, first, axes[first]) for first in dict.fromkeys(firsts.values())}
-    return {
-        block: {kind: units.moved(first, block) for kind, units in known[first].items()} for block, first in firsts.items()
-    }
+    return {block: {kind: units.moved(first, block) for kind, units in known[first].items()} for block, first in firsts.items()}
 
 
 def runs_without(model: nn.Module, structure: Structure, units: Units, kept: Tensor, smaller: PreTrainedModel) -> bool:
@@ -67,6 +65,14 @@ def runs_without(model: nn.Module, structure: Structure, units: Units, kept: Ten
     except (RuntimeError, ValueError, FeatherweightError):  # sizes that the code does not take
         return False
     return bool((output - expected).abs().max() <= _SAME * expected.abs().max())
+
+
+def follows_weights(model: PreTrainedModel, structure: Structure, units: Units) -> bool:
+    """Whether a block's code takes its number of heads from its tensors, and all of these belong to linears."""
+    linears = [linear for group in structure.linears.values() for linear in group]
+    names = {f"{linear.name}.{leaf}" for linear in linears for leaf in ("weight", "bias")}
+    alone = units.kind == KV_GROUPS and units.count > 1 and units.tensors.keys() <= names
+    return alone and runs_without(model, structure, units, last(units, units.count - 1), model)
 
 
 def _heads(model: nn.Module, structure: Structure, block: str, axes: tuple[Axis, ...]) -> dict[str, Units]:
@@ -129,7 +135,9 @@ def _owners(probe: Probe, structure: Structure, axis: Axis, labels: tuple[int, .
             chosen = (weighed * ((label >> bit) & 1 == value)).sum()
             gradients = torch.autograd.grad(chosen, list(tracked.values()), retain_graph=True, allow_unused=True)
             largest = max(float(gradient.abs().max()) for gradient in gradients if gradient is not None)
-            sides.append([_acting(gradient, tensor, largest) for gradient, tensor in zip(gradients, tracked.values(), strict=True)])
+            sides.append(
+                [_acting(gradient, tensor, largest) for gradient, tensor in zip(gradients, tracked.values(), strict=True)]
+            )
         for name, clear, high in zip(tracked, *sides, strict=True):
             linear = linears.get(name)
             side = 1 if linear and linear.transposed else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ def resized_settings(
     always: Mapping[str, Any] | None = None,
     besides: Mapping[str, int] | None = None,
     accepts: Callable[[PreTrainedModel], bool] = lambda smaller: True,
-    fix: str = "use the method structured, which keeps the model's shapes",
+    fix: Callable[[], str] = lambda: "use the method structured, which keeps the model's shapes",
 ) -> dict[str, Any]:
     """Which settings make transformers build exactly these parameters.
 
@@ -43,7 +44,7 @@ def resized_settings(
         always: changes that are settled already.
         besides: settings to try as well, that the family may otherwise derive from those that change.
         accepts: a further test of a skeleton that has these shapes.
-        fix: for the error.
+        fix: for the error, asked only then.
 
     Returns:
         Changed settings of the decoder's part of `raw`, `always` included.
@@ -54,19 +55,33 @@ def resized_settings(
     known = changed_config(config, raw, {}).get_text_config(decoder=True).to_dict()
     for candidate in _candidates(known, sizes, besides or {}):
         changes = {**(always or {}), **candidate}
-        try:
-            built = build_skeleton(changed_config(config, raw, changes))
-        except Exception:  # a setting that only happens to have this value may break the family's own checks
-            continue
+        with _quiet():
+            try:
+                built = build_skeleton(changed_config(config, raw, changes))
+            except Exception:  # a setting that only happens to have this value may break the family's own checks
+                continue
         if {key: tuple(tensor.shape) for key, tensor in built.state_dict().items()} == dict(wanted) and accepts(built):
             return changes
-    shown = ", ".join(f"{old} that makes it {new}" for old, new in sizes)
+    shown = " and ".join(dict.fromkeys(f"no setting of {old} that makes it {new}" for old, new in sizes))
     raise FeatherweightError(
         f"this family cannot have another {what}",
-        found=f"{type(config).__name__}: no setting of {shown}",
-        expected="a config with settings for it",
-        fix=fix,
+        found=f"{type(config).__name__}: {shown}",
+        expected="settings from which exactly the shapes that are left follow",
+        fix=fix(),
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what transformers logs about settings that are only tried; its level is put back."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def changed_config(config: Any, raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:

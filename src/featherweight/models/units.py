@@ -132,3 +132,9 @@ def tensors_of(
             tensors[f"{name}.bias"] = (0, rows)
     reader = linears[axis.consumers[0]]
     return tensors | {reader.weight_name: (0 if reader.transposed else 1, columns)}
+
+
+def last(units: Units, left: int) -> Tensor:
+    """The last units of every class, so many in all: any choice, to try."""
+    classes, each = torch.tensor(units.classes), left // len(set(units.classes))
+    return torch.cat([(classes == one).nonzero().flatten()[-each:] for one in classes.unique()]).sort().values

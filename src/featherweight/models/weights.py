@@ -18,6 +18,9 @@ from featherweight.models.shards import DTYPES, StoredTensor, model_shards, read
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+#: What an output's `quantization_config` names as its recipe where `fw shrink --per-layer` wrote it.
+PER_LAYER = "fw shrink --per-layer"
+
 _SAMPLE = 1 << 20  # bytes at either end of a shard that enter its fingerprint
 
 
@@ -231,7 +234,15 @@ def _ignored_rules(model: PreTrainedModel) -> list[str]:
 def _refuse_quantized(folder: Path, config: Any) -> None:
     settings = getattr(config, "quantization_config", None)
     if settings is not None:
-        method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+        settings = settings if isinstance(settings, dict) else vars(settings)
+        method = settings.get("quant_method")
+        if settings.get("recipe") == PER_LAYER:
+            raise FeatherweightError(
+                f"the model in {folder} has other widths in every block",
+                found=f"an output of {PER_LAYER}, which a config does not describe",
+                expected="an ordinary checkpoint",
+                fix="shrink the original again without --per-layer: recipes go on from that",
+            )
         raise FeatherweightError(
             f"the model in {folder} is quantized already",
             found=f"quantization_config with method {method}",
