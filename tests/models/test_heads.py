@@ -7,6 +7,7 @@ import torch
 
 from featherweight.errors import FeatherweightError
 from featherweight.models.heads import find_heads, runs_without
+from featherweight.models.producers import find_all_producers
 from featherweight.models.resize import resized_settings
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.structure import find_structure
@@ -18,6 +19,10 @@ from .families import COMMON, make_config
 def model_of(family: str):
     model = build_skeleton(make_config(family))
     return model, find_structure(model)
+
+
+def heads_of(model, structure):
+    return find_heads(model, structure, find_all_producers(model, structure))
 
 
 def spelled(units, name: str) -> str:
@@ -45,17 +50,17 @@ def spelled(units, name: str) -> str:
 )
 def test_rows_belong_to_the_head_they_act_on(family, kind, name, expected):
     model, structure = model_of(family)
-    found = find_heads(model, structure)
+    found = heads_of(model, structure)
     assert set(found) == set(structure.blocks)
     assert spelled(found[structure.blocks[-1]][kind], name) == expected
 
 
 def test_sinks_go_with_their_heads_and_shared_norms_stay():
     model, structure = model_of("gpt-oss")
-    units = find_heads(model, structure)[structure.blocks[0]]
+    units = heads_of(model, structure)[structure.blocks[0]]
     assert units[KV_GROUPS].tensors[f"{structure.blocks[0]}.self_attn.sinks"] == (0, (0, 0, 1, 1))
     model, structure = model_of("qwen3")
-    assert not [name for name in find_heads(model, structure)[structure.blocks[0]][KV_GROUPS].tensors if "norm" in name]
+    assert not [name for name in heads_of(model, structure)[structure.blocks[0]][KV_GROUPS].tensors if "norm" in name]
 
 
 def test_a_norm_over_all_heads_is_refused():
@@ -63,22 +68,22 @@ def test_a_norm_over_all_heads_is_refused():
 
     model = build_skeleton(AutoConfig.for_model("olmo2", **COMMON))
     with pytest.raises(FeatherweightError, match=r"several KV groups at once.*q_proj"):
-        find_heads(model, find_structure(model))
+        heads_of(model, find_structure(model))
 
 
 def test_a_smaller_block_must_do_what_the_larger_one_does():
     model, structure = model_of("bloom")
-    units = find_heads(model, structure)[structure.blocks[0]][KV_GROUPS]
+    units = heads_of(model, structure)[structure.blocks[0]][KV_GROUPS]
     kept = torch.tensor([1, 3])
     assert not runs_without(model, structure, units, kept, model)  # its slopes and its views count heads
     model, structure = model_of("gpt-neox")
-    units = find_heads(model, structure)[structure.blocks[0]][KV_GROUPS]
+    units = heads_of(model, structure)[structure.blocks[0]][KV_GROUPS]
     assert runs_without(model, structure, units, kept, model)
 
 
 def test_channels_share_their_columns_with_rows_of_fused_linears():
     model, structure = model_of("phi3")
-    units = find_channels(model, structure)[structure.blocks[1]]
+    units = find_channels(structure, find_all_producers(model, structure))[structure.blocks[1]]
     fused = torch.randn(96, 32)
     left = units.cut(f"{structure.blocks[1]}.mlp.gate_up_proj.weight", fused, torch.tensor([0, 5, 47]))
     assert torch.equal(left, fused[[0, 5, 47, 48, 53, 95]])

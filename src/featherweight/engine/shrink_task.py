@@ -11,6 +11,7 @@ from typing import Any, Literal
 from featherweight.engine.smaller import Smaller
 from featherweight.errors import FeatherweightError
 from featherweight.models.heads import find_heads, follows_weights
+from featherweight.models.producers import find_all_producers
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.source import ModelSource
 from featherweight.models.structure import Structure, find_structure
@@ -126,8 +127,9 @@ def make_task(source: ModelSource, cut: Cut) -> Task:
     _check_blocks(cut, len(structure.blocks))
     raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     weights = open_weights(source.folder, model)
-    channels = find_channels(model, structure) if cut.mlp else {}
-    heads = find_heads(model, structure) if cut.heads else {}
+    axes = find_all_producers(model, structure) if cut.mlp or cut.heads else {}
+    channels = find_channels(structure, axes) if cut.mlp else {}
+    heads = find_heads(model, structure, axes) if cut.heads else {}
     kept = structure.blocks[: len(structure.blocks) - cut.blocks]
     if channels and not cut.any_go(channels[kept[0]], len(kept)):
         raise _too_few(f"--mlp {cut.mlp}", f"{channels[kept[0]].count} channels of a block", 1 / channels[kept[0]].count)

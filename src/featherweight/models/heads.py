@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from featherweight.errors import FeatherweightError
 from featherweight.models.axis import Axis
 from featherweight.models.probe import DoublePrecision, RandomBlock, sample_calls
-from featherweight.models.producers import Probe, alike_blocks, find_all_producers
+from featherweight.models.producers import Probe, alike_blocks
 from featherweight.models.structure import find_structure
 from featherweight.models.units import KV_GROUPS, QUERY_HEADS, Units, last, tensors_of
 
@@ -24,15 +25,20 @@ _TOLERANCE = 1e-10  # of the largest derivative; a row that does not act has rou
 _SAME = 1e-9  # relative; a wrong size is off by about 1
 
 
-def find_heads(model: nn.Module, structure: Structure) -> dict[str, dict[str, Units]]:
+def find_heads(model: nn.Module, structure: Structure, axes: Mapping[str, tuple[Axis, ...]]) -> dict[str, dict[str, Units]]:
     """By block, its attention heads as whole KV groups and, where groups have several, as single query heads, by kind.
 
     No family is listed: rows belong to what they act on in a block with random weights.
 
+    Args:
+        model: a skeleton will do.
+        structure: of the model.
+        axes: as `find_all_producers` found them.
+
     Raises:
         FeatherweightError: a block without attention heads, or with a linear whose rows act on several KV groups at once.
     """
-    axes, firsts = find_all_producers(model, structure), alike_blocks(model, structure)
+    firsts = alike_blocks(model, structure)
     known = {first: _heads(model, structure, first, axes[first]) for first in dict.fromkeys(firsts.values())}
     return {block: {kind: units.moved(first, block) for kind, units in known[first].items()} for block, first in firsts.items()}
 

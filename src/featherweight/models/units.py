@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.models.axis import PERMUTATION, Axis
-from featherweight.models.producers import find_all_producers
 
 if TYPE_CHECKING:
     from featherweight.models.structure import Structure
@@ -79,13 +78,17 @@ def stays(owners: tuple[int, ...], kept: Tensor) -> Tensor:
     return allowed[torch.tensor(owners)].nonzero().flatten()
 
 
-def find_channels(model: nn.Module, structure: Structure) -> dict[str, Units]:
+def find_channels(structure: Structure, axes: Mapping[str, tuple[Axis, ...]]) -> dict[str, Units]:
     """The MLP channels of every block: an axis of one linear whose columns are made by rows of earlier linears, each by its own.
+
+    Args:
+        structure: of the model.
+        axes: as `find_all_producers` found them.
 
     Raises:
         FeatherweightError: a block without them.
     """
-    return {block: _channels(structure, axes) for block, axes in find_all_producers(model, structure).items()}
+    return {block: _channels(structure, found) for block, found in axes.items()}
 
 
 def _channels(structure: Structure, axes: tuple[Axis, ...]) -> Units:
