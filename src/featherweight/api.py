@@ -181,8 +181,8 @@ def shrink(
         heads: fraction of the attention heads of every block.
         blocks: how many go.
         head_unit: whether heads go as whole KV groups ("group") or from inside every group ("query").
-        per_layer: the same total shared unevenly over the blocks; `output` then loads only after `import featherweight`, and
-            no recipe goes on with it.
+        per_layer: as many channels in all, shared unevenly over the blocks; `output` then loads only after
+            `import featherweight`, and no recipe goes on with it.
         repair: whether what stays makes up for what goes, by least squares.
         calibration: settings as in a recipe's `calibration` section.
 

@@ -25,7 +25,8 @@ def run(
         bool,
         typer.Option(
             "--per-layer",
-            help="Share what goes unevenly over the blocks, by what it adds. OUTPUT then loads only after `import featherweight`.",
+            help="Share the channels that go unevenly over the blocks, by what they add. OUTPUT is then no ordinary checkpoint: "
+            "it loads after `import featherweight` alone, and no recipe goes on from it.",
         ),
     ] = False,
     repair: Annotated[bool, typer.Option(help="Let what stays make up for what goes.")] = True,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from featherweight.engine.smaller import Drop
 from featherweight.models.units import Units
 from featherweight.packed.files import write_text
 
@@ -23,12 +21,12 @@ class Ranking:
 
     Attributes:
         influence: by block, `1 − mean cos(input, output)` over tokens.
-        scores: by block and kind, for each unit `s / √(Σ s · E‖h‖²)`: of what it adds to the block's output, the geometric mean
-            of its shares in what all such units add, and in the stream of hidden states behind the block.
+        scores: by block, for each MLP channel `s / √(Σ s · E‖h‖²)`: of what it adds to the block's output, the geometric mean
+            of its shares in what all of the MLP adds, and in the hidden states behind the block; empty if not asked for.
     """
 
     influence: dict[str, float] = field(default_factory=dict)
-    scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    scores: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> Ranking:
@@ -40,40 +38,38 @@ class Ranking:
         """Keep it."""
         write_text(folder / NAME, json.dumps(vars(self)))
 
-    def add(self, block: str, before: list[Tensor], after: list[Tensor], scores: Mapping[str, Tensor]) -> None:
+    def add(self, block: str, before: list[Tensor], after: list[Tensor], scores: Tensor) -> None:
         """Enter one block.
 
         Args:
             block: module path.
             before, after: hidden states per batch, `[samples, length, hidden]`.
-            scores: by kind, what each unit adds, `[units]`.
+            scores: what each channel adds, `[channels]`, or empty.
         """
         pairs = zip(before, after, strict=True)
         cosines = torch.cat([nn.functional.cosine_similarity(one, other, dim=-1).flatten() for one, other in pairs])
         self.influence[block] = 1 - float(cosines.mean())
         stream = torch.cat([states.square().sum(-1).flatten() for states in after]).mean()
-        self.scores[block] = {kind: (values / (values.sum() * stream).sqrt()).tolist() for kind, values in scores.items()}
+        self.scores[block] = (scores / (scores.sum() * stream).sqrt()).tolist()
 
     def least(self, count: int) -> list[str]:
         """The blocks that turn their inputs least."""
         return sorted(self.influence, key=lambda block: self.influence[block])[:count]
 
-    def drops(self, fractions: Mapping[str, float], kept: tuple[str, ...]) -> dict[str, Drop]:
-        """How many units go from each kept block, by kind: the least of all blocks together; each keeps at least one.
+    def share(self, fraction: float, kept: tuple[str, ...]) -> dict[str, int]:
+        """How many channels go from each kept block: the least of all blocks together; each block keeps at least one.
 
         Args:
-            fractions: of all units of a kind, rounded down.
+            fraction: of all channels, rounded down.
             kept: blocks that stay.
         """
-        gone: dict[str, dict[str, int]] = {block: dict.fromkeys(fractions, 0) for block in kept}
-        for kind, fraction in fractions.items():
-            ranked = sorted((score, block) for block in kept for score in self.scores[block][kind])
-            owed = int(len(ranked) * fraction)
-            for _, block in ranked:
-                if owed and gone[block][kind] < len(self.scores[block][kind]) - 1:
-                    gone[block][kind] += 1
-                    owed -= 1
-        return dict(gone)
+        ranked = sorted((score, block) for block in kept for score in self.scores[block])
+        owed, gone = int(len(ranked) * fraction), dict.fromkeys(kept, 0)
+        for _, block in ranked:
+            if owed and gone[block] < len(self.scores[block]) - 1:
+                gone[block] += 1
+                owed -= 1
+        return gone
 
 
 def score_units(units: Units, weight: Tensor, hessian: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ class Cut:
         blocks: number of blocks.
         head_unit: "group": whole KV groups; "query": as many query heads of every group; "auto": groups if the fraction makes
             up one and the family can express it, else query heads.
-        per_layer: share the channels and KV groups that go unevenly over the blocks; the fractions are then of all together.
+        per_layer: share the channels that go unevenly over the blocks, and write our own format, which no setting of the config
+            limits.
         repair: whether what stays makes up for what goes, by least squares.
 
     Raises:
@@ -66,27 +67,19 @@ class Cut:
             )
         if self.per_layer and not (self.mlp or self.heads):
             raise FeatherweightError(
-                "there are no widths to share over the blocks", found="--per-layer alone", fix="add --mlp 0.25 or --heads 0.25"
+                "there are no widths to share over the blocks", found="--per-layer without them", fix="add --mlp 0.25"
             )
         if self.per_layer and self.head_unit == "query":
             raise FeatherweightError(
-                "query heads cannot go unevenly",
+                "the number of query heads of a group is in the config alone",
                 found="--per-layer with --head-unit query",
-                expected="as many query heads in every KV group of the model",
+                expected="whole KV groups, whose number follows from the weights",
                 fix="use --head-unit group",
             )
 
-    def fraction(self, kind: str) -> float:
-        """Of the units of a kind."""
-        return self.mlp if kind == CHANNELS else self.heads
-
     def of_class(self, units: Units) -> int:
         """How many go of every class where all blocks are alike."""
-        return int(units.in_class() * self.fraction(units.kind))
-
-    def any_go(self, units: Units, blocks: int) -> bool:
-        """Whether the fraction makes up at least one, in one of so many blocks."""
-        return bool(int(units.count * blocks * self.fraction(units.kind)) if self.per_layer else self.of_class(units))
+        return int(units.in_class() * (self.mlp if units.kind == CHANNELS else self.heads))
 
 
 @dataclass(frozen=True)
@@ -131,10 +124,10 @@ def make_task(source: ModelSource, cut: Cut) -> Task:
     channels = find_channels(structure, axes) if cut.mlp else {}
     heads = find_heads(model, structure, axes) if cut.heads else {}
     kept = structure.blocks[: len(structure.blocks) - cut.blocks]
-    if channels and not cut.any_go(channels[kept[0]], len(kept)):
+    if channels and not cut.of_class(channels[kept[0]]):
         raise _too_few(f"--mlp {cut.mlp}", f"{channels[kept[0]].count} channels of a block", 1 / channels[kept[0]].count)
     refused = None
-    for kind in _head_kinds(cut, heads[kept[0]], len(kept)) if heads else ("",):
+    for kind in _head_kinds(cut, heads[kept[0]]) if heads else ("",):
         units = {block: tuple(each for each in (heads.get(block, {}).get(kind), channels.get(block)) if each)
                  for block in structure.blocks}  # fmt: skip
         drop = {block: {each.kind: cut.of_class(each) for each in mine} for block, mine in units.items()}
@@ -161,7 +154,7 @@ def _check_blocks(cut: Cut, blocks: int) -> None:
         )
 
 
-def _head_kinds(cut: Cut, units: Mapping[str, Units], blocks: int) -> list[str]:
+def _head_kinds(cut: Cut, units: Mapping[str, Units]) -> list[str]:
     """Kinds of units to try, the preferred first, of which at least one would go.
 
     Raises:
@@ -171,7 +164,7 @@ def _head_kinds(cut: Cut, units: Mapping[str, Units], blocks: int) -> list[str]:
     if cut.head_unit == "query" and QUERY_HEADS in units:  # where no group has several, a head is a group
         kinds = [QUERY_HEADS]
     kinds = [kind for kind in kinds if kind in units and not (cut.per_layer and kind == QUERY_HEADS)]
-    enough = [kind for kind in kinds if cut.any_go(units[kind], blocks)]
+    enough = [kind for kind in kinds if cut.of_class(units[kind])]
     if not enough:
         sizes = {kind: units[kind].in_class() for kind in kinds}
         found = " or ".join(f"{size} {kind.replace('_', ' ')}" for kind, size in sizes.items())

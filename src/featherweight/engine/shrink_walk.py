@@ -20,7 +20,7 @@ from featherweight.engine.shrunk_checkpoint import BlockFile, shard_names, weigh
 from featherweight.engine.smaller import Smaller
 from featherweight.models.replay import BlockInputs, capture
 from featherweight.models.skeleton import materialize
-from featherweight.models.units import Units, stays
+from featherweight.models.units import CHANNELS, Units, stays
 from featherweight.packed.files import write
 from featherweight.solvers.refit import absorb_dropped
 from featherweight.statistics.collector import Collector
@@ -109,12 +109,13 @@ class ShrinkWalk:
                 break
             materialize(model, block, self.task.weights, torch.float32, self.device)
             known = block in self.ranking.influence
-            units = self.smaller.units[block] if self.task.cut.per_layer and not known else ()
+            wanted = self.task.cut.per_layer and not known
+            units = tuple(each for each in self.smaller.units[block] if each.kind == CHANNELS and wanted)
             before = list(inputs.hidden)
             hessians, outputs = self._hessians(block, units, inputs)
             if not known:
-                scores = {each.kind: score_units(each, self._reader(each), hessians[each.kind][0]) for each in units}
-                self.ranking.add(block, before, outputs, scores)
+                scores = [score_units(each, self._reader(each), hessians[each.kind][0]) for each in units]
+                self.ranking.add(block, before, outputs, scores[0] if scores else torch.empty(0))
                 self.ranking.write(self.output)
                 self.report(Event("ranked", block, detail=f"influence {self.ranking.influence[block]:.4f}"))
             inputs.advance(outputs)
@@ -127,8 +128,8 @@ class ShrinkWalk:
         kept = tuple(block for block in self.task.structure.blocks if block not in removed)
         drop = self.smaller.drop
         if self.task.cut.per_layer:
-            fractions = {units.kind: self.task.cut.fraction(units.kind) for units in self.smaller.units[kept[0]]}
-            drop = self.ranking.drops(fractions, kept)
+            shared = self.ranking.share(self.task.cut.mlp, kept)
+            drop = {block: {**drop[block], CHANNELS: gone} for block, gone in shared.items()}
         self.smaller = replace(self.smaller, kept=kept, drop=drop)
 
     def _reader(self, units: Units) -> Tensor:
