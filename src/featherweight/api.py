@@ -14,6 +14,7 @@ from featherweight.engine.compress import compress as run_plan
 from featherweight.engine.progress import Event, silent
 from featherweight.engine.shrink import Shrunk
 from featherweight.engine.shrink import shrink as run_shrink
+from featherweight.engine.shrink_task import Cut, HeadUnit
 from featherweight.engine.verify import verify
 from featherweight.evaluation.protocol import Measurement
 from featherweight.integrations.load import load as load_folder
@@ -168,31 +169,35 @@ def shrink(
     output: str | Path,
     *,
     mlp: float = 0.0,
+    heads: float = 0.0,
     blocks: int = 0,
+    head_unit: HeadUnit = "auto",
+    per_layer: bool = False,
     repair: bool = True,
     calibration: dict[str, Any] | None = None,
     device: str | None = None,
     offline: bool = False,
     report: Callable[[Event], None] = silent,
 ) -> Shrunk:
-    """Remove MLP channels and whole blocks; `output` is an ordinary checkpoint that any recipe can go on with.
+    """Remove MLP channels, attention heads and whole blocks; `output` is an ordinary checkpoint, any recipe can go on with it.
 
     Args:
         mlp: fraction of the channels of every MLP.
+        heads: fraction of the attention heads of every block.
         blocks: how many go.
-        repair: whether the channels that stay make up for the others, by least squares.
+        head_unit: whether heads go as whole KV groups ("group") or from inside every group ("query").
+        per_layer: as many channels in all, shared unevenly over the blocks; `output` then loads only after
+            `import featherweight`, and no recipe goes on with it.
+        repair: whether what stays makes up for what goes, by least squares.
         calibration: settings as in a recipe's `calibration` section.
 
     Raises:
         FeatherweightError: nothing to do, nothing left, or a family that cannot be resized.
     """
     source = model if isinstance(model, ModelSource) else resolve_model(model, offline=offline)
-    settings = Calibration(**(calibration or {}))
-    place = str(pick_device(device))
-    return run_shrink(
-        source, Path(output), mlp=mlp, blocks=blocks, calibration=settings, repair=repair, device=place, offline=offline,
-        report=report,
-    )  # fmt: skip
+    cut = Cut(mlp=mlp, heads=heads, blocks=blocks, head_unit=head_unit, per_layer=per_layer, repair=repair)
+    settings, place = Calibration(**(calibration or {})), str(pick_device(device))
+    return run_shrink(source, Path(output), cut, calibration=settings, device=place, offline=offline, report=report)
 
 
 def answer(

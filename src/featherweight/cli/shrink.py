@@ -1,9 +1,9 @@
-"""`fw shrink`: fewer MLP channels, fewer blocks, and an ordinary checkpoint."""
+"""`fw shrink`: fewer MLP channels, attention heads and blocks, and an ordinary checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,8 +15,21 @@ def run(
     model: options.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="New or empty folder.")],
     mlp: Annotated[float, typer.Option(help="Fraction of the channels of every MLP that goes.")] = 0.0,
+    heads: Annotated[float, typer.Option(help="Fraction of the attention heads of every block that goes.")] = 0.0,
     blocks: Annotated[int, typer.Option(help="Blocks that go: those that turn their inputs least.")] = 0,
-    repair: Annotated[bool, typer.Option(help="Let the channels that stay make up for the others.")] = True,
+    head_unit: Annotated[
+        Literal["auto", "group", "query"],
+        typer.Option(help="Heads go as whole KV groups, or from inside every group; auto: groups where that is possible."),
+    ] = "auto",
+    per_layer: Annotated[
+        bool,
+        typer.Option(
+            "--per-layer",
+            help="Share the channels that go unevenly over the blocks, by what they add. OUTPUT is then no ordinary checkpoint: "
+            "it loads after `import featherweight` alone, and no recipe goes on from it.",
+        ),
+    ] = False,
+    repair: Annotated[bool, typer.Option(help="Let what stays make up for what goes.")] = True,
     calibration: options.Calibration = None,
     samples: options.Samples = None,
     length: options.Length = None,
@@ -38,7 +51,10 @@ def run(
             source,
             output,
             mlp=mlp,
+            heads=heads,
             blocks=blocks,
+            head_unit=head_unit,
+            per_layer=per_layer,
             repair=repair,
             calibration=chosen,
             device=device,

@@ -12,7 +12,7 @@ class Event:
     """Something happened.
 
     Attributes:
-        stage: "start", "resume", "warning", "gather", "statistics reused", "compressed", "block written", "saved", "verified".
+        stage: "start", "resume", "warning", "gather", "statistics reused", "ranked", "compressed", "block written", "saved", "verified".
         block: path of the block, "" outside of them.
         linear: for "compressed".
         error: relative output error, for "compressed".

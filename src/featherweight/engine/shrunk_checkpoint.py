@@ -1,130 +1,154 @@
-"""An ordinary checkpoint of a model that lost blocks or widths: renamed tensors, a config that fits them, the tokenizer."""
+"""The files of a shrunk model: small tensors under new names, a config that fits them, the tokenizer, the proof."""
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from featherweight.engine.save import copy_tokenizer
-from featherweight.models.axis import Axis
-from featherweight.models.resize import apply_settings, lists_per_block, resized_config
-from featherweight.models.skeleton import build_skeleton
-from featherweight.models.source import ModelSource
-from featherweight.models.structure import Structure
-from featherweight.models.weights import Weights
+from featherweight.engine.save import LEDGER, copy_tokenizer
+from featherweight.engine.shrink_task import Task
+from featherweight.engine.smaller import Smaller
+from featherweight.engine.verify import PROBE, compare_logits, reload_logits
+from featherweight.integrations.config import quantization_config
+from featherweight.models.resize import changed_raw
+from featherweight.models.structure import Linear
+from featherweight.models.weights import PER_LAYER, Weights
+from featherweight.packed.dense import Dense
 from featherweight.packed.files import write, write_text
+
+if TYPE_CHECKING:
+    from featherweight.engine.shrink_walk import ShrinkWalk
 
 
 @dataclass(frozen=True)
-class Smaller:
-    """Which blocks stay, and how wide their MLPs are.
+class BlockFile:
+    """What the file of one block holds.
 
     Attributes:
-        structure: of the original.
-        kept: blocks that stay, in order.
-        axes: by block, the MLP's channels; empty if they stay.
-        channels: that stay in every MLP.
+        weights: of the original.
+        smaller: what stays.
+        block: old path; "" for what lies outside the blocks.
+        packed: whether linears that lost something are stored as packed weights, so that each may have its own shape.
+        kept: by kind, the units that stay, int64.
+        changed: tensors with other values, cut already, by their old names; all others are copied.
     """
 
-    structure: Structure
-    kept: tuple[str, ...]
-    axes: Mapping[str, Axis]
-    channels: int
+    weights: Weights
+    smaller: Smaller
+    block: str
+    packed: bool
+    kept: Mapping[str, Tensor]
+    changed: Mapping[str, Tensor]
 
-    def names(self, names: Sequence[str]) -> dict[str, str]:
-        """New names of the tensors that stay, by their old ones: blocks are numbered anew."""
-        stem = self.structure.blocks[0].rpartition(".")[0]
-        blocks = {f"{block}.": f"{stem}.{index}." for index, block in enumerate(self.kept)}
-        gone = tuple(f"{block}." for block in self.structure.blocks if block not in self.kept)
-        found = {}
-        for name in names:
-            prefix = next((prefix for prefix in blocks if name.startswith(prefix)), "")
-            if not (gone and name.startswith(gone)):
-                found[name] = blocks.get(prefix, "") + name.removeprefix(prefix)
+    def tensors(self) -> dict[str, Tensor]:
+        """By their new names."""
+        found: dict[str, Tensor] = {}
+        own = self.smaller.own(self.weights.names(), self.block)
+        packed = packed_linears(self.smaller, self.block) if self.packed else {}
+        for old, new in self.smaller.names(own).items():
+            tensor = self.changed[old] if old in self.changed else self._cut(old)
+            linear = packed.get(old)
+            if linear is None:
+                found[new] = tensor
+            else:
+                found[f"{new.removesuffix('.weight')}.values"] = tensor.t() if linear.transposed else tensor
         return found
 
-    def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """What becomes of a tensor's shape, by its old name."""
-        for axis in self.axes.values():
-            module, _, leaf = name.rpartition(".")
-            makes = [producer.name for producer in axis.producers].count(module)  # twice where gate and up are one linear
-            if leaf not in ("weight", "bias") or not (makes or (module in axis.consumers and leaf == "weight")):
-                continue
-            side = 0 if makes else 1
-            side = 1 - side if self.structure.linear(module).transposed and len(shape) == 2 else side
-            gone = (axis.size - self.channels) * max(makes, 1)
-            return tuple(size - gone if index == side else size for index, size in enumerate(shape))
-        return shape
-
-    def settings(self, config: Any) -> dict[str, Any]:
-        """What must change in `config`; transformers then expects exactly what is left.
-
-        Raises:
-            FeatherweightError: no setting does it for this family.
-        """
-        state = {name: tuple(tensor.shape) for name, tensor in build_skeleton(config).state_dict().items()}
-        names = self.names(list(state))
-        smaller, changes = copy.deepcopy(config), dict[str, Any]()
-        count = len(self.structure.blocks)
-        if len(self.kept) < count:
-            changes |= lists_per_block(config, count, [self.structure.blocks.index(block) for block in self.kept])
-            apply_settings(smaller, changes)
-            whole = {new: state[old] for old, new in names.items()}
-            changes |= resized_config(smaller, count, len(self.kept), whole, "number of blocks")
-            apply_settings(smaller, changes)
-        if self.axes:
-            shapes = {new: self.shape(old, state[old]) for old, new in names.items()}
-            changes |= resized_config(smaller, next(iter(self.axes.values())).size, self.channels, shapes, "MLP width")
-        return changes
+    def _cut(self, name: str) -> Tensor:
+        tensor = self.weights.read(name)
+        for units in self.smaller.units[self.block] if self.block else ():
+            tensor = units.cut(name, tensor, self.kept[units.kind])
+        return tensor
 
 
-def write_checkpoint(
-    source: ModelSource, output: Path, smaller: Smaller, weights: Weights, changed: Mapping[str, Tensor]
-) -> tuple[int, int]:
-    """Write what is left.
+def shard_names(blocks: int) -> list[str]:
+    """Weight files in writing order: what lies outside the blocks, then one a block."""
+    return [f"model-{index + 1:05d}-of-{blocks + 1:05d}.safetensors" for index in range(blocks + 1)]
 
-    Args:
-        source: the original.
-        output: folder.
-        smaller: what stays.
-        weights: of the original.
-        changed: tensors with other values, by their old names; all others are copied.
+
+def packed_linears(smaller: Smaller, block: str) -> dict[str, Linear]:
+    """The linears of a block that lose rows or columns, by the old name of their weight."""
+    cut = {name for units in (smaller.units[block] if block else ()) for name in units.tensors}
+    return {linear.weight_name: linear for linear in smaller.structure.linears.get(block, ()) if linear.weight_name in cut}
+
+
+def weight_of(tensors: Mapping[str, Tensor], smaller: Smaller, linear: Linear, *, packed: bool) -> Tensor:
+    """The weight `[out, in]` of a linear, by its old name, in a written file."""
+    name = next(iter(smaller.names([linear.weight_name]).values()))
+    if packed:
+        return tensors[f"{name.removesuffix('.weight')}.values"]
+    return tensors[name].t() if linear.transposed else tensors[name]
+
+
+def finish_checkpoint(walk: ShrinkWalk, tokens: Tensor, logits: Tensor) -> dict[str, Any]:
+    """Write index, configuration, tokenizer, probe and ledger; reload from disk and compare.
 
     Returns:
-        Parameters before and after, tied ones counted once.
+        The proof: largest difference of the probe's logits, its bound, the dtype.
+
+    Raises:
+        FeatherweightError: the reloaded logits lie beyond the bound; the folder then holds no `config.json`.
     """
-    config = source.config()
-    changes, original = smaller.settings(config), build_skeleton(config)
-    _write_shards(output, weights, smaller.names(list(original.state_dict())), smaller.kept, changed)
-    copy_tokenizer(source.folder, output)
-    raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    raw.get("text_config", raw).update(changes)
-    write_text(output / "config.json", json.dumps(raw, indent=2))
-    after = ModelSource(str(output), output).config()
-    before, left = (sum(each.numel() for each in model.parameters()) for model in (original, build_skeleton(after)))
-    return before, left
+    folder, task = walk.output, walk.task
+    placed: dict[str, str] = {}
+    for entry in walk.journal.entries:
+        with safe_open(folder / entry.shard, framework="pt") as file:
+            placed |= dict.fromkeys(file.keys(), entry.shard)
+    size = sum((folder / entry.shard).stat().st_size for entry in walk.journal.entries)
+    index = {"metadata": {"total_size": size}, "weight_map": placed}
+    write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=1))
+    copy_tokenizer(task.source.folder, folder)
+    write(folder / PROBE, {"tokens": tokens, "logits": logits[:, 7::8].contiguous()})
+    write_text(folder / "config.json", json.dumps(_config(task, walk.smaller), indent=2))
+    try:
+        proof = compare_logits(logits, _reloaded(folder, tokens, task.cut.per_layer), torch.float32)
+    except Exception:
+        (folder / "config.json").unlink()
+        raise
+    ledger = {
+        "format_version": 1,
+        "model": {"name": task.source.name, "fingerprint": task.weights.fingerprint()},
+        "shrink": vars(task.cut),
+        "calibration": {**walk.windows.description, "sha256": walk.windows.sha256},
+        "compute": {"device": walk.device.type, "dtype": "torch.float32"},
+        "files": {entry.shard: entry.sha256 for entry in walk.journal.entries},
+        "total": {"file_bytes": size},
+        "proof": proof,
+    }
+    write_text(folder / LEDGER, json.dumps(ledger, indent=1))
+    return proof
 
 
-def _write_shards(
-    output: Path, weights: Weights, names: Mapping[str, str], kept: Sequence[str], changed: Mapping[str, Tensor]
-) -> None:
-    """One file for what lies outside the blocks, one per block, and the index."""
-    output.mkdir(parents=True, exist_ok=True)
-    groups: dict[str, list[str]] = {"": [], **{block: [] for block in kept}}
-    for old in names.keys() & set(weights.names()):
-        groups[next((block for block in kept if old.startswith(f"{block}.")), "")].append(old)
-    placed: dict[str, Any] = {}
-    for index, members in enumerate(groups.values()):
-        shard = f"model-{index + 1:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {names[old]: changed[old] if old in changed else weights.read(old) for old in sorted(members)}
-        write(output / shard, tensors)
-        placed |= dict.fromkeys(tensors, shard)
-    size = sum(path.stat().st_size for path in output.glob("model-*.safetensors"))
-    index_file = {"metadata": {"total_size": size}, "weight_map": placed}
-    write_text(output / "model.safetensors.index.json", json.dumps(index_file, indent=1))
+def _config(task: Task, smaller: Smaller) -> dict[str, Any]:
+    changed = changed_raw(task.raw, smaller.settings(task.config, task.raw, blocks_only=task.cut.per_layer))
+    if task.cut.per_layer:
+        changed["quantization_config"] = quantization_config(dict(_descriptions(task, smaller)), PER_LAYER)
+    return changed
+
+
+def _descriptions(task: Task, smaller: Smaller) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every packed linear by its new path."""
+    for block in smaller.kept:
+        for old, linear in packed_linears(smaller, block).items():
+            shape = smaller.shape(old, task.weights.shape(old))
+            rows, columns = reversed(shape) if linear.transposed else shape
+            name = next(iter(smaller.names([old]).values()))
+            yield name.removesuffix(".weight"), Dense.describe((rows, columns), task.weights.dtype(old))
+
+
+def _reloaded(folder: Path, tokens: Tensor, packed: bool) -> Tensor:
+    """Logits of the checkpoint as a user loads it: with no plug-in of ours taking part, unless it is packed."""
+    if packed:
+        return reload_logits(folder, tokens, torch.device("cpu"), torch.float32)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    with torch.no_grad():
+        return model(input_ids=tokens, use_cache=False).logits.float()

@@ -127,7 +127,7 @@ class RandomBlock:
         Args:
             call: the block's arguments.
             hidden: its hidden states `[samples, length, hidden]`, in float64.
-            changes: tensors to use instead, by full name.
+            changes: tensors to use instead, by full name; derivatives are kept if any of them asks for it.
             outputs: what to do to the outputs of linears, by full path.
         """
         module = self.model.get_submodule(self.block)
@@ -145,7 +145,8 @@ class RandomBlock:
             return functional_call(module, values, args, kwargs)
 
         try:
-            with torch.no_grad(), DoublePrecision(), override_forwards(module, without_experts(module)):
+            tracked = any(tensor.requires_grad for tensor in values.values())
+            with torch.set_grad_enabled(tracked), DoublePrecision(), override_forwards(module, without_experts(module)):
                 return inputs, call.run(run, hidden)
         finally:
             for handle in handles:

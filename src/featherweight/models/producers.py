@@ -106,17 +106,21 @@ def find_all_producers(model: nn.Module, structure: Structure) -> dict[str, tupl
     Raises:
         FeatherweightError: as `find_axes`.
     """
-    known: dict[tuple[object, ...], tuple[str, tuple[Axis, ...]]] = {}
-    found: dict[str, tuple[Axis, ...]] = {}
+    firsts = alike_blocks(model, structure)
+    known = {first: find_producers(model, structure, first) for first in dict.fromkeys(firsts.values())}
+    return {block: tuple(_moved(axis, first, block) for axis in known[first]) for block, first in firsts.items()}
+
+
+def alike_blocks(model: nn.Module, structure: Structure) -> dict[str, str]:
+    """For every block the first one of the same class and shapes."""
+    known: dict[tuple[object, ...], str] = {}
+    firsts = {}
     for block in structure.blocks:
         module = model.get_submodule(block)
         parts = tuple((path, type(part).__name__) for path, part in module.named_modules())
         signature = (parts, tuple((name, tuple(tensor.shape)) for name, tensor in module.named_parameters()))
-        if signature not in known:
-            known[signature] = (block, find_producers(model, structure, block))
-        first, axes = known[signature]
-        found[block] = tuple(_moved(axis, first, block) for axis in axes)
-    return found
+        firsts[block] = known.setdefault(signature, block)
+    return firsts
 
 
 def _with_norm(probe: Probe, axis: Axis, norm: str) -> Axis:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+#: What an output's `quantization_config` names as its recipe where `fw shrink --per-layer` wrote it.
+PER_LAYER = "fw shrink --per-layer"
+
+
 class Weights(ABC):
     """The stored tensors of one model, named as in `model.state_dict()`; tied ones answer to all their names, and are listed
     once.
@@ -229,7 +233,15 @@ def refuse_quantized(folder: Path, config: Any) -> None:
     """Raise FeatherweightError for the config of a checkpoint that is quantized already."""
     settings = getattr(config, "quantization_config", None)
     if settings is not None:
-        method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+        settings = settings if isinstance(settings, dict) else vars(settings)
+        method = settings.get("quant_method")
+        if settings.get("recipe") == PER_LAYER:
+            raise FeatherweightError(
+                f"the model in {folder} has other widths in every block",
+                found=f"an output of {PER_LAYER}, which a config does not describe",
+                expected="an ordinary checkpoint",
+                fix="shrink the original again without --per-layer: recipes go on from that",
+            )
         raise FeatherweightError(
             f"the model in {folder} is quantized already",
             found=f"quantization_config with method {method}",

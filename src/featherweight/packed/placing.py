@@ -21,7 +21,10 @@ def place(
     """
     original = model.get_submodule(name)
     if not isinstance(original, nn.Embedding):
-        model.set_submodule(name, PackedLinear(weight, getattr(original, "bias", None), dtype or original.weight.dtype))
+        bias = getattr(original, "bias", None)
+        if bias is not None and len(bias) != weight.shape[0]:  # a weight with fewer outputs; values come from its file
+            bias = bias.new_empty(weight.shape[0])
+        model.set_submodule(name, PackedLinear(weight, bias, dtype or original.weight.dtype))
         return
     embedding = PackedEmbedding.like(original, weight)
     embedding.compute_dtype = dtype or embedding.compute_dtype

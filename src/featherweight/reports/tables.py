@@ -89,15 +89,24 @@ def print_measurements(model: str, measurements: Iterable[Measurement]) -> None:
 
 def print_shrunk(result: Any) -> None:
     """What `fw shrink` made."""
-    before, after = result.parameters
-    lines = [f"parameters {before:,} -> {after:,} ({after / before:.1%})"]
-    if result.channels[0] != result.channels[1]:
-        lines.append(f"channels of every MLP {result.channels[0]} -> {result.channels[1]}")
+    (before, after), (large, small) = result.parameters, result.file_bytes
+    lines = [
+        f"parameters {before:,} -> {after:,} ({after / before:.1%}), "
+        f"weight files {human_bytes(large)} -> {human_bytes(small)} ({small / large:.1%})"
+    ]
+    for kind, (count, left) in result.widths.items():
+        shown = str(left[0]) if len(set(left)) == 1 else ", ".join(map(str, left))
+        lines.append(f"{kind.replace('_', ' ').replace('kv', 'KV')} of every block {count} -> {shown}")
     if result.removed:
         gone = ", ".join(f"{block} ({result.influence[block]:.4f})" for block in result.removed)
         lines.append(f"blocks removed, with 1 - cosine of input and output: {gone}")
-    lines.append(f"reloaded by transformers: logits repeat within {result.largest_difference:.2e}")
-    lines.append(f"{result.folder} in {result.seconds:.1f} s")
+    if result.ordinary:
+        lines.append(f"reloaded by transformers alone: logits repeat within {result.largest_difference:.2e}")
+    else:
+        lines.append(f"reloaded after `import featherweight`: logits repeat within {result.largest_difference:.2e}")
+        lines.append("not an ordinary checkpoint: transformers alone cannot load it, and no recipe goes on from it")
+    files = f", of which {result.resumed} files were finished before" if result.resumed else ""
+    lines.append(f"{result.folder} in {result.seconds:.1f} s{files}")
     wide_console().print("\n".join(lines), highlight=False)
 
 
