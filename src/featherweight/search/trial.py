@@ -33,6 +33,7 @@ class Questionnaire:
         data, length, windows: of perplexity, divergence and agreement, as in `evaluate`.
         task, questions: of accuracy by likelihood, as in `answer`; None measures none.
         speed: whether decoding is timed.
+        dtype: of activations for texts and tasks; None is float32 on a CPU and the checkpoint's elsewhere.
 
     Raises:
         FeatherweightError: a number of questions without a task.
@@ -44,6 +45,7 @@ class Questionnaire:
     task: str | None = None
     questions: int | None = None
     speed: bool = True
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would have no effect."""
@@ -108,7 +110,7 @@ class Trial:
         """The entry with its numbers; each group is a cell, so that asking for one more measures only that."""
         asked, cells, name = self.asked, self.cells, entry.name
         text = load_corpus(asked.data, split="evaluation", offline=self.offline).sha256
-        where = {**model, "device": self.device}
+        where = {**model, "device": self.device, "dtype": asked.dtype}
         key = {**where, "data": asked.data, "text": text, "length": asked.length, "windows": asked.windows}
         found = cells.get(key, lambda: self._text(name, folder(), against))["measurements"]
         if asked.task is not None:
@@ -128,7 +130,7 @@ class Trial:
         self.report(f"measuring {name} on {self.asked.data}")
         found = api.evaluate(
             folder, self.asked.data, against=against, length=self.asked.length, windows=self.asked.windows,
-            device=self.device, offline=self.offline,
+            device=self.device, dtype=self.asked.dtype, offline=self.offline,
         )  # fmt: skip
         kept = ("perplexity", "kl", "top1_agreement")
         return {"measurements": [measurement.as_dict() for measurement in found if measurement.name in kept]}
@@ -136,7 +138,10 @@ class Trial:
     def _task(self, name: str, folder: Path) -> dict[str, Any]:
         assert self.asked.task is not None
         self.report(f"asking {name} the questions of {self.asked.task}")
-        found = api.answer(folder, self.asked.task, limit=self.asked.questions, device=self.device, offline=self.offline)
+        asked = self.asked
+        found = api.answer(
+            folder, self.asked.task, limit=asked.questions, device=self.device, dtype=asked.dtype, offline=self.offline
+        )
         return {"measurements": [measurement.as_dict() for measurement in found if measurement.name == "accuracy"]}
 
     def _speed(self, name: str, folder: Path) -> dict[str, Any]:
