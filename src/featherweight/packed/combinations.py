@@ -42,7 +42,7 @@ def read_mask(form: str, stored: Tensor, keep: int, of: int, inputs: int) -> Ten
     codes, bits = _codes(form, keep, of, inputs)
     numbers, rows = unpack(stored, bits, codes).long(), stored.shape[0]
     if form == "combination":
-        return _table(keep, of).to(stored.device)[numbers].view(rows, inputs)
+        return _table(keep, of, stored.device)[numbers].view(rows, inputs)
     mask = torch.zeros(rows, inputs // of, of, dtype=torch.bool, device=stored.device)
     return mask.scatter_(2, numbers.view(rows, inputs // of, keep), True).view(rows, inputs)
 
@@ -55,18 +55,18 @@ def _codes(form: str, keep: int, of: int, inputs: int) -> tuple[int, int]:
 
 
 @cache
-def _table(keep: int, of: int) -> Tensor:
-    """Every combination in lexicographic order, `[(M over N), M]` bool."""
+def _table(keep: int, of: int, device: torch.device) -> Tensor:
+    """Every combination in lexicographic order, `[(M over N), M]` bool; copied to a device once."""
     chosen = list(combinations(range(of), keep))
     table = torch.zeros(len(chosen), of, dtype=torch.bool)
-    return table.scatter_(1, torch.tensor(chosen), True) if keep else table
+    return (table.scatter_(1, torch.tensor(chosen), True) if keep else table).to(device)
 
 
 @cache
 def _numbers(keep: int, of: int) -> Tensor:
     """Place in `_table` of the combination whose bits are those of the index, `[2^M]` uint8."""
     numbers = torch.zeros(2**of, dtype=torch.uint8)
-    table = _table(keep, of)
+    table = _table(keep, of, numbers.device)
     numbers[_as_number(table)] = torch.arange(len(table), dtype=torch.uint8)
     return numbers
 

@@ -193,7 +193,7 @@ class Integer(PackedWeight):
         """Values of `packed [rows, bytes]` with their `scales [rows, groups]` and packed zeros."""
         codes = unpack(packed, self.bits, self.inputs).to(torch.float32)
         scale = scales.to(torch.float32)
-        middle = torch.tensor(2.0 ** (self.bits - 1), device=codes.device)
+        middle = torch.full((), 2.0 ** (self.bits - 1), device=codes.device)  # made there: no copy, no wait
         zero = middle if packed_zeros is None else unpack(packed_zeros, self.bits, self.groups).to(torch.float32)
         if self.group_index is not None:
             index = self.group_index.long()

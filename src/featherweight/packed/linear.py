@@ -166,7 +166,7 @@ class PackedEmbedding(PackedModule):
         values = self.packed.rows(ids, self.compute_dtype) if dense is None else nn.functional.embedding(ids, dense)
         if self.embed_scale is None:
             return values
-        return values * torch.tensor(self.embed_scale, dtype=values.dtype, device=values.device)
+        return values * torch.full((), self.embed_scale, dtype=values.dtype, device=values.device)
 
     def extra_repr(self) -> str:
         """Sizes and storage."""

@@ -45,7 +45,7 @@ class Follower:
 
     def __init__(self, plan: Plan, run: Run, draw: Callable[[Any], None] = lambda event: None) -> None:
         self._run, self._draw = run, draw
-        self._places = {block: place for place, block in enumerate(plan.structure.blocks)}
+        self._places = {block: place for place, block in enumerate(plan.stages[1:])}
         self._rows = {row.module: row for row in plan.rows if row.chain}
         self._measured: dict[str, dict[str, Mapping[str, Any]]] = {}
         self._finished: set[str] = set()
@@ -61,7 +61,7 @@ class Follower:
     def finish(self, result: Any) -> None:
         """What was not heard, the totals and the files of a finished `Result`."""
         for row in result.rows:
-            if row.chain and not row.block:
+            if row.chain and row.block not in self._places:
                 self._run.totals({f"{row.module}/{name}": value for name, value in _numbers(row.weights, row.measured).items()})
             elif row.chain and row.module not in self._measured.get(row.block, {}):
                 self._linear(row.block, row.module, row.measured)
