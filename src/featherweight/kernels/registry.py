@@ -52,11 +52,25 @@ def _triton_sweep(signature: Signature, device: torch.device) -> tuple[bool, str
     return True, "one launch per block of columns"
 
 
+def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """What `torch._int_mm` takes on CUDA: more than 16 tokens, inputs and outputs in eights; on a CPU anything."""
+    if device.type not in ("cpu", "cuda"):
+        return False, f"torch's int8 product is for CPU and CUDA, not for {device.type}"
+    whole = signature["inputs"] % 8 == 0 and signature["outputs"] % 8 == 0
+    if device.type == "cuda" and not (signature["tokens"] > 16 and whole):
+        return False, "on CUDA torch's int8 product needs more than 16 tokens, and sizes in eights"
+    return True, "torch's int8 product"
+
+
 _ROOM = "featherweight.kernels"
 OPS: dict[str, tuple[Kernel, ...]] = {
     "sweep_block": (
         Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", _triton_sweep),
         Kernel("reference", f"{_ROOM}.reference.sweep_block", "sweep_block", _always),
+    ),
+    "int8_matmul": (
+        Kernel("torch", f"{_ROOM}.reference.int8_matmul", "torch_int8_matmul", _int_mm),
+        Kernel("reference", f"{_ROOM}.reference.int8_matmul", "int8_matmul", _always),
     ),
     "dequantize_matmul": (Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),),
 }

@@ -15,6 +15,11 @@ from featherweight.packed.sliced import Sliced
 
 def storage_after(method: Method, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """What `method` makes of a described `current`, inside the part that is left of it."""
+    if current["kind"] == "rounded_input":
+        raise FeatherweightError(
+            "nothing can follow round-input", found=f"{method.name} after it", expected="it as the last step",
+            fix=f"put {method.name} before it",
+        )  # fmt: skip
     if current["kind"] != "sliced":
         return method.storage(current, dtype)
     if method.tunes:

@@ -17,6 +17,7 @@ from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.pqp import PQP
 from featherweight.methods.repair import Repair
 from featherweight.methods.ria import RIA
+from featherweight.methods.round_input import RoundInput
 from featherweight.methods.rtn import RTN
 from featherweight.methods.saliency import Saliency
 from featherweight.methods.sparsegpt import SparseGPT
@@ -40,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
     PQP.name: PQP,
     JSQ.name: JSQ,
     Repair.name: Repair,
+    RoundInput.name: RoundInput,
     Structured.name: Structured,
 }
 

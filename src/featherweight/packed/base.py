@@ -71,6 +71,11 @@ class PackedWeight(ABC):
         return torch.nn.functional.linear(x, self.dequantize(x.dtype))
 
     @property
+    def is_linear(self) -> bool:
+        """Whether `matmul(x)` is `x · dequantize()ᵀ`; not so for storages that round their input."""
+        return True
+
+    @property
     def support(self) -> Tensor | None:
         """Boolean `[out, in]`, False where the weight is exactly zero by construction; None where nothing was dropped."""
         return None

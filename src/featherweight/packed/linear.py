@@ -68,8 +68,12 @@ class PackedModule(nn.Module):  # type: ignore[misc]
         return WeightSketch(torch.Size(self._description["shape"]), self.compute_dtype, device)
 
     def cache_dense(self, dtype: torch.dtype | None = None) -> None:
-        """Keep the values, dense and in `dtype`, until `release_dense`: faster repeated forwards, more memory."""
-        self._dense = self.packed.dequantize(self.compute_dtype if dtype is None else dtype)
+        """Keep the values, dense and in `dtype`, until `release_dense`: faster repeated forwards, more memory.
+
+        A weight that rounds its input keeps nothing: a product by another path could round otherwise.
+        """
+        packed = self.packed
+        self._dense = packed.dequantize(self.compute_dtype if dtype is None else dtype) if packed.is_linear else None
 
     def release_dense(self) -> None:
         """Drop what `cache_dense` kept."""

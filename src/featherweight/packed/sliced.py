@@ -99,6 +99,11 @@ class Sliced(PackedWeight):
         return torch.arange(self.full[side], device=device) if stored is None else read_positions(stored)
 
     @property
+    def is_linear(self) -> bool:
+        """As `inner`."""
+        return self.inner.is_linear
+
+    @property
     def support(self) -> Tensor:
         """`[out, in]`, False in dropped rows and columns and where `inner` dropped."""
         outputs, inputs = self.kept(0), self.kept(1)
