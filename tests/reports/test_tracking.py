@@ -184,13 +184,10 @@ def test_other_verbs_are_tracked_too(verb, tmp_path, capsys):
     }[verb]()
     assert read.Scalars(name)[0].value == pytest.approx(value, rel=1e-6)
     if verb == "search":
-        tried = {name: [each.value for each in read.Scalars(name)] for name in ("setting", "holds", "heldout/kl")}
-        for name, values in tried.items():
-            told = [
-                {**trial, "setting": trial["value"], "heldout/kl": trial["observed"][0]["value"]} for trial in printed["trials"]
-            ]
-            assert values == pytest.approx([each[name] for each in told], rel=1e-6)
-        assert tried["holds"] == [1, 0], "the mild end holds, the harsh one does not"
+        trials = [(trial["value"], trial["holds"], trial["observed"][0]["value"]) for trial in printed["trials"]]
+        for name, values in zip(("setting", "holds", "heldout/kl"), zip(*trials, strict=True), strict=True):
+            assert [each.value for each in read.Scalars(name)] == pytest.approx(list(map(float, values)), rel=1e-6)
+        assert [trial[1] for trial in trials] == [True, False], "the mild end holds, the harsh one does not"
 
 
 def test_a_missing_library_is_an_error_before_any_work(tmp_path, monkeypatch, capsys):
