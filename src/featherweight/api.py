@@ -218,7 +218,7 @@ def answer(
     """Accuracy of `model` on questions: ours, or tasks of lm-evaluation-harness; see `find_tasks`.
 
     Args:
-        tasks: "continuation", which ships with the package; a .json or .jsonl file; a task of lm-eval or a set of them.
+        tasks: "continuation", which ships with the package; what else `load_questions` reads; a task of lm-eval or a set of them.
         letters: of our own questions, ask for a letter instead of comparing likelihoods.
         limit: questions of each task at most; with `letters` 100 if not given.
         fewshot, batch_size, include_path, tasks_data: of lm-eval, see `load_tasks` and `run_tasks`.

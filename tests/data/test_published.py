@@ -6,6 +6,7 @@ import json
 import datasets
 import pytest
 
+from common import hub_cache
 from featherweight.data import load_corpus
 from featherweight.errors import FeatherweightError
 
@@ -87,17 +88,6 @@ def test_c4_variants(shard):
     assert (new.rule, new.joining, new.maximum_windows, len(new.documents)) == ("joined", " ", 256, 1100)
     calibration = load_corpus(f"c4:{shard}", split="calibration", variant="new")
     assert (calibration.rule, calibration.variant, calibration.maximum_windows) == ("documents", "standard", None)
-
-
-def hub_cache(root, repository, files, revision="main"):
-    """A cache as huggingface_hub lays it out: refs/REVISION names a commit, snapshots/COMMIT holds the files."""
-    base = root / f"datasets--{repository.replace('/', '--')}"
-    (base / "refs" / revision).parent.mkdir(parents=True)
-    (base / "refs" / revision).write_text("0" * 40)
-    for name, rows in files.items():
-        path = base / "snapshots" / ("0" * 40) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        datasets.Dataset.from_list(rows).to_parquet(path)
 
 
 def test_published_and_other_data_sets_come_from_the_hub_cache_offline(tmp_path, monkeypatch):

@@ -160,7 +160,7 @@ def test_wandb_stays_offline_where_nobody_is_logged_in(tmp_path, monkeypatch):
     assert [record.exit.exit_code for record in wandb_records(run) if record.HasField("exit")] == [1]
 
 
-@pytest.mark.parametrize("verb", ["eval", "bench", "compare"])
+@pytest.mark.parametrize("verb", ["eval", "bench", "compare", "search"])
 @needs("tensorboard")
 def test_other_verbs_are_tracked_too(verb, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -169,6 +169,8 @@ def test_other_verbs_are_tracked_too(verb, tmp_path, capsys):
         "eval": ["eval", "demo", "--length", "64", "--windows", "1"],
         "bench": ["bench", "demo", "--tokens", "2", "--context", "16", "--repeats", "1"],
         "compare": ["compare", "demo", "--recipes", "rtn-4bit", "--eval-length", "64", "--windows", "1", "-o", str(tmp_path / "c")],
+        "search": ["search", "demo", "-r", "magnitude-50", "--maximize", "sparsity", "--subject-to", "kl(heldout) <= 1", "--range",
+                   "0.2:0.9", "--tolerance", "1", "--eval-length", "64", "--windows", "1", "-o", str(tmp_path / "s")],
     }[verb]  # fmt: skip
     app([*words, "--track", "tensorboard", "--track-folder", str(tmp_path), "--json"], standalone_mode=False)
     printed = json.loads(capsys.readouterr().out)
@@ -178,8 +180,14 @@ def test_other_verbs_are_tracked_too(verb, tmp_path, capsys):
         "eval": lambda: ("heldout/perplexity", printed["measurements"][0]["value"]),
         "bench": lambda: ("batch 1 context 16/tokens_per_second", printed["timings"][0]["tokens_per_second"]),
         "compare": lambda: ("rtn-4bit/kl", {m["name"]: m["value"] for m in printed["models"][1]["measurements"]}["kl"]),
+        "search": lambda: ("best/heldout/kl", printed["best"]["observed"][0]["value"]),
     }[verb]()
     assert read.Scalars(name)[0].value == pytest.approx(value, rel=1e-6)
+    if verb == "search":
+        trials = [(trial["value"], trial["holds"], trial["observed"][0]["value"]) for trial in printed["trials"]]
+        for name, values in zip(("setting", "holds", "heldout/kl"), zip(*trials, strict=True), strict=True):
+            assert [each.value for each in read.Scalars(name)] == pytest.approx(list(map(float, values)), rel=1e-6)
+        assert [trial[1] for trial in trials] == [True, False], "the mild end holds, the harsh one does not"
 
 
 def test_a_missing_library_is_an_error_before_any_work(tmp_path, monkeypatch, capsys):

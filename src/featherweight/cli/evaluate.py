@@ -13,7 +13,7 @@ from featherweight.cli.output import counting_bar, print_json
 from featherweight.errors import FeatherweightError
 
 _TASK = (
-    "Questions instead of a text, comma separated: continuation (shipped), a .json/.jsonl file (RACE's too), "
+    "Questions instead of a text, comma separated: continuation (shipped), race-high, race-middle, a file (race-high:FILE), "
     "a task of lm-eval (arc_easy, race, ...), or a set of them (wanda, besa, spqr, quip, ...)."
 )
 

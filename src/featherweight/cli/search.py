@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -45,20 +47,34 @@ def run(
     seed: options.Seed = None,
     settings: options.Changes = None,
     device: options.Device = None,
+    track: options.Track = None,
+    track_folder: options.TrackFolder = Path("tracking"),
     offline: options.Offline = False,
     yes: options.Yes = False,
     json: options.Json = False,
 ) -> None:
     """Turn one setting of RECIPE as far as every constraint holds on MODEL, and keep that model."""
+    from featherweight.search.outcome import LOG, TABLE
     from featherweight.search.search import search
     from featherweight.search.trials import Measuring
 
+    tracking = options.tracking(track, track_folder, offline=offline)
     changes = options.recipe_changes(calibration, samples, length, seed, settings)
     how = Measuring(windows, eval_length, questions, letters, batch, context, device, offline)
-    found = search(
-        options.find_model(model, offline=offline, yes=yes), recipe, maximize, subject_to, output, knob=knob, span=span,
-        tolerance=tolerance, changes=changes, how=how, keep_trials=keep_trials, report=note,
-    )  # fmt: skip
+    source = options.find_model(model, offline=offline, yes=yes)
+    asked = {"recipe": recipe, "changes": changes, "maximize": maximize, "subject_to": subject_to, "measuring": asdict(how)}
+    with tracking.run("search", source, {"search": asked}) as tracked:
+        steps = count()
+        found = search(
+            source, recipe, maximize, subject_to, output, knob=knob, span=span, tolerance=tolerance, changes=changes, how=how,
+            keep_trials=keep_trials, report=note, tried=lambda trial: tracked.point("trial", next(steps), trial.numbers()),
+        )  # fmt: skip
+        assert found.best is not None
+        told = found.as_dict()
+        tracked.configure({"knob": told["knob"]})
+        tracked.totals({f"best/{name}": value for name, value in found.best.numbers().items()})
+        tracked.totals({f"total/{name}": told[name] for name in ("made_now", "measured_now", "seconds")})
+        tracked.attach(output / LOG, output / TABLE)
     if json:
         print_json(found.as_dict())
     else:
@@ -92,15 +108,14 @@ def _print(found: Found) -> None:
 
 
 def _cells(trial: Trial, labels: list[str]) -> list[str]:
+    from featherweight.reports.tables import with_error
+
     def number(value: Any, form: str) -> str:
         return "" if value is None else format(value, form)
 
     seen = {each.label: each for each in trial.observed}
     measured = [
-        f"{seen[label].value:.5g}" + (f" ± {error:.2g}" if (error := seen[label].stderr) is not None else "")
-        if label in seen
-        else "not measured"
-        for label in labels
+        with_error(seen[label].value, seen[label].stderr, ".5g") if label in seen else "not measured" for label in labels
     ]
     size = [f"{trial.bytes:,}", f"{trial.bits:.3f}", number(trial.sparsity, ".3f"), number(trial.tokens_per_second, ".1f")]
     return [f"{trial.value:g}", *size, *measured, "yes" if trial.holds else "no"]

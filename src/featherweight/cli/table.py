@@ -27,7 +27,7 @@ def fastllama(
     models: Models,
     output: TableOutput,
     task: Annotated[
-        str, typer.Option(help="Questions: continuation (shipped), or a .json/.jsonl file (RACE's too).")
+        str, typer.Option(help="Questions: continuation (shipped), race-high, race-middle, or a file, race-high:FILE.")
     ] = "continuation",
     scoring: Annotated[
         Literal["likelihood", "letters"], typer.Option(help="Likeliest choice, or ask for a letter as the seed did.")

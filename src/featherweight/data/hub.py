@@ -60,13 +60,25 @@ def read_parquet(path: Path, column: str) -> list[str]:
     Raises:
         FeatherweightError: unreadable, or no such column.
     """
+    return _column(_parquet(path), column, path.name)
+
+
+def parquet_rows(path: Path) -> list[dict[str, Any]]:
+    """Every row of a local parquet file, by column.
+
+    Raises:
+        FeatherweightError: unreadable.
+    """
+    return list(_parquet(path))
+
+
+def _parquet(path: Path) -> Any:
     try:
-        loaded = _datasets().Dataset.from_parquet(str(path), keep_in_memory=True)
+        return _datasets().Dataset.from_parquet(str(path), keep_in_memory=True)
     except Exception as error:
         if isinstance(error, FeatherweightError):
             raise
         raise FeatherweightError(f"{path.name} cannot be read", found=error, expected="a parquet file") from error
-    return _column(loaded, column, path.name)
 
 
 def _column(dataset: Any, column: str, where: str) -> list[Any]:

@@ -79,7 +79,7 @@ class Protocol:
             version = f"{self.harness}, version {self.task_version}"
             return f"{self.corpus}, {asked}, {self.fewshot}-shot, {self.dtype}, {version}, prompts {self.task_sha256[:8]}"
         if self.rule not in ("joined", "documents"):
-            return f"{self.corpus}, {self.windows} questions by {self.rule}, {self.dtype}, file {self.corpus_sha256[:8]}"
+            return f"{self.corpus}, {self.windows} questions by {self.rule}, {self.dtype}, set {self.corpus_sha256[:8]}"
         parts = [
             self.corpus if self.variant == "standard" else f"{self.corpus} ({self.variant})",
             f"{self.windows} windows of {self.context}",

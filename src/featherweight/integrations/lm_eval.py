@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featherweight.data.choices import SHIPPED, Questions, load_questions
+from featherweight.data.choices import FORMS, Questions, is_own, load_questions
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.forward import context_of, dtype_of
 from featherweight.evaluation.protocol import Measurement, Protocol
@@ -31,12 +31,12 @@ def find_tasks(
 ) -> tuple[list[Questions], Harness | None]:
     """Our own questions and lm-eval's tasks behind names, read before any model is loaded.
 
-    Ours are the shipped set and files; every other name is lm-eval's.
+    Ours are the shipped set, RACE by school, and files; every other name is lm-eval's (`race` too).
 
     Raises:
         FeatherweightError: what `load_questions` and `load_tasks` raise, or a setting for the other kind.
     """
-    own = [name for name in names if name == SHIPPED or Path(name).suffix in (".json", ".jsonl") or Path(name).is_file()]
+    own = [name for name in names if is_own(name)]
     theirs = [name for name in names if name not in own]
     harness = {"fewshot": fewshot, "batch_size": batch_size, "include_path": include_path, "tasks_data": data}
     idle = [name for name, value in harness.items() if value is not None and not theirs]
@@ -44,9 +44,9 @@ def find_tasks(
         raise FeatherweightError(
             f"{idle[0].replace('_', '-')} is a setting of lm-eval's tasks" if idle else "letters are for questions of our own",
             found=", ".join(names),
-            expected="a task such as arc_easy, or a set such as wanda" if idle else f"{SHIPPED}, or a .json or .jsonl file",
+            expected="a task such as arc_easy, or a set such as wanda" if idle else FORMS,
         )
-    questions = [load_questions(name) for name in own]
+    questions = [load_questions(name, offline=offline) for name in own]
     if not theirs:
         return questions, None
     return questions, load_tasks(theirs, fewshot=fewshot, include_path=include_path, data=data, offline=offline)

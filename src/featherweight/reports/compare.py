@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from featherweight.evaluation.protocol import Measurement, MeasurementTable
-from featherweight.reports.tables import human_bytes
+from featherweight.reports.tables import human_bytes, with_error
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ def front(entries: Sequence[Entry], size: Callable[[Entry], float]) -> list[Entr
     return [point[2] for point in sorted(points, key=lambda point: point[:2]) if not beaten(point)]
 
 
-#: Columns of a measurement: its heading, its form and that of its error.
+#: Columns of a measurement: its heading, and its form where no error rounds it.
 _MEASURED = {
-    "perplexity": ("perplexity", ".3f", "#.2g"),
-    "kl": ("KL, nats/token", "#.3g", ".1g"),
-    "top1_agreement": ("same top token", ".1%", ".1%"),
-    "accuracy": ("accuracy", ".1%", ".1%"),
+    "perplexity": ("perplexity", ".3f"),
+    "kl": ("KL, nats/token", "#.3g"),
+    "top1_agreement": ("same top token", ".1%"),
+    "accuracy": ("accuracy", ".1%"),
 }
 
 
@@ -122,8 +122,8 @@ def comparison_rows(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]
         "model bits": [f"{entry.model_bits:.3f}" for entry in entries],
         "file bytes": [f"{entry.file_bytes:,}" for entry in entries],
     }
-    for name, (heading, *forms) in _MEASURED.items():
-        columns[heading] = [_measured(entry.measurements.get(name), *forms) for entry in entries]
+    for name, (heading, form) in _MEASURED.items():
+        columns[heading] = [_measured(entry.measurements.get(name), form) for entry in entries]
     columns["tokens/s"] = [_number(entry.tokens_per_second, ".1f") for entry in entries]
     columns["peak"] = ["" if entry.peak_bytes is None else human_bytes(entry.peak_bytes) for entry in entries]
     columns["seconds"] = [_number(entry.seconds, ".1f") for entry in entries]
@@ -158,11 +158,8 @@ def write_csv(path: Path, entries: Sequence[Entry]) -> None:
             table.writerow(["" if cell is None else cell for cell in cells])
 
 
-def _measured(measurement: Measurement | None, form: str, error_form: str) -> str:
-    if measurement is None:
-        return ""
-    error = "" if measurement.stderr is None else f" ± {format(measurement.stderr, error_form)}"
-    return format(measurement.value, form).removesuffix("%" if error else "") + error
+def _measured(measurement: Measurement | None, form: str) -> str:
+    return "" if measurement is None else with_error(measurement.value, measurement.stderr, form)
 
 
 def _number(value: float | None, form: str) -> str:

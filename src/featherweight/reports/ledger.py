@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.evaluation.protocol import Measurement
+from featherweight.reports.tables import with_error
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,7 @@ class Told:
             {
                 "text": text,
                 "name": measurement.name,
-                "value": f"{measurement.value:.5g}"
-                + (f" ± {measurement.stderr:.2g}" if measurement.stderr is not None else ""),
+                "value": with_error(measurement.value, measurement.stderr, ".5g"),
                 "protocol": measurement.protocol.describe(),
             }
             for text, found in self.quality.items()

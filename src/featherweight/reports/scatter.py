@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featherweight.reports.compare import Entry, front
+from featherweight.reports.tables import with_error
 
 #: Told apart by people who see colours otherwise (Okabe and Ito's, without those that vanish on black or white), and by shape.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7AE6", "#7F7F7F")
@@ -108,8 +109,7 @@ def _markers(number: int, family: tuple[str, list[Entry]], high: dict[str, float
 def hover(entry: Entry) -> str:
     """What a point says of itself, in lines."""
     kl = entry.measurements["kl"]
-    error = "" if kl.stderr is None else f" ± {kl.stderr:.2g}"
-    lines = [entry.name, f"KL {kl.value:.4g}{error}", f"{entry.bits:.3f} bits, {entry.file_bytes:,} bytes"]
+    lines = [entry.name, f"KL {with_error(kl.value, kl.stderr, '.4g')}", f"{entry.bits:.3f} bits, {entry.file_bytes:,} bytes"]
     if "perplexity" in entry.measurements:
         lines.append(f"perplexity {entry.measurements['perplexity'].value:.3f}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -83,8 +84,8 @@ def print_measurements(model: str, measurements: Iterable[Measurement]) -> None:
         if protocol not in shown:
             console.print(f"{model}: {protocol}", highlight=False)
             shown.add(protocol)
-        error = f" ± {measurement.stderr:.2g}" if measurement.stderr is not None else ""
-        console.print(f"  {measurement.name:28} {measurement.value:.5g}{error}", highlight=False)
+        value = with_error(measurement.value, measurement.stderr, ".5g")
+        console.print(f"  {measurement.name:28} {value}", highlight=False)
 
 
 def print_shrunk(result: Any) -> None:
@@ -108,6 +109,27 @@ def print_shrunk(result: Any) -> None:
     files = f", of which {result.resumed} files were finished before" if result.resumed else ""
     lines.append(f"{result.folder} in {result.seconds:.1f} s{files}")
     wide_console().print("\n".join(lines), highlight=False)
+
+
+def with_error(value: float, stderr: float | None, form: str) -> str:
+    """`171 ± 18`: both to the error's second significant digit; from a million on `2.64e+06 ± 6.1e+05`, so too for tiny errors.
+
+    Args:
+        value, stderr: a number and its standard error, None if it has none.
+        form: of the value where the error says no digit: none, zero, or not finite; with a % both are shown in percent.
+    """
+    if stderr is None:
+        return format(value, form)
+    percent = "%" if form.endswith("%") else ""
+    if not (math.isfinite(value) and math.isfinite(stderr) and stderr > 0):
+        return f"{format(value, form).removesuffix('%')} ± {stderr * 100 if percent else stderr:.2g}{percent}"
+    value, stderr = (100 * value, 100 * stderr) if percent else (value, stderr)
+    place = int(f"{stderr:.1e}".partition("e")[2]) - 1  # power of ten of the error's second digit
+    if abs(value) >= 1e6 or place < -8:
+        digits = max(int(f"{value:e}".partition("e")[2]) - place, 0)
+        return f"{value:.{digits}e} ± {stderr:.1e}{percent}"
+    shown, error = (format(round(each, -place) + 0.0, f".{max(-place, 0)}f") for each in (value, stderr))  # + 0.0: no "-0"
+    return f"{shown} ± {error}{percent}"
 
 
 def human_bytes(size: float) -> str:

@@ -54,7 +54,7 @@ def compare(
     asked = asked or Questionnaire()
     api.check_texts([asked.data], offline=offline)
     if asked.task is not None:
-        load_questions(asked.task)
+        load_questions(asked.task, offline=offline)
     plans, refused = _plans(source, recipes or list(shipped_recipes()), changes or {}, offline)
     _check_folders(plans, output)
     for name, reason in refused.items():

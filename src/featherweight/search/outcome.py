@@ -77,6 +77,18 @@ class Trial:
         """Whether every constraint was checked and holds."""
         return not self.unchecked and all(each.holds for each in self.observed)
 
+    def numbers(self) -> dict[str, float | None]:
+        """Its numbers by name, `heldout/kl` for kl(heldout); whether it holds as 1 or 0."""
+        found = {
+            "setting": self.value, "holds": float(self.holds), "bytes": self.bytes, "bits": self.bits,
+            "sparsity": self.sparsity, "tokens_per_second": self.tokens_per_second,
+        }  # fmt: skip
+        for each in self.observed:
+            metric, _, argument = each.label.removesuffix(")").partition("(")
+            name = f"{argument}/{metric}" if argument else metric
+            found |= {name: each.value, f"{name}_stderr": each.stderr}
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
         return {**asdict(self), "observed": [each.as_dict() for each in self.observed], "holds": self.holds}

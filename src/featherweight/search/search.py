@@ -33,6 +33,7 @@ def search(
     how: Measuring | None = None,
     keep_trials: bool = False,
     report: Callable[[str], None] = lambda line: None,
+    tried: Callable[[Trial], None] = lambda trial: None,
 ) -> Found:
     """Turn one knob of a recipe as far as the constraints allow; every measurement is kept, and used by the next search.
 
@@ -46,6 +47,7 @@ def search(
         changes, how: settings to replace in the recipe, and how numbers are taken.
         keep_trials: keep every model, in `trials`.
         report: called with a line per trial.
+        tried: called with each trial when it is done.
 
     Raises:
         FeatherweightError: a constraint, knob, range, text or task that makes no sense; or no trial holds (the log is written).
@@ -54,7 +56,7 @@ def search(
     constraints = parse_constraints(subject_to)
     turned = find_knob(load_recipe(recipe).with_changes(changes or {}), goal, knob, span, tolerance)
     trials = Trials(source, recipe, changes or {}, output, constraints, how or Measuring(), report)
-    walk = _Walk(trials, turned, goal, constraints, keep_trials)
+    walk = _Walk(trials, turned, goal, constraints, keep_trials, tried)
     bisect(0, turned.last, walk.goes_on, turned.tolerance)
     if walk.best is not None:
         trials.keep(walk.plans[walk.best.place])
@@ -75,7 +77,7 @@ class _Walk:
     """One search under way.
 
     Attributes:
-        trials, knob, goal, constraints, keep_trials: as in `search`.
+        trials, knob, goal, constraints, keep_trials, tried: as in `search`.
         log, plans: by place.
         best: so far.
     """
@@ -85,6 +87,7 @@ class _Walk:
     goal: str
     constraints: list[Constraint]
     keep_trials: bool
+    tried: Callable[[Trial], None]
     log: dict[float, Trial] = field(default_factory=dict)
     plans: dict[float, Plan] = field(default_factory=dict)
     best: Trial | None = None
@@ -95,6 +98,7 @@ class _Walk:
         if place not in self.log:
             trial = self.log[place] = self._judge(place)
             self._say(trial)
+            self.tried(trial)
             if trial.holds and (self.best is None or self._score(trial) > self._score(self.best)):
                 trial, self.best = self.best or trial, trial
             if not self.keep_trials and trial is not self.best:

@@ -114,7 +114,7 @@ class Trial:
         key = {**where, "data": asked.data, "text": text, "length": asked.length, "windows": asked.windows}
         found = cells.get(key, lambda: self._text(name, folder(), against))["measurements"]
         if asked.task is not None:
-            file = load_questions(asked.task).sha256
+            file = load_questions(asked.task, offline=self.offline).sha256
             key = {**where, "task": asked.task, "file": file, "questions": asked.questions}
             found = found + cells.get(key, lambda: self._task(name, folder()))["measurements"]
         measurements = [Measurement.from_dict(each) for each in found]

@@ -227,7 +227,7 @@ class Trials:
 
     def _content(self, constraint: Constraint) -> str:
         if constraint.metric.argument == "TASK":
-            return load_questions(constraint.argument).sha256
+            return load_questions(constraint.argument, offline=self.how.offline).sha256
         return self._corpus(constraint.argument, "evaluation") if constraint.metric.argument else ""
 
     def _corpus(self, name: str, split: Any, variant: Any = "standard") -> str:

@@ -94,7 +94,7 @@ def fastllama_table(
     """
     require_models(sources)
     device = str(pick_device(device))
-    answers = _answers(settings, load_questions(settings.task).sha256, device, offline)
+    answers = _answers(settings, load_questions(settings.task, offline=offline).sha256, device, offline)
     cells, lines = Cells(output / CELLS), list(_lines(settings))
     shops = [Workshop(source, output, cells, device, offline, report) for source in sources]
     for shop in shops:
