@@ -131,6 +131,8 @@ def test_errors():
         BESA(ratio=0.7, smoothing="sigmoid")
     with pytest.raises(FeatherweightError, match="less than 1"):
         PQP(ratio=1.0)
+    with pytest.raises(FeatherweightError, match="nothing to drop"):
+        BESA(ratio=0.0)
     with pytest.raises(FeatherweightError, match="true_sequential"):
         fw.plan("demo", {"steps": [{"method": "besa"}], "engine": {"true_sequential": True}})
     with pytest.raises(FeatherweightError, match="put the structured step last"):

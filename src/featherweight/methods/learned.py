@@ -73,6 +73,10 @@ class Learned(Method):
         """Check the settings."""
         Pattern.parse("layer", self.ratio)
         low, high = SMOOTH_RANGE
+        if self.ratio == 0:
+            raise FeatherweightError(
+                f"{self.name} has nothing to drop", found="ratio 0", expected="a ratio above 0", fix="use ratio: 0.5"
+            )
         if self.smoothing == "sigmoid" and not low < self.ratio < high:
             raise FeatherweightError(
                 "sigmoid smoothing cannot reach this ratio", found=self.ratio, expected=f"more than {low}, less than {high}",
