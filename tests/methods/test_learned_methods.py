@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import make, run
 
 import featherweight as fw
 from common import SMALL
@@ -16,6 +15,7 @@ from featherweight.methods.block_run import BlockRun
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.jsq import JSQ
 from featherweight.methods.pqp import PQP
+from problems import make, run
 
 
 def block_run(rounding=None, broken=False):
