@@ -19,6 +19,7 @@ from featherweight.search.constraints import METRICS, parse_constraint, parse_co
         ("bytes <= 1.5 GiB", "bytes", 1.5 * 2**30, False),
         ("bytes <= 0.25*dense", "bytes", 0.25, True),
         ("bits <= 3.5", "bits", 3.5, False),
+        ("kl(heldout) <= .1", "kl(heldout)", 0.1, False),
         ("peak-memory <= 8gib", "peak-memory", 2**33, False),
         ("tokens-per-second >= 40", "tokens-per-second", 40, False),
     ],

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 RECIPES = ("rtn-8bit", "rtn-4bit", "gptq-4bit", "gptq-3bit-g128", "gptq-2bit")
 PROMPT = "The captain looked at the sea, and"
-_CHANGES = {"calibration.samples": 64, "calibration.length": 512, "calibration.batch_size": 8}
+_CHANGES = {"calibration.samples": 32, "calibration.length": 512, "calibration.batch_size": 8}
 _NEXT = """Next:
   fw plan smollm2-135m --recipe gptq-4bit             what it would do to a real model, in exact bytes
   fw compress smollm2-135m --recipe gptq-4bit -o OUT  do it
