@@ -11,6 +11,7 @@ from torch import Tensor
 from featherweight.engine.task import BlockTask
 from featherweight.errors import FeatherweightError
 from featherweight.methods.block_run import BlockRun
+from featherweight.models.structure import Linear
 from featherweight.packed.base import PackedWeight
 from featherweight.statistics.inputs import InputStatistics
 
@@ -39,17 +40,13 @@ def block_run(
     linears = {linear.name: linear for linear in task.plan.linears(task.block)}
     stored = {name: weight.dequantize().to(weights[name].device) for name, weight in current.items()}
 
-    def parameter(name: str, weight: Tensor) -> tuple[str, Tensor]:
-        weight = weight.to(task.dtype)
-        return f"{name[len(task.block) + 1 :]}.weight", weight.t() if linears[name].transposed else weight
-
     @cache
     def reference(batch: int) -> Tensor:
         with torch.no_grad():
             return inputs.run(task.model, task.block, batch)
 
     def run(batch: int, overrides: Mapping[str, Tensor]) -> Tensor:
-        replaced = dict(parameter(name, weight) for name, weight in {**stored, **overrides}.items())
+        replaced = dict(_parameter(task, linears[name], weight) for name, weight in {**stored, **overrides}.items())
         call = inputs.calls[task.block][batch]
         return call.run(
             lambda *args, **kwargs: torch.func.functional_call(module, replaced, args, kwargs), inputs.hidden[batch]
@@ -68,3 +65,9 @@ def block_run(
         run,
         task.plan.recipe.seed,
     )
+
+
+def _parameter(task: BlockTask, linear: Linear, weight: Tensor) -> tuple[str, Tensor]:
+    """Name of a linear's weight within the block, and the weight as its module stores it."""
+    weight = weight.to(task.dtype)
+    return linear.weight_name[len(task.block) + 1 :], weight.t() if linear.transposed else weight
