@@ -41,3 +41,17 @@ def test_embedding_and_head_of_families(family: str, tmp_path: Path) -> None:
     eight = {"method": "rtn", "bits": 8, "group_size": 16}
     plan = fw.plan(tmp_path / "model", {"steps": [{"method": "rtn", "group_size": 16}], "embedding": eight, "head": eight})
     assert fw.compress(plan, tmp_path / "out").proof["identical"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt-350m", "phi3", "qwen3-moe"])
+def test_ratios_are_learned_in_any_family(family: str, tmp_path: Path) -> None:
+    save_model(family, tmp_path / "model")
+    np.save(tmp_path / "tokens.npy", some_tokens(12, 32).numpy())
+    recipe = {
+        "steps": [{"method": "besa", "epochs": 2}, {"method": "repair"}, {"method": "gptq", "group_size": 16}],
+        "calibration": {"source": str(tmp_path / "tokens.npy"), "samples": 12, "length": 32, "batch_size": 2},
+    }
+    result = fw.compress(fw.plan(tmp_path / "model", recipe), tmp_path / "out")
+    assert result.proof["identical"]
+    compressed = [row.measured for row in result.rows if row.chain]
+    assert all(measured["block_loss"] < 0.97 * measured["block_loss_even"] for measured in compressed)
