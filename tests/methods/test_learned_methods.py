@@ -74,6 +74,12 @@ def test_pqp_keeps_the_grid_and_drops_what_is_zero_first(settings):
             )
 
 
+@pytest.mark.parametrize("method", [PQP(epochs=0), BESA(epochs=0, ratio=0.25), BESA(epochs=0, ratio=0.45)])
+def test_without_epochs_ratios_are_even(method):
+    counts = [each.counts for each in method.tune(block_run()[2]).values()]
+    assert {int(count) for each in counts for count in each} <= {int(32 * method.ratio), int(32 * method.ratio) + 1}
+
+
 def test_the_score_of_pqp_by_hand():
     weight, values, rms = (
         torch.tensor([[1.0, 2.0], [3.0, 4.0]]),

@@ -50,7 +50,7 @@ class Learned(Method):
         granularity: "row" learns a ratio for each output, "layer" one for each linear.
         smoothing: "sigmoid" (σ above), which confines ratios to 0.376 to 0.624; "none"; "auto" takes the sigmoid for targets
             within 0.05 of one half.
-        epochs: passes over the calibration batches.
+        epochs: passes over the calibration batches; 0 keeps even ratios (the score alone).
         optimizer: "adam", or "prodigy" (Mishchenko and Defazio 2023, arXiv:2306.06101), which sets its step itself.
         learning_rate: of the logits; None for 1 with prodigy, else 0.5 beneath the sigmoid and 0.1 without.
         sparsity_weight: of the penalty on the mean ratio.
@@ -82,10 +82,10 @@ class Learned(Method):
                 "sigmoid smoothing cannot reach this ratio", found=self.ratio, expected=f"more than {low}, less than {high}",
                 fix="use smoothing: none, or leave it out",
             )  # fmt: skip
-        if self.epochs < 1 or not (self.learning_rate is None or self.learning_rate > 0):
+        if self.epochs < 0 or not (self.learning_rate is None or self.learning_rate > 0):
             raise FeatherweightError(
                 f"{self.name} cannot learn so", found=f"epochs {self.epochs}, learning_rate {self.learning_rate}",
-                expected="1 epoch or more, a rate above 0",
+                expected="0 epochs or more, a rate above 0",
             )  # fmt: skip
         if self.optimizer == "prodigy" and find_spec("prodigyopt") is None:
             raise FeatherweightError(
