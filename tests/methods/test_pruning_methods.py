@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import make, relative_error, run
 from safetensors.torch import load_file
 
 from featherweight.errors import FeatherweightError
@@ -23,6 +22,7 @@ from featherweight.packed.base import from_tensors
 from featherweight.packed.files import write
 from featherweight.solvers.damping import factorise
 from featherweight.solvers.sweep import sweep
+from problems import make, relative_error, run
 
 PRUNERS = [
     Magnitude(),

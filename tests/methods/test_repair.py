@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from problems import make, relative_error, run
 
 from featherweight.errors import FeatherweightError
 from featherweight.methods.alps import ALPS
@@ -13,6 +12,7 @@ from featherweight.methods.rtn import RTN
 from featherweight.methods.sparsegpt import SparseGPT
 from featherweight.methods.spqr import SpQR
 from featherweight.methods.wanda import Wanda
+from problems import make, relative_error, run
 
 CHAINS = [
     [RTN(bits=4, group_size=16)],

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import make, relative_error, run
 
 from featherweight.errors import FeatherweightError
 from featherweight.masks.patterns import Pattern
@@ -16,6 +15,7 @@ from featherweight.methods.saliency import Saliency
 from featherweight.methods.scored import Scored
 from featherweight.methods.sparsegpt import SparseGPT
 from featherweight.methods.wanda import Wanda
+from problems import make, relative_error, run
 
 SCORED = [method for method in METHODS.values() if issubclass(method, Scored) and not method().tunes]
 
