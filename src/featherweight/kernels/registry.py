@@ -56,8 +56,8 @@ def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """What `torch._int_mm` takes on CUDA: more than 16 tokens, inputs and outputs in eights; on a CPU anything."""
     if device.type not in ("cpu", "cuda"):
         return False, f"torch's int8 product is for CPU and CUDA, not for {device.type}"
-    whole = signature["inputs"] % 8 == 0 and signature["outputs"] % 8 == 0
-    if device.type == "cuda" and not (signature["tokens"] > 16 and whole):
+    whole = signature.get("inputs", 0) % 8 == 0 and signature.get("outputs", 0) % 8 == 0
+    if device.type == "cuda" and not (signature.get("tokens", 0) > 16 and whole):
         return False, "on CUDA torch's int8 product needs more than 16 tokens, and sizes in eights"
     return True, "torch's int8 product"
 
