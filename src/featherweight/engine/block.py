@@ -63,9 +63,10 @@ def gather(task: BlockTask, axes: list[Axis], done: BlockResult) -> dict[str, In
             task.report(
                 Event("warning", task.block, detail=f"{tokens} tokens for the {axis.size} inputs of {axis.consumers[0]}")
             )
+    sums = {name: found.symmetric() for name, found in collector.sums.items()}
     if task.keep:
-        task.store.save(key, collector.sums)
-    return collector.sums
+        task.store.save(key, sums)
+    return sums
 
 
 def _needs(plan: Plan, axis: Axis) -> frozenset[str]:

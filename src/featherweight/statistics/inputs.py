@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.statistics.halves import mirrored
 
 KINDS = frozenset({"sum_sq", "hessian", "abs_max", "samples"})
 
@@ -88,6 +89,10 @@ class InputStatistics:
         hessian = None if hessian is None else hessian[:, inputs.to(hessian.device)]
         samples = None if self.samples is None else self.samples[..., inputs.to(self.samples.device)]
         return InputStatistics(self.count, chosen(self.sum_sq), hessian, chosen(self.abs_max), samples)
+
+    def symmetric(self) -> InputStatistics:
+        """The same with a Hessian that is symmetric to the last bit, as a product need not be."""
+        return self if self.hessian is None else replace(self, hessian=mirrored(self.hessian))
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, for a file."""
