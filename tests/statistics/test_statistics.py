@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from featherweight import FeatherweightError
-from featherweight.statistics.halves import from_upper_half, mirrored, upper_half
+from featherweight.statistics.halves import from_upper_half, mirror_, upper_half
 from featherweight.statistics.inputs import InputStatistics
 from featherweight.statistics.store import StatisticsStore, content_key
 
@@ -53,10 +53,10 @@ def test_store_gives_back_what_it_got_and_survives_a_broken_file(tmp_path: Path)
     assert store.load(key, {"a": ALL}) is None
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 64])
+@pytest.mark.parametrize("size", [1, 2, 7, 700])
 def test_half_of_a_symmetric_matrix_tells_the_other(size: int) -> None:
-    x = torch.randn(3 * size, size)
-    matrix = mirrored(x.T @ x)
+    x = torch.randn(5, size)
+    matrix = mirror_(x.T @ x)
     assert torch.equal(matrix, matrix.T)
     assert upper_half(matrix).numel() == size * (size + 1) // 2
     assert torch.equal(from_upper_half(upper_half(matrix)), matrix)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.statistics.halves import mirrored
+from featherweight.statistics.halves import mirror_
 
 KINDS = frozenset({"sum_sq", "hessian", "abs_max", "samples"})
 
@@ -91,8 +91,8 @@ class InputStatistics:
         return InputStatistics(self.count, chosen(self.sum_sq), hessian, chosen(self.abs_max), samples)
 
     def symmetric(self) -> InputStatistics:
-        """The same with a Hessian that is symmetric to the last bit, as a product need not be."""
-        return self if self.hessian is None else replace(self, hessian=mirrored(self.hessian))
+        """The same, its Hessian made symmetric to the last bit in place, as a product need not be."""
+        return self if self.hessian is None else replace(self, hessian=mirror_(self.hessian))
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, for a file."""
