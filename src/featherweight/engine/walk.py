@@ -147,7 +147,7 @@ class Walk:
                 model=self._model,
                 block=stage,
                 inputs=inputs,
-                prefix="dense" if self.plan.recipe.engine.inputs == "dense" else self._prefix(shard),
+                prefix=self._prefix(1 if self.plan.recipe.engine.inputs == "dense" else shard),
                 tokens=self.windows.sha256 if self.windows else "",
                 store=self.store,
                 keep={"none": False, "first": shard == 1, "all": True}[self.plan.recipe.engine.keep_statistics],
