@@ -27,7 +27,7 @@ def compress_block(task: BlockTask) -> BlockResult:
     for group in groups:
         needs = {axis.name: needed for axis in group if (needed := _needs(task.plan, axis))}
         statistics = gather(task, group, needs, result)
-        together = any(method.tunes for method in _methods(task.plan, group))
+        together = any(method.tunes or method.prepares for method in _methods(task.plan, group))
         for part in [group] if together else [[axis] for axis in group]:
             compress_axes(task, part, statistics, result)
     return result
