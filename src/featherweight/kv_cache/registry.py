@@ -9,8 +9,9 @@ from typing import Any
 from featherweight.errors import FeatherweightError, nearest
 from featherweight.kv_cache.codec import CacheCodec
 from featherweight.kv_cache.exact import Exact
+from featherweight.kv_cache.integer import Integer
 
-CODECS: dict[str, type[CacheCodec]] = {codec.name: codec for codec in (Exact,)}
+CODECS: dict[str, type[CacheCodec]] = {codec.name: codec for codec in (Exact, Integer)}
 
 
 def make_codec(settings: Mapping[str, Any]) -> CacheCodec:
