@@ -72,6 +72,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("torch", f"{_ROOM}.reference.int8_matmul", "torch_int8_matmul", _int_mm),
         Kernel("reference", f"{_ROOM}.reference.int8_matmul", "int8_matmul", _always),
     ),
+    "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),
     "dequantize_matmul": (Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),),
 }
 
