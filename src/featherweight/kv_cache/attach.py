@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 Model = TypeVar("Model")
+#: Our attention's name among transformers' implementations; see `featherweight.kv_cache.attention`.
+ATTENTION = "featherweight_cache"
 _DRAWN, _BEFORE = "_featherweight_cache", "_featherweight_attention_before"
 
 
@@ -30,8 +33,6 @@ def attach_cache(model: Model, settings: CacheSettings) -> Model:
     Raises:
         FeatherweightError: a model whose cache cannot be compressed, or a head dimension that a codec cannot serve.
     """
-    from featherweight.kv_cache import attention
-
     owner: Any = model
     shapes = cache_shapes(owner.config)
     check_shapes(settings, shapes)
@@ -44,7 +45,8 @@ def attach_cache(model: Model, settings: CacheSettings) -> Model:
     setattr(owner, _DRAWN, DrawnConstants(settings, shapes))
     if owner._can_set_attn_implementation() and owner._supports_sdpa:
         setattr(owner, _BEFORE, owner.config._attn_implementation)
-        owner.set_attn_implementation(attention.ATTENTION)
+        import_module("featherweight.kv_cache.attention")  # registers it
+        owner.set_attn_implementation(ATTENTION)
     owner._prepare_cache_for_generation = MethodType(_prepare_cache, owner)
     return model
 

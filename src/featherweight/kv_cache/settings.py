@@ -13,7 +13,6 @@ from featherweight.kv_cache.codec import CacheCodec
 from featherweight.kv_cache.exact import Exact
 from featherweight.kv_cache.registry import codec_settings, make_codec
 
-
 Prefill = Literal["exact", "chunked"]
 PREFILLS: tuple[str, ...] = get_args(Prefill)
 
