@@ -182,6 +182,11 @@ def _check_tuning(recipe: Recipe, chains: Chains, structure: Structure) -> None:
             f"{tuned[structure.head]} learns on a block's outputs, and the head is in no block", found="a scope with the head",
             expected="scope: decoder", fix="leave the scope out, or give the head a step of its own",
         )  # fmt: skip
+    if recipe.engine.reference == "dense" and not learns:
+        raise FeatherweightError(
+            "nothing here learns on a block's outputs", found="engine.reference: dense", expected="a step such as besa, pqp or clip",
+            fix="leave engine.reference out",
+        )  # fmt: skip
     if learns and recipe.engine.true_sequential:
         raise FeatherweightError(
             f"{learns} learns on a whole block", found="engine.true_sequential, which compresses a block part by part",
