@@ -11,6 +11,7 @@ from featherweight.methods.alps import ALPS
 from featherweight.methods.base import Method
 from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
+from featherweight.methods.clipping import Clip
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.jsq import JSQ
 from featherweight.methods.magnitude import Magnitude
@@ -29,6 +30,7 @@ from featherweight.methods.wanda import Wanda
 METHODS: dict[str, type[Method]] = {
     RTN.name: RTN,
     GPTQ.name: GPTQ,
+    Clip.name: Clip,
     SpQR.name: SpQR,
     Magnitude.name: Magnitude,
     Wanda.name: Wanda,

@@ -176,6 +176,11 @@ def _check_blockwise(recipe: Recipe, chains: Chains, structure: Structure) -> No
             f"{tuned[structure.head]} learns on a block's outputs, and the head is in no block", found="a scope with the head",
             expected="scope: decoder", fix="leave the scope out, or give the head a step of its own",
         )  # fmt: skip
+    if recipe.engine.reference == "dense" and not learns:
+        raise FeatherweightError(
+            "nothing here learns on a block's outputs", found="engine.reference: dense", expected="a step such as besa, pqp or clip",
+            fix="leave engine.reference out",
+        )  # fmt: skip
     prepared = {name: method.name for name, chain in chains.linears.items() for method in chain if method.prepares}
     for names, does in ((tuned, "learns on a whole block"), (prepared, "changes what makes the inputs of a whole block")):
         if names and recipe.engine.true_sequential:
