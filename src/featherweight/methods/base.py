@@ -106,6 +106,11 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     points: ClassVar[Mapping[str, Steps]] = {"default": ({},)}
 
+    @classmethod
+    def completed(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`settings` as a recipe gives them, with those filled in that follow from others."""
+        return settings
+
     @property
     def requires(self) -> frozenset[str]:
         """The statistics that these settings need; `needs`, unless a method overrides it."""

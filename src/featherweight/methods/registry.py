@@ -68,7 +68,7 @@ def method_from(name: str, settings: Mapping[str, Any]) -> Method:
                 expected=", ".join(known),
                 fix=f"did you mean {nearest(setting, known, 1)[0]}?",
             )
-    return _typed(name, settings)
+    return _typed(name, METHODS[name].completed(settings))
 
 
 def _typed(name: str, settings: Mapping[str, Any]) -> Method:
