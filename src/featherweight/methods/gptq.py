@@ -55,7 +55,7 @@ class GPTQ(IntegerMethod):
             label: ({"bits": bits, "group_size": 128, "order": "static"},)
             for label, bits in {"3bit-g128": 3, "4bit": 4, "6bit": 6, "8bit": 8}.items()
         },
-        **{grid: ({"grid": grid},) for grid in ("fp8", "nvfp4", "mxfp4")},
+        **{grid: ({"grid": grid, "order": "static"},) for grid in ("fp8", "nvfp4", "mxfp4")},
     }
 
     fit: Fit = "weighted"

@@ -55,7 +55,7 @@ def check_grid(name: str, grid: str, settings: Mapping[str, Any]) -> None:
             free = grid in ("nvfp4", "mxfp4") and setting in ("group_size", "scale_dtype")
             other = "grid: fp4" if free else "grid: integer"
             raise FeatherweightError(
-                f"{name}: {grid} has a {setting} of its own", found=f"{setting}: {_yaml(settings[setting])}",
+                f"{name}: {setting} does not fit grid {grid}", found=f"{setting}: {_yaml(settings[setting])}",
                 expected=f"{setting}: {_yaml(value)}", fix=f"leave {setting} out, or use {other}, which has any",
             )  # fmt: skip
 
