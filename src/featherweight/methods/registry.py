@@ -8,6 +8,7 @@ from typing import Any
 
 from featherweight.errors import FeatherweightError, nearest
 from featherweight.methods.alps import ALPS
+from featherweight.methods.awq import AWQ
 from featherweight.methods.base import Method
 from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
@@ -20,6 +21,7 @@ from featherweight.methods.ria import RIA
 from featherweight.methods.round_input import RoundInput
 from featherweight.methods.rtn import RTN
 from featherweight.methods.saliency import Saliency
+from featherweight.methods.smoothquant import SmoothQuant
 from featherweight.methods.sparsegpt import SparseGPT
 from featherweight.methods.spqr import SpQR
 from featherweight.methods.structured import Structured
@@ -30,6 +32,8 @@ METHODS: dict[str, type[Method]] = {
     RTN.name: RTN,
     GPTQ.name: GPTQ,
     SpQR.name: SpQR,
+    AWQ.name: AWQ,
+    SmoothQuant.name: SmoothQuant,
     Magnitude.name: Magnitude,
     Wanda.name: Wanda,
     RIA.name: RIA,
