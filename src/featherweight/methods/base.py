@@ -116,6 +116,11 @@ class Method(ABC):
     map_kind: ClassVar[str] = DIAGONAL
     points: ClassVar[Mapping[str, Steps]] = {"default": ({},)}
 
+    @classmethod
+    def completed(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`settings` as a recipe gives them, with those filled in that follow from others."""
+        return settings
+
     @property
     def requires(self) -> frozenset[str]:
         """The statistics that these settings need; `needs`, unless a method overrides it."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from featherweight.errors import FeatherweightError, nearest
 from featherweight.methods.alps import ALPS
+from featherweight.methods.awq import AWQ
 from featherweight.methods.base import Method
 from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
@@ -21,6 +22,7 @@ from featherweight.methods.ria import RIA
 from featherweight.methods.round_input import RoundInput
 from featherweight.methods.rtn import RTN
 from featherweight.methods.saliency import Saliency
+from featherweight.methods.smoothquant import SmoothQuant
 from featherweight.methods.sparsegpt import SparseGPT
 from featherweight.methods.spqr import SpQR
 from featherweight.methods.structured import Structured
@@ -32,6 +34,8 @@ METHODS: dict[str, type[Method]] = {
     GPTQ.name: GPTQ,
     Clip.name: Clip,
     SpQR.name: SpQR,
+    AWQ.name: AWQ,
+    SmoothQuant.name: SmoothQuant,
     Magnitude.name: Magnitude,
     Wanda.name: Wanda,
     RIA.name: RIA,
@@ -70,7 +74,7 @@ def method_from(name: str, settings: Mapping[str, Any]) -> Method:
                 expected=", ".join(known),
                 fix=f"did you mean {nearest(setting, known, 1)[0]}?",
             )
-    return _typed(name, settings)
+    return _typed(name, METHODS[name].completed(settings))
 
 
 def _typed(name: str, settings: Mapping[str, Any]) -> Method:

@@ -1,6 +1,7 @@
 """How weights are stored, one storage a file; importing the room makes every storage known by its kind."""
 
 from featherweight.packed.dense import Dense
+from featherweight.packed.floating import Floating
 from featherweight.packed.integer import Integer
 from featherweight.packed.masked import Masked
 from featherweight.packed.rotated import Rotated
@@ -10,4 +11,4 @@ from featherweight.packed.sparse_rows import SparseRows
 from featherweight.packed.sum import Sum
 from featherweight.packed.two_level import TwoLevel
 
-__all__ = ["Dense", "Integer", "Masked", "Rotated", "RoundedInput", "Sliced", "SparseRows", "Sum", "TwoLevel"]
+__all__ = ["Dense", "Floating", "Integer", "Masked", "Rotated", "RoundedInput", "Sliced", "SparseRows", "Sum", "TwoLevel"]

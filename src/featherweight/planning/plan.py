@@ -176,7 +176,7 @@ def _check_blockwise(recipe: Recipe, chains: Chains, structure: Structure) -> No
             f"{tuned[structure.head]} learns on a block's outputs, and the head is in no block", found="a scope with the head",
             expected="scope: decoder", fix="leave the scope out, or give the head a step of its own",
         )  # fmt: skip
-    if recipe.engine.reference == "dense" and not learns:
+    if recipe.engine.reference == "dense" and not tuned:
         raise FeatherweightError(
             "nothing here learns on a block's outputs", found="engine.reference: dense", expected="a step such as besa, pqp or clip",
             fix="leave engine.reference out",
