@@ -31,11 +31,13 @@ class Replay:
     Attributes:
         settings: which codec stores which layer.
         coded: by layer, how many scores and weights fell on coded keys and on coded values so far.
+        bits: by layer, stored bits of a coded value of its keys and of its values.
     """
 
     def __init__(self, settings: CacheSettings) -> None:
         self.settings = settings
         self.coded: dict[int, list[int]] = {}
+        self.bits: dict[int, tuple[float, float]] = {}
         self._constants: dict[tuple[Any, ...], tuple[Constants, Constants]] = {}
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -70,6 +72,7 @@ class Replay:
     def _parts(self, layer: int, keys: Tensor, values: Tensor) -> tuple[_Part, _Part]:
         codecs = self.settings.codecs(layer)
         dims = keys.shape[-1], values.shape[-1]
+        self.bits[layer] = codecs[0].bits(dims[0], keys.dtype), codecs[1].bits(dims[1], values.dtype)
         known = (layer, *dims, keys.device)
         if known not in self._constants:
             self._constants[known] = draw_constants(self.settings, layer, dims, keys.device)
@@ -153,10 +156,10 @@ def replaying(model: nn.Module, replay: Replay) -> Iterator[None]:
         FeatherweightError: an architecture whose attention cannot be exchanged.
     """
     _register()
-    before = model.config._attn_implementation  # type: ignore[union-attr]
+    before = model.config._attn_implementation
     modules = [module for module in model.modules() if isinstance(getattr(module, "layer_idx", None), int)]
     try:
-        model.set_attn_implementation(NAME)  # type: ignore[operator]
+        model.set_attn_implementation(NAME)
         _REPLAYS.update(dict.fromkeys(modules, replay))
         yield
     except ValueError as problem:
@@ -167,7 +170,7 @@ def replaying(model: nn.Module, replay: Replay) -> Iterator[None]:
     finally:
         for module in modules:
             _REPLAYS.pop(module, None)
-        model.set_attn_implementation(before)  # type: ignore[operator]
+        model.set_attn_implementation(before)
 
 
 def _register() -> None:
@@ -198,5 +201,5 @@ def _attention(
         )  # fmt: skip
     replay = _REPLAYS[module]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = replay.attend(int(module.layer_idx), query, key, value, attention_mask, scale)  # type: ignore[arg-type]
+    output = replay.attend(int(module.layer_idx), query, key, value, attention_mask, scale)
     return output.transpose(1, 2).contiguous(), None
