@@ -58,7 +58,8 @@ def evaluate(
         "perplexity" alone, or what `compare` returns; with a cache also its "key_bits", "value_bits" and "cache_bits".
 
     Raises:
-        FeatherweightError: a window beyond the model's context, or too short for the cache; logits that are not finite, and what `load_corpus` and
+        FeatherweightError: a window beyond the model's context, or too short for the cache; logits that are not
+            finite, and what `load_corpus` and
             `evaluation_windows` raise.
     """
     length = length or default_length(model)

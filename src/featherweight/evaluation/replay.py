@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError
-from featherweight.kv_cache import CacheCodec, CacheSettings, Codes, Constants
+from featherweight.kv_cache import CacheCodec, Codes, Constants
+from featherweight.kv_cache.constants import DrawnConstants
 
 #: As transformers knows the attention function.
 NAME = "featherweight_replay"
@@ -29,16 +30,13 @@ class Replay:
     values likewise. Tokens are coded in groups counted from the first, so that all codes of the sequence are known at once.
 
     Attributes:
-        settings: which codec stores which layer.
+        constants: which codec stores which layer, and what it drew.
         coded: by layer, how many scores and weights fell on coded keys and on coded values so far.
-        bits: by layer, stored bits of a coded value of its keys and of its values.
     """
 
-    def __init__(self, settings: CacheSettings) -> None:
-        self.settings = settings
+    def __init__(self, constants: DrawnConstants) -> None:
+        self.constants = constants
         self.coded: dict[int, list[int]] = {}
-        self.bits: dict[int, tuple[float, float]] = {}
-        self._constants: dict[tuple[Any, ...], tuple[Constants, Constants]] = {}
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         """`softmax(scale · ⟨q, k⟩) v` with keys and values as each query finds them.
@@ -70,31 +68,9 @@ class Replay:
         return torch.cat(outputs, 2)
 
     def _parts(self, layer: int, keys: Tensor, values: Tensor) -> tuple[_Part, _Part]:
-        codecs = self.settings.codecs(layer)
-        dims = keys.shape[-1], values.shape[-1]
-        self.bits[layer] = codecs[0].bits(dims[0], keys.dtype), codecs[1].bits(dims[1], values.dtype)
-        known = (layer, *dims, keys.device)
-        if known not in self._constants:
-            self._constants[known] = draw_constants(self.settings, layer, dims, keys.device)
-        pairs = zip(codecs, (keys, values), self._constants[known], strict=True)
-        first, second = (_Part(codec, exact, constants) for codec, exact, constants in pairs)
+        codecs, drawn = self.constants.settings.codecs(layer), self.constants.of(layer, keys.device)
+        first, second = (_Part(*each) for each in zip(codecs, (keys, values), drawn, strict=True))
         return first, second
-
-
-def draw_constants(
-    settings: CacheSettings, layer: int, head_dims: tuple[int, int], device: torch.device
-) -> tuple[Constants, Constants]:
-    """What the codecs of a layer's keys and values draw, on `device`.
-
-    Raises:
-        FeatherweightError: a head dimension that a codec does not serve.
-    """
-    generator = settings.generator(layer)
-    drawn = []
-    for codec, head_dim in zip(settings.codecs(layer), head_dims, strict=True):
-        codec.check(head_dim)
-        drawn.append({name: tensor.to(device) for name, tensor in codec.constants(head_dim, generator).items()})
-    return drawn[0], drawn[1]
 
 
 class _Part:
