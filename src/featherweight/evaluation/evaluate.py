@@ -79,5 +79,5 @@ def evaluate(
     else:
         measured = compare(model, against, taken, cache=label, progress=progress)
     if isinstance(model, ThroughCache):
-        measured += model.measurements(Protocol.of(taken, dtype=dtype_of(model), cache=label))
+        return model.measurements(Protocol.of(taken, dtype=dtype_of(model), cache=label)) + measured
     return measured

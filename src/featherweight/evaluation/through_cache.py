@@ -81,7 +81,10 @@ class ThroughCache(nn.Module):  # type: ignore[misc]
                     )  # fmt: skip
 
     def bits(self) -> tuple[float, float]:
-        """Stored bits of a coded key's value and of a coded value's, norms and scales included, on average over the layers."""
+        """Stored bits of a number of a coded key, and of a coded value, norms and scales included, on average over the layers.
+
+        Norms and scales have the model's dtype, so that measuring in float32 counts twice as much for them as float16.
+        """
         dtype = next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
         pairs = [
             (keys.stored_bits(shape.key_dim, dtype), values.stored_bits(shape.value_dim, dtype))
@@ -110,7 +113,8 @@ def check_length(settings: CacheSettings, layers: int, tokens: int) -> None:
         enough = next((count for count in range(tokens, 1 << 20) if codec.settled(count - 1)), None)
         raise FeatherweightError(
             f"the window is so short that {codec.name} codes nothing that is read", found=f"{tokens} tokens",
-            expected=f"{enough} tokens or more", fix=f"use longer windows (--length {enough}), or a codec that keeps fewer exact",
+            expected=f"{enough} tokens or more",
+            fix=f"use longer windows (--length {enough}), a codec that keeps fewer exact, or the exact cache (--kv-cache none)",
         )  # fmt: skip
 
 
