@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.grids.uniform import UniformGrid
 from featherweight.methods.base import Compressed, Problem, Steps
 from featherweight.methods.block_run import BlockRun
 from featherweight.methods.dropping import better_walked
@@ -91,10 +92,11 @@ class Clip(IntegerMethod):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        if self.fit != "minmax":
+        if self.fit != "minmax" or self.grid != "integer":
             raise FeatherweightError(
-                "clip learns the range itself", found=f"fit {self.fit}", expected="minmax", fix="leave fit out"
-            )
+                "clip learns the ranges of integer grids itself", found=f"fit {self.fit}, grid {self.grid}",
+                expected="fit minmax, grid integer", fix="leave fit and grid out",
+            )  # fmt: skip
         if self.epochs < 1 or not self.learning_rate > 0 or not self.damping >= 0:
             raise FeatherweightError(
                 "clip cannot learn so",
@@ -117,9 +119,13 @@ class Clip(IntegerMethod):
         ranges = {name: self.ranges(each) for name, each in values.items()}
         return Clipper(ranges, {name: each.start().requires_grad_() for name, each in ranges.items()})
 
+    def integers(self) -> UniformGrid:
+        """The grid whose ends are learned."""
+        return UniformGrid(self.bits, self.symmetric, scale_dtype=self.grid_over().scale_dtype)
+
     def ranges(self, values: Tensor) -> Ranges:
         """Those of `values [out, in]`."""
-        return Ranges.of(values, self.grid(), self.group_size)
+        return Ranges.of(values, self.integers(), self.group_size)
 
     def tune(self, run: BlockRun) -> dict[str, Clipped]:
         """Learn the ranges of every linear of the block together.
@@ -161,8 +167,8 @@ class Clip(IntegerMethod):
             values, learned = current.dequantize(), problem.settings[name]
             solved, solver = self.ranges(values).solve(learned.logits), "nearest"
             if factor is not None:
-                solved, solver = better_walked(values, current.support, solved, factor, self.grid(), self.group_size)
-            packed = self.masked_like(current, self.pack(solved, slice(None)))
+                solved, solver = better_walked(values, current.support, solved, factor, self.integers(), self.group_size)
+            packed = self.masked_like(current, self.pack(solved, slice(None), self.integers()))
             compressed[name] = Compressed(packed, {**learned.facts, "solver": solver})
         return compressed
 

@@ -181,7 +181,7 @@ class Learned(Method):
             leaf = current
             if rounding is not None:
                 rounding.check_groups(current.shape, name)
-                leaf = rounding.pack(rounding.ranges(values).solve(allocation.clip), slice(None))
+                leaf = rounding.pack(rounding.ranges(values).solve(allocation.clip), slice(None), rounding.integers())
             described = Masked.describe(leaf.description(), int(kept.sum()))
             ratios = allocation.counts.double() / kept.shape[1]
             facts = {**allocation.facts, "ratio_lowest": float(ratios.min()), "ratio_highest": float(ratios.max())}
