@@ -98,6 +98,7 @@ class Method(ABC):
         needs: the statistics to gather: "sum_sq", "hessian", "abs_max".
         points: where `fw compare --sweep` shows the method, from 2 to 8 bits: label to steps; a step that names no method is
             of this one.
+        adds_terms: whether a step adds terms to what is stored, which itself stays bit for bit; zeros then may get values.
     """
 
     name: ClassVar[str]
@@ -105,6 +106,7 @@ class Method(ABC):
     source: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     points: ClassVar[Mapping[str, Steps]] = {"default": ({},)}
+    adds_terms: ClassVar[bool] = False
 
     @property
     def requires(self) -> frozenset[str]:

@@ -29,7 +29,7 @@ class IntegerMethod(Method):
         bits: of a code: 2, 3, 4, 5, 6 or 8.
         group_size: consecutive inputs that share a scale; None (or -1) for whole rows.
         symmetric: fix the zero point in the middle, so that none is stored.
-        fit: how a group's range is found: "minmax", "mse" or "weighted".
+        fit: how a group's range is found: "minmax", "mse", "weighted" or "clipped".
         tails: whether the last group may be smaller where the group size does not divide the inputs.
         scale_dtype: "float16" or "bfloat16".
 

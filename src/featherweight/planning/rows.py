@@ -129,6 +129,8 @@ def describe_storage(description: Mapping[str, Any]) -> str:
     """A packed weight's description in words, nodes first."""
     inner = [describe_storage(value) for value in description.values() if isinstance(value, Mapping) and "kind" in value]
     words = [str(description["kind"])]
+    if "rank" in description:
+        words.append(f"rank {description['rank']}")
     if "bits" in description:
         words.append(f"{description['bits']}-bit")
     if "group_size" in description:
