@@ -15,6 +15,8 @@ from featherweight.methods.besa import BESA
 from featherweight.methods.clipping import Clip
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.jsq import JSQ
+from featherweight.methods.low_rank import LowRankCorrection
+from featherweight.methods.lplr import LPLR
 from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.pqp import PQP
 from featherweight.methods.repair import Repair
@@ -47,6 +49,8 @@ METHODS: dict[str, type[Method]] = {
     PQP.name: PQP,
     JSQ.name: JSQ,
     Repair.name: Repair,
+    LPLR.name: LPLR,
+    LowRankCorrection.name: LowRankCorrection,
     RoundInput.name: RoundInput,
     Structured.name: Structured,
 }

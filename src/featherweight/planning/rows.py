@@ -132,6 +132,8 @@ def describe_storage(description: Mapping[str, Any]) -> str:
     words += [f"{side} {value['map']}" for side, value in description.items() if isinstance(value, Mapping) and "map" in value]
     if "element" in description:
         words.append(description["element"])
+    if "rank" in description:
+        words.append(f"rank {description['rank']}")
     if "bits" in description:
         words.append(f"{description['bits']}-bit")
     if "group_size" in description:
