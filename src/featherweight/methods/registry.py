@@ -15,6 +15,7 @@ from featherweight.methods.gptq import GPTQ
 from featherweight.methods.jsq import JSQ
 from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.pqp import PQP
+from featherweight.methods.quip import QuIP
 from featherweight.methods.repair import Repair
 from featherweight.methods.ria import RIA
 from featherweight.methods.round_input import RoundInput
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     RTN.name: RTN,
     GPTQ.name: GPTQ,
     SpQR.name: SpQR,
+    QuIP.name: QuIP,
     Magnitude.name: Magnitude,
     Wanda.name: Wanda,
     RIA.name: RIA,

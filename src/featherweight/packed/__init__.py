@@ -2,6 +2,7 @@
 
 from featherweight.packed.dense import Dense
 from featherweight.packed.integer import Integer
+from featherweight.packed.lattice import Lattice
 from featherweight.packed.masked import Masked
 from featherweight.packed.rotated import Rotated
 from featherweight.packed.rounded_input import RoundedInput
@@ -10,4 +11,4 @@ from featherweight.packed.sparse_rows import SparseRows
 from featherweight.packed.sum import Sum
 from featherweight.packed.two_level import TwoLevel
 
-__all__ = ["Dense", "Integer", "Masked", "Rotated", "RoundedInput", "Sliced", "SparseRows", "Sum", "TwoLevel"]
+__all__ = ["Dense", "Integer", "Lattice", "Masked", "Rotated", "RoundedInput", "Sliced", "SparseRows", "Sum", "TwoLevel"]
