@@ -10,11 +10,12 @@ from featherweight.errors import FeatherweightError
 from featherweight.models.axes import find_producers
 from featherweight.models.axis import Axis
 from featherweight.models.draw import draw_transform
+from featherweight.models.folding import fold
 from featherweight.models.probe import DoublePrecision
 from featherweight.models.producers import find_all_producers
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.structure import find_structure
-from featherweight.models.transforms import Diagonal, Hadamard, Permutation, fold
+from featherweight.models.transforms import Diagonal, Hadamard, Permutation
 
 from .families import EXPERTS, FAMILIES, make_config, make_model, some_tokens
 

@@ -4,10 +4,22 @@ from featherweight.packed.dense import Dense
 from featherweight.packed.floating import Floating
 from featherweight.packed.integer import Integer
 from featherweight.packed.masked import Masked
+from featherweight.packed.rotated import Rotated
 from featherweight.packed.rounded_input import RoundedInput
 from featherweight.packed.sliced import Sliced
 from featherweight.packed.sparse_rows import SparseRows
 from featherweight.packed.sum import Sum
 from featherweight.packed.two_level import TwoLevel
 
-__all__ = ["Dense", "Floating", "Integer", "Masked", "RoundedInput", "Sliced", "SparseRows", "Sum", "TwoLevel"]
+__all__ = [
+    "Dense",
+    "Floating",
+    "Integer",
+    "Masked",
+    "Rotated",
+    "RoundedInput",
+    "Sliced",
+    "SparseRows",
+    "Sum",
+    "TwoLevel",
+]
