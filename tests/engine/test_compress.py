@@ -24,7 +24,9 @@ def shards(folder: Path) -> dict[str, str]:
 #: Of the other family one recipe for each way of storing.
 STORAGES = (
     "fastllama-8bit-output",
+    "awq-4bit",
     "gptq-3bit-g128",
+    "gptq-nvfp4",
     "joint-2of4-4bit",
     "pqp-50-4bit-row",
     "rtn-8bit",
