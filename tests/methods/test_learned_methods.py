@@ -11,32 +11,11 @@ from featherweight.errors import FeatherweightError
 from featherweight.masks import scores
 from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
-from featherweight.methods.block_run import BlockRun
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.jsq import JSQ
 from featherweight.methods.pqp import PQP
 from featherweight.packed.files import sha256
-from problems import make, run
-
-
-def block_run(rounding=None, broken=False):
-    """`relu(x W0ᵀ) + x W1ᵀ` stands for a block, rounded first if asked; its linears as a problem, and what they are stored as."""
-    problem = make(((24, 32), (24, 32)), torch.float32)
-    weights = dict(problem.weights)
-    current = problem.current if rounding is None else run(problem, rounding)[0]
-    x = torch.randn(4, 8, 32, generator=torch.Generator().manual_seed(5))
-
-    def forward(batch, overrides):
-        used = {name: overrides.get(name, current[name].dequantize()) for name in weights}
-        if broken:
-            used = {name: weight.detach() for name, weight in used.items()}
-        return torch.relu(x[batch] @ used["linear0"].T) + x[batch] @ used["linear1"].T
-
-    def reference(batch):
-        return torch.relu(x[batch] @ weights["linear0"].T) + x[batch] @ weights["linear1"].T
-
-    statistics = dict.fromkeys(weights, problem.statistics)
-    return problem, current, BlockRun("block", weights, current, statistics, 4, reference, forward)
+from problems import block_run
 
 
 @pytest.mark.parametrize(
