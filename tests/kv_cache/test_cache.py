@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from featherweight.errors import FeatherweightError
 from featherweight.kv_cache import CacheCodec, CacheSettings, CompressedCache, attach_cache, detach_cache, reads_codes
-from featherweight.kv_cache.cache import ATTENTION, Reads
+from featherweight.kv_cache.attach import ATTENTION
+from featherweight.kv_cache.cache import Reads
 
 SIZES = {
     "vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
@@ -62,7 +63,14 @@ class Rounded(CacheCodec):
         return (codes["codes"] * self.step + constants["shift"] + mean).to(dtype)
 
 
+INTEGER = {"codec": "integer", "group_size": 8, "window": 8}
+QJL = {"codec": "qjl", "sketch": 64, "outliers": 2, "outlier_sketch": 32, "group_size": 4, "window": 8}
 LOSSY = CacheSettings(keys=Rounded(), values=Rounded(step=0.2, group_size=2, window=5), seed=3)
+SETTINGS = {
+    "rounded": LOSSY,
+    "integer": CacheSettings.from_dict({"keys": {**INTEGER, "axis": "channel"}, "values": INTEGER}),
+    "qjl": CacheSettings.from_dict({"keys": QJL, "values": INTEGER, "first_layers": 1, "first_keys": {**QJL, "sketch": 128}}),
+}
 
 
 def tiny(family="llama", **changes):
@@ -101,7 +109,12 @@ def test_exact_codecs_repeat_the_stock_caches_logits_with_padding(family):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"do_sample": True, "num_return_sequences": 2}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3}, {"prefill_chunk_size": 6}],
+    [
+        {"do_sample": True, "num_return_sequences": 2},
+        {"num_beams": 3},
+        {"prompt_lookup_num_tokens": 3},
+        {"prefill_chunk_size": 6},
+    ],
     ids=["sampling", "beams", "assisted", "chunks"],
 )
 def test_every_way_of_generating_works_and_exact_codecs_change_nothing(settings):
@@ -149,14 +162,14 @@ def textbook(model, ids, steps, settings, prompt_length):
         model.set_attn_implementation("sdpa")
 
 
-@pytest.mark.parametrize("length", [1, 6, 21])
+@pytest.mark.parametrize(("name", "length"), [("rounded", 1), ("rounded", 21), ("integer", 6), ("qjl", 13)])
 @pytest.mark.parametrize("direct", [True, False], ids=["codes", "decoded"])
-def test_decoding_is_textbook_attention_over_settled_codes(length, direct):
-    model, ids = tiny(), prompt(2, 60)
-    expected = textbook(model, ids, 30, LOSSY, length)
+def test_decoding_is_textbook_attention_over_settled_codes(name, length, direct):
+    settings, model, ids = SETTINGS[name], tiny(), prompt(2, 60)
+    expected = textbook(model, ids, 30, settings, length)
     if direct:
-        attach_cache(model, LOSSY)
-    cache, found = CompressedCache.from_model(model, LOSSY), []
+        attach_cache(model, settings)
+    cache, found = CompressedCache.from_model(model, settings), []
     with torch.no_grad():
         found.append(model(ids[:, :length], past_key_values=cache).logits[:, -1])
         found += [model(ids[:, at : at + 1], past_key_values=cache).logits[:, -1] for at in range(length, length + 30)]
@@ -167,8 +180,27 @@ def test_decoding_is_textbook_attention_over_settled_codes(length, direct):
         exact = model(ids[:, : length + 30], use_cache=False).logits[:, length - 1 :]
     assert (found - exact).abs().max() > 0.05  # the codes are coarse enough to be seen
     steps = range(length + 1, length + 31)
-    coded = sum(LOSSY.keys.settled(total) for total in steps)
-    assert cache.reads[0].coded_keys == coded and cache.reads[0].exact_keys == sum(steps) - coded + length
+    coded = sum(settings.keys.settled(total) for total in steps)
+    assert all(reads.coded_keys == coded and reads.exact_keys == sum(steps) - coded + length for reads in cache.reads)
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_reading_codes_and_decoding_them_agree_at_every_head_dimension(head_dim):
+    model, ids, settings = tiny(head_dim=head_dim), prompt(2, 30), SETTINGS["qjl"]
+    padded = torch.ones(2, 30, dtype=torch.long)
+    padded[1, :11] = 0
+    caches = [CompressedCache(model.config, settings) for _ in range(2)]
+    logits = []
+    for cache, attach in zip(caches, (detach_cache, lambda model: attach_cache(model, settings)), strict=True):
+        attach(model)
+        with torch.no_grad():
+            model(ids[:, :20], attention_mask=padded[:, :20], past_key_values=cache)
+            cache.settle()
+            logits.append(model(ids[:, 20:29], attention_mask=padded[:, :29], past_key_values=cache).logits)
+            logits.append(model(ids[:, 29:], attention_mask=padded, past_key_values=cache).logits)
+    scale = logits[0].abs().max()
+    assert (logits[0] - logits[2]).abs().max() < 1e-5 * scale and (logits[1] - logits[3]).abs().max() < 1e-5 * scale
+    assert caches[0].reads == caches[1].reads and caches[0].nbytes == caches[1].nbytes < caches[0].exact_nbytes
 
 
 @pytest.mark.parametrize("prefill", ["exact", "chunked"])

@@ -10,7 +10,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from featherweight.errors import FeatherweightError
-from featherweight.kv_cache.cache import ATTENTION, CompressedLayer
+from featherweight.kv_cache.attach import ATTENTION
+from featherweight.kv_cache.cache import CompressedLayer
 
 _UNSERVED = ("softcap", "s_aux", "position_bias")
 

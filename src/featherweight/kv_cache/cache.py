@@ -6,19 +6,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from featherweight.errors import FeatherweightError
 from featherweight.kernels.registry import choose
+from featherweight.kv_cache.attach import ATTENTION, attached
 from featherweight.kv_cache.constants import DrawnConstants
 from featherweight.kv_cache.part import StoredPart
 from featherweight.kv_cache.settings import CacheSettings
 from featherweight.kv_cache.shapes import cache_shapes, check_shapes
-
-#: Our attention's name among transformers' implementations; see `featherweight.kv_cache.attention`.
-ATTENTION = "featherweight_cache"
 
 
 @dataclass
@@ -98,12 +95,12 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[misc]
         `mask` as in the op `cache_attention`.
         """
         keys, values = self._both
+        told = keys.told("scores"), values.told("mix")
         signature = {
-            "keys": keys.codec.name, "values": values.codec.name, "head_dim": query.shape[-1], "queries": query.shape[2],
+            "keys": told[0].settings, "values": told[1].settings, "head_dim": query.shape[-1], "queries": query.shape[2],
             "dtype": str(query.dtype).removeprefix("torch."),
         }  # fmt: skip
-        kernel = choose("cache_attention", signature, query.device)
-        attended: Tensor = kernel(query, keys.told("scores"), values.told("mix"), mask, scaling)
+        attended: Tensor = choose("cache_attention", signature, query.device)(query, *told, mask, scaling)
         return attended
 
     def after_reading(self, queries: int) -> None:
@@ -222,8 +219,6 @@ class CompressedCache(Cache):  # type: ignore[misc]
         Raises:
             FeatherweightError: no settings, or what the constructor raises.
         """
-        from featherweight.kv_cache.attach import attached
-
         known = attached(model)
         if settings is None and known is None:
             raise FeatherweightError(

@@ -27,7 +27,7 @@ class LayerShape:
     def nbytes(self, settings: CacheSettings, layer: int, dtype: torch.dtype) -> float:
         """Bytes of a token that is in code; of a part that is never coded, its exact bytes."""
         keys, values = settings.codecs(layer)
-        bits = keys.bits(self.key_dim, dtype) * self.key_dim + values.bits(self.value_dim, dtype) * self.value_dim
+        bits = keys.stored_bits(self.key_dim, dtype) * self.key_dim + values.stored_bits(self.value_dim, dtype) * self.value_dim
         return self.heads * bits / 8
 
 

@@ -22,6 +22,7 @@ from featherweight.models.structure import Linear, Structure, find_structure
 from featherweight.models.weights import Weights, open_weights
 from featherweight.packed.base import Layout, described_bytes, layout_bytes, layout_of
 from featherweight.packed.files import file_bytes
+from featherweight.planning.cache import CachePlan, plan_cache
 from featherweight.planning.chains import Chains
 from featherweight.planning.recipe import Recipe, load_recipe
 from featherweight.planning.rows import Row, Totals
@@ -42,6 +43,7 @@ class Plan:
         rows: one per stored thing, in file order.
         weights: reader of the original tensors.
         head: the output head where it has a chain of its own; it then comes after the blocks, as one more of them.
+        cache: how the output stores keys and values, where the recipe says so.
     """
 
     source: ModelSource
@@ -52,6 +54,7 @@ class Plan:
     rows: tuple[Row, ...]
     weights: Weights
     head: Linear | None = None
+    cache: CachePlan | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -78,6 +81,8 @@ class Plan:
         described = {name: recipe.pop(name) for name in ("name", "description", "source")}
         del described
         recipe["engine"].pop("keep_statistics")
+        if self.cache is None:
+            recipe.pop("kv_cache")
         return {
             "model": self.fingerprint,
             "recipe": recipe,
@@ -143,6 +148,7 @@ class Plan:
             "hash": self.hash,
             "rows": [row.as_dict() for row in self.rows],
             "total": vars(self.totals),
+            **({"kv_cache": self.cache.as_dict()} if self.cache else {}),
         }
 
 
@@ -154,7 +160,11 @@ def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, An
     """
     source = model if isinstance(model, ModelSource) else resolve_model(model, offline=offline)
     settled = _settled(load_recipe(recipe), source)
-    skeleton = build_skeleton(source.config())
+    config = source.config()
+    skeleton = build_skeleton(config)
+    cache = plan_cache(settled, config, skeleton.dtype)
+    if cache is not None:
+        settled = settled.model_copy(update={"kv_cache": cache.settings.as_dict()})
     structure = find_structure(skeleton)
     weights = open_weights(source.folder, skeleton)
     axes = find_axes(skeleton, structure)
@@ -164,7 +174,7 @@ def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, An
     if head is not None:
         axes = {**axes, head.name: (Axis(f"{head.name}.input", head.name, head.shape[1], (head.name,)),)}
     rows = tuple(plan_rows(structure, chains, weights, head))
-    return Plan(source, settled, structure, axes, chains, rows, weights, head)
+    return Plan(source, settled, structure, axes, chains, rows, weights, head, cache)
 
 
 def row_layout(row: Row, weights: Weights) -> Layout:

@@ -30,7 +30,9 @@ def cache_attention(query: Tensor, keys: CachePart, values: CachePart, mask: Ten
         mask = torch.ones(count, tokens, dtype=torch.bool, device=query.device).tril(tokens - count)[None, None]
     step = max(1, SCORES // max(1, query.shape[0] * query.shape[1] * tokens))
     parts = [
-        _attend(query[:, :, first : first + step], keys, values, None if mask is None else mask[:, :, first : first + step], scaling)
+        _attend(
+            query[:, :, first : first + step], keys, values, None if mask is None else mask[:, :, first : first + step], scaling
+        )
         for first in range(0, count, step)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
@@ -51,5 +53,5 @@ def _attend(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | No
 
 def _grouped(left: Tensor, right: Tensor) -> Tensor:
     """`left [batch, query heads, a, b]` times `right [batch, heads, b, c]`, query heads of one head next to each other."""
-    batch, heads = right.shape[:2]
-    return (left.unflatten(1, (heads, -1)).flatten(2, 3) @ right).view(batch, heads, -1, left.shape[2], right.shape[-1]).flatten(1, 2)
+    product = left.unflatten(1, (right.shape[1], -1)).flatten(2, 3) @ right
+    return product.view(*left.shape[:3], right.shape[-1])
