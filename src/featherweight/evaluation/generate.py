@@ -45,7 +45,7 @@ def generate_text(
     prompt_ids = tokenizer(prompt, verbose=False)["input_ids"]
     _check(model, len(prompt_ids), max_new_tokens, temperature)
     generator = torch.Generator("cpu").manual_seed(seed)
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     decoder = _Decoder(tokenizer, prompt_ids)
     fresh = torch.tensor([prompt_ids], dtype=torch.int64, device=device_of(model))
     for step in range(max_new_tokens):
@@ -114,7 +114,8 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator, step
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a text: those of the model's generation settings, and the tokenizer's."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = configured if isinstance(configured, (list, tuple)) else [configured]
     return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)
