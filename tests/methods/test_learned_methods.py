@@ -1,6 +1,7 @@
 """BESA, PQP and BaWA: on the embedded model, through the engine; what they promise of losses, counts and bytes."""
 
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
@@ -130,6 +131,8 @@ def test_errors():
     [
         [{"method": "besa"}, {"method": "gptq", "bits": 4}],
         [{"method": "rtn", "bits": 3}, {"method": "pqp", "granularity": "layer"}],
+        [{"method": "besa", "bits": 3, "group_size": 64}],
+        [{"method": "alps", "ratios": "learned", "iterations": 3}],
     ],
 )
 def test_through_the_engine(steps, tmp_path):
@@ -139,9 +142,24 @@ def test_through_the_engine(steps, tmp_path):
         planned = [row for row in plan.rows if row.block == block and row.chain]
         measured = [row for row in result.rows if row.block == block and row.chain]
         assert sum(row.predicted_bytes for row in planned) == sum(row.bytes for row in measured)
-        assert all(row.measured["block_loss"] <= row.measured["block_loss_even"] for row in measured)
+        losses = [{key.removeprefix("ratios_"): value for key, value in row.measured.items()} for row in measured]
+        assert all(each["block_loss"] <= each["block_loss_even"] for each in losses)
     size = sum(path.stat().st_size for path in (tmp_path / "out").glob("model-*.safetensors"))
     assert size <= plan.totals.file_bytes < size + 32 * 28 + 64
+
+
+def test_a_block_loses_exactly_what_was_asked_and_less_error_than_with_even_ratios(tmp_path):
+    def losses(name, **settings):
+        result = fw.compress(fw.plan("demo", {"steps": [{"method": "besa", **settings}]}, changes=TINY), tmp_path / name)
+        rows = [row for row in result.rows if row.chain]
+        for block in result.plan.structure.blocks:
+            dropped = sum(round(row.measured["sparsity"] * prod(row.shape)) for row in rows if row.block == block)
+            assert dropped == sum(prod(row.shape) // 2 for row in rows if row.block == block)
+        return {row.block: row.measured["block_loss"] for row in rows}
+
+    learned, even = losses("learned", epochs=4), losses("even", epochs=0)
+    first = next(iter(even))  # the only block whose inputs are the same
+    assert learned[first] < 0.97 * even[first]
 
 
 def test_the_dense_chain_as_reference_and_going_on_with_it(tmp_path):
