@@ -17,6 +17,7 @@ from featherweight.engine.shrink import shrink as run_shrink
 from featherweight.engine.shrink_task import Cut, HeadUnit
 from featherweight.engine.verify import verify
 from featherweight.evaluation.protocol import Measurement
+from featherweight.integrations.cache_choice import CacheChoice, choose_cache
 from featherweight.integrations.load import load as load_folder
 from featherweight.models.source import ModelSource, resolve_model
 from featherweight.packed.linear import dense_cache
@@ -90,6 +91,8 @@ def evaluate(
     length: int | None = None,
     windows: int | None = None,
     variant: Literal["standard", "new"] = "standard",
+    kv_cache: CacheChoice = None,
+    stepwise: bool = False,
     device: str | None = None,
     dtype: torch.dtype | str | None = None,
     offline: bool = False,
@@ -98,6 +101,9 @@ def evaluate(
     """Perplexity of `model` on `data`; with `against`, also KL divergence and top-1 agreement with that model.
 
     Args:
+        kv_cache: what the model reads keys and values from: its own settings if None, "none" for the exact ones, a preset, a
+            YAML file, or settings. The reference reads exact ones.
+        stepwise: feed the tokens one by one to the real cache instead of one forward that reads the same.
         dtype: of activations and dense weights; None is float32 on a CPU and the checkpoint's elsewhere.
 
     Raises:
@@ -106,6 +112,7 @@ def evaluate(
     from featherweight.evaluation.evaluate import evaluate as measure
 
     source = resolve_model(model, offline=offline)
+    cache = choose_cache(source.folder, kv_cache)
     reference = resolve_model(against, offline=offline) if against else None
     dtype = _measuring_dtype(device, dtype)
     loaded = load(source.folder, device=device, dtype=dtype)
@@ -118,6 +125,8 @@ def evaluate(
             windows=windows,
             against=load(reference.folder, device=device, dtype=dtype) if reference else None,
             variant=variant,
+            cache=cache,
+            stepwise=stepwise,
             offline=offline,
             progress=progress,
         )

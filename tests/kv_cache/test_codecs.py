@@ -16,6 +16,9 @@ SETTINGS = [
     {"codec": "qjl"},
     {"codec": "qjl", "sketch": 64, "outliers": 0, "projection": "gaussian"},
     {"codec": "qjl", "sketch": 128, "outlier_sketch": 32, "outliers": 3, "constant": "gaussian"},
+    {"codec": "rotated"},
+    {"codec": "rotated", "bits": 2, "group_size": 32},
+    {"codec": "rotated", "bits": 4, "group_size": 16, "balance": True, "window": 32},
 ]
 NAMES = ["-".join(str(value) for value in settings.values()) for settings in SETTINGS]
 TOKENS = 96
@@ -116,6 +119,10 @@ def test_constants_follow_the_generator(settings):
         ({"codec": "qjl", "ratio": 2.0}, "at most 1"),
         ({"codec": "qjl", "window": 48}, "a multiple of 32"),
         ({"codec": "qjl", "projection": "sparse"}, "unknown projection"),
+        ({"codec": "rotated", "bits": 5}, "1 to 4"),
+        ({"codec": "rotated", "balance": True}, "use group_size: 128"),
+        ({"codec": "rotated", "group_size": 0}, "1 or more"),
+        ({"codec": "rotated", "group_size": 100}, "use window: 100"),
         ({"codec": "integer", "window": -1}, "window 0 or more"),
     ],
 )

@@ -41,6 +41,11 @@ def run(
     variant: Annotated[
         Literal["standard", "new"] | None, typer.Option(help="Protocol: standard as GPTQ, new as SparseGPT.  [standard]")
     ] = None,
+    kv_cache: options.KvCache = None,
+    stepwise: Annotated[
+        bool,
+        typer.Option("--stepwise", help="With a coded cache: feed it token by token, not in one forward that reads the same."),
+    ] = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
     track: options.Track = None,
@@ -53,7 +58,8 @@ def run(
     from featherweight.reports.tables import print_measurements
 
     tracking = options.tracking(track, track_folder, offline=offline)
-    texts = {"data": data, "against": against, "length": length, "variant": variant}
+    texts = {"data": data, "against": against, "length": length, "variant": variant, "kv_cache": kv_cache}
+    texts |= {"stepwise": stepwise or None}
     harness = {"fewshot": fewshot, "batch_size": batch_size, "include_path": include_path, "tasks_data": tasks_data}
     tasks = options.split(task)
     _check(tasks, texts, {**harness, "letters": letters or None})

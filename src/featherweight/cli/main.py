@@ -23,6 +23,7 @@ from featherweight.cli import (
     report,
     search,
     shrink,
+    statistics,
     table,
     verify,
 )
@@ -43,6 +44,7 @@ app.command("compare")(compare.run)
 app.add_typer(table.app, name="table")
 app.command("search")(search.run)
 app.command("shrink")(shrink.run)
+app.command("statistics")(statistics.run)
 app.command("verify")(verify.run)
 app.command("eval")(evaluate.run)
 app.command("report")(report.run)

@@ -79,6 +79,8 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     "qjl_encode": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_encode", _always),),
     "qjl_decode": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_decode", _always),),
     "qjl_scores": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_scores", _always),),
+    "rotated_scores": (Kernel("reference", f"{_ROOM}.reference.rotated", "rotated_scores", _always),),
+    "rotated_mix": (Kernel("reference", f"{_ROOM}.reference.rotated", "rotated_mix", _always),),
 }
 
 
