@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import featherweight as fw
-from common import SMALL
+from common import SMALL, TINY
 from featherweight.errors import FeatherweightError
 from featherweight.masks import scores
 from featherweight.methods.bawa import BaWA
@@ -15,6 +15,7 @@ from featherweight.methods.block_run import BlockRun
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.jsq import JSQ
 from featherweight.methods.pqp import PQP
+from featherweight.packed.files import sha256
 from problems import make, run
 
 
@@ -162,3 +163,24 @@ def test_through_the_engine(steps, tmp_path):
         assert all(row.measured["block_loss"] <= row.measured["block_loss_even"] for row in measured)
     size = sum(path.stat().st_size for path in (tmp_path / "out").glob("model-*.safetensors"))
     assert size <= plan.totals.file_bytes < size + 32 * 28 + 64
+
+
+def test_the_dense_chain_as_reference_and_going_on_with_it(tmp_path):
+    def shards(name):
+        return [sha256(path) for path in sorted((tmp_path / name).glob("model-*.safetensors"))]
+
+    def kill(event):
+        if event.stage == "compressed" and event.block == "model.layers.2":
+            raise InterruptedError
+
+    dense = fw.plan("demo", "besa-50-row", changes={**TINY, "engine.reference": "dense"})
+    fw.compress(dense, tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        fw.compress(dense, tmp_path / "killed", report=kill)
+    assert fw.compress(dense, tmp_path / "killed").resumed == 3
+    assert shards("killed") == shards("whole")
+    fw.compress(fw.plan("demo", "besa-50-row", changes=TINY), tmp_path / "block")
+    alike = [ours == theirs for ours, theirs in zip(shards("whole"), shards("block"), strict=True)]
+    assert alike == [True, True, False, False, False]  # the first block's inputs are those of the dense model
+    with pytest.raises(FeatherweightError, match=r"leave engine\.reference out"):
+        fw.plan("demo", "wanda-50", changes={"engine.reference": "dense"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight.engine.progress import Event
 from featherweight.models.replay import BlockInputs
@@ -31,6 +31,8 @@ class BlockTask:
         keep: whether this block's statistics are kept.
         report: progress sink.
         dtype: in which the block runs.
+        reference: what the block of the dense chain makes of each batch, where methods that learn are to match that; None for
+            what the dense block makes of `inputs`.
     """
 
     plan: Plan
@@ -43,11 +45,13 @@ class BlockTask:
     keep: bool
     report: Callable[[Event], None]
     dtype: torch.dtype
+    reference: list[Tensor] | None = None
 
 
 @dataclass
 class BlockResult:
-    """Packed weights and ledger columns, by linear."""
+    """Packed weights and ledger columns by linear, and parameters that took up maps by name, as they are stored."""
 
     packed: dict[str, PackedWeight] = field(default_factory=dict)
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
+    folded: dict[str, Tensor] = field(default_factory=dict)

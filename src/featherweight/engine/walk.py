@@ -57,6 +57,7 @@ class Walk:
         self.journal = Journal.open(self.output, self.identity())
         self._model = build_skeleton(self.plan.source.config())
         self._shards = self.plan.shard_names()
+        self._dense: BlockInputs | None = None
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to go on."""
@@ -94,6 +95,8 @@ class Walk:
         inputs = [self._capture(probe_tokens, len(probe_tokens))]
         if self.windows and any(map(self.plan.gathers, self.plan.stages[len(self.journal.entries) :])):
             inputs.append(self._capture(self.windows.tokens, self.plan.recipe.calibration.batch_size))
+            if self.plan.recipe.engine.reference == "dense" and self.plan.recipe.engine.inputs == "compressed":
+                self._dense = BlockInputs(list(inputs[1].hidden), inputs[1].calls)
         for shard, stage in enumerate(self.plan.stages[1:], 1):
             materialize(self._model, stage, self.plan.weights, self.dtype, self.device)
             if stage in inputs[0].calls:
@@ -126,8 +129,11 @@ class Walk:
         """A block, and what it makes of its inputs."""
         dense = self.plan.recipe.engine.inputs == "dense"
         outputs = [self._forward(part, block) for part in inputs] if dense else []
-        self._stage(shard, block, inputs[1] if len(inputs) > 1 else None)
+        reference = None if self._dense is None else self._forward(self._dense, block)
+        self._stage(shard, block, inputs[1] if len(inputs) > 1 else None, reference)
         self._advance(inputs, block, outputs)
+        if self._dense is not None and reference is not None:
+            self._dense.advance(reference)
 
     def _head(self, shard: int, head: str, inputs: list[BlockInputs]) -> None:
         """The head; while its inputs are looked at, it computes no logits."""
@@ -135,11 +141,14 @@ class Walk:
         with override_forwards(self._model, {head: lambda hidden: hidden}):
             self._stage(shard, head, seen)
 
-    def _stage(self, shard: int, stage: str, inputs: BlockInputs | None) -> None:
+    def _stage(self, shard: int, stage: str, inputs: BlockInputs | None, reference: list[Tensor] | None = None) -> None:
         """Compress and write; or, of a stage that is finished, the same modules and multiplies as in the run that wrote it."""
         if shard < len(self.journal.entries):
-            for name, weight in self._load(self.journal.entries[shard]).items():
+            entry = self.journal.entries[shard]
+            for name, weight in self._load(entry).items():
                 place(self._model, name, weight, dtype=self.dtype)
+            for name in entry.folded:
+                self._model.get_parameter(name).copy_(self._tensors(entry)[name])
             return
         result = compress_block(
             BlockTask(
@@ -147,15 +156,16 @@ class Walk:
                 model=self._model,
                 block=stage,
                 inputs=inputs,
-                prefix="dense" if self.plan.recipe.engine.inputs == "dense" else self._prefix(shard),
+                prefix=self._prefix(1 if self.plan.recipe.engine.inputs == "dense" else shard),
                 tokens=self.windows.sha256 if self.windows else "",
                 store=self.store,
                 keep={"none": False, "first": shard == 1, "all": True}[self.plan.recipe.engine.keep_statistics],
                 report=self.report,
                 dtype=self.dtype,
+                reference=reference,
             )
         )
-        self._write(shard, result.packed, result.measured)
+        self._write(shard, result.packed, result.measured, result.folded)
         self.report(Event("block written", stage, done=shard, total=len(self._shards) - 1))
 
     def _advance(self, inputs: list[BlockInputs], block: str, dense_outputs: list[list[Tensor]]) -> None:
@@ -176,23 +186,33 @@ class Walk:
         return hashlib.sha256("".join(entry.sha256 for entry in compressed).encode()).hexdigest()
 
     def _load(self, entry: Entry) -> dict[str, PackedWeight]:
-        tensors = load_file(self.output / entry.shard, device=str(self.device)) if entry.rows else {}
+        tensors = self._tensors(entry) if entry.rows else {}
         packed = {}
         for module, row in entry.rows.items():
             own = {name[len(module) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(module + ".")}
             packed[module] = from_tensors(row["description"], own)
         return packed
 
-    def _write(self, shard: int, packed: Mapping[str, PackedWeight], measured: Mapping[str, dict[str, Any]]) -> None:
+    def _tensors(self, entry: Entry) -> dict[str, Tensor]:
+        return load_file(self.output / entry.shard, device=str(self.device))
+
+    def _write(
+        self,
+        shard: int,
+        packed: Mapping[str, PackedWeight],
+        measured: Mapping[str, dict[str, Any]],
+        folded: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        folded = folded or {}
         rows = [row for row in self.plan.rows if row.block == self.plan.stages[shard]]
         tensors: dict[str, Tensor] = {}
         for row in rows:
             if row.description is None:
-                tensors[row.module] = self.plan.weights.read(row.module)
+                tensors[row.module] = folded[row.module] if row.module in folded else self.plan.weights.read(row.module)
             else:
                 tensors.update({f"{row.module}.{name}": tensor for name, tensor in packed[row.module].tensors().items()})
         digest = write(self.output / self._shards[shard], tensors)
         described = {
             module: {"description": weight.description(), "measured": measured[module]} for module, weight in packed.items()
         }
-        self.journal.add(Entry(self._shards[shard], digest, described, self.made_from(shard)))
+        self.journal.add(Entry(self._shards[shard], digest, described, self.made_from(shard), sorted(folded)))

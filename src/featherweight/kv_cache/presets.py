@@ -18,6 +18,11 @@ def _integer(bits: int) -> dict[str, Any]:
     return {"keys": {**shared, "axis": "channel"}, "values": {**shared, "axis": "token"}}
 
 
+def _rotated(bits: int) -> dict[str, Any]:
+    """Keys around the means of their channels over 128 tokens, values by themselves."""
+    return {"keys": {"codec": "rotated", "bits": bits, "group_size": 128}, "values": {"codec": "rotated", "bits": bits}}
+
+
 def _qjl(head_dim: int) -> dict[str, Any]:
     """m = 2d signs a key, 4d in the first 15 layers; 8 outlier channels with 2d signs, d in the first layers; 2-bit values."""
     keys = {"codec": "qjl", "outliers": 8, "group_size": 32, "window": 128}
@@ -42,6 +47,9 @@ PRESETS: dict[str, str] = {
     "int8": "8-bit integers by token in groups of 64, every token",
     "kivi-4": "4-bit integers, keys by channel, values by token, groups of 32, the newest 128 exact",
     "kivi-2": "the same at 2 bits",
+    "rotated-4": "4 bits after a random rotation, keys around their channels' means, the newest 128 exact",
+    "rotated-3": "the same at 3 bits",
+    "rotated-2": "the same at 2 bits",
     "qjl": "keys as signs of projections, 2 to a channel, 4 in the first 15 layers; 2-bit values",
 }
 
@@ -60,6 +68,8 @@ def preset(name: str, head_dim: int) -> CacheSettings:
     made: dict[str, Any] = {"exact": {}, "int8": {"keys": _INT8, "values": _INT8}}.get(name, {})
     if name.startswith("kivi-"):
         made = _integer(int(name.removeprefix("kivi-")))
+    elif name.startswith("rotated-"):
+        made = _rotated(int(name.removeprefix("rotated-")))
     elif name == "qjl":
         made = _qjl(head_dim)
     return CacheSettings.from_dict(made)

@@ -12,18 +12,22 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.methods.base import Compressed, Method, Problem, Steps
 from featherweight.methods.gptq import GPTQ
+from featherweight.methods.grid_settings import GridName
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.dense import Dense
 from featherweight.packed.masked import Masked
 from featherweight.solvers.damping import Factor, factorise
 from featherweight.solvers.refit import STEPS, refit_kept
 
+#: The grid of a stored weight, by its element format.
+_GRIDS: dict[str | None, GridName] = {None: "integer", "e4m3": "fp8", "e2m1": "fp4"}
+
 
 @dataclass(frozen=True)
 class Repair(Method):
     """Minimise `tr((W − Ŵ) H (W − Ŵ)ᵀ)` over the values of the weights that are kept; mask, bits and bytes stay as they are.
 
-    First the kept weights' least-squares optimum `X` for the original `W` (`refit_kept`). On integers then GPTQ's walk of `X`
+    First the kept weights' least-squares optimum `X` for the original `W` (`refit_kept`). On a grid then GPTQ's walk of `X`
     on a grid of the same bits and groups; for values on the mask the objective is that of `W` less a constant, since `X` is
     the projection. A linear is changed only where its objective falls: this step never raises the error. Both halves of
     Optimal Brain Restoration (compensating drops in what is kept, and rounding in what is rounded later) in this order.
@@ -59,7 +63,7 @@ class Repair(Method):
         """What `current` is.
 
         Raises:
-            FeatherweightError: values that are neither dense nor integers.
+            FeatherweightError: values that are neither dense nor on a grid of `GPTQ`.
         """
         _leaf(current)
         return dict(current)
@@ -91,15 +95,16 @@ class Repair(Method):
 
     def _stored(self, name: str, current: PackedWeight, best: Tensor, kept: Tensor, problem: Problem) -> PackedWeight:
         described, leaf = current.description(), _leaf(current.description())
-        integers, masked = leaf["kind"] == "integer", described["kind"] == "masked"
-        dense: PackedWeight = Dense(best if integers else best.to(problem.dtype))
+        rounded, masked = leaf["kind"] != "dense", described["kind"] == "masked"
+        dense: PackedWeight = Dense(best if rounded else best.to(problem.dtype))
         if masked:
             dense = Masked.of(dense, kept, Masked.describe_like(described, dense.description()))
-        if not integers:
+        if not rounded:
             return dense
         rounding = GPTQ(
-            bits=leaf["bits"], group_size=leaf["group_size"], symmetric=leaf["symmetric"], damping=self.damping,
+            bits=leaf["bits"], group_size=leaf["group_size"], symmetric=leaf.get("symmetric", True), damping=self.damping,
             order="dynamic" if leaf.get("group_index") else "none", scale_dtype=leaf["scale_dtype"],
+            grid=_GRIDS[leaf.get("element")],
         )  # fmt: skip
         one = replace(problem, weights={name: problem.weights[name]}, current={name: dense})
         return rounding.compress(one)[name].weight
@@ -109,12 +114,12 @@ def _leaf(described: Mapping[str, Any]) -> Mapping[str, Any]:
     """Description of the values, beneath a mask or not.
 
     Raises:
-        FeatherweightError: neither dense nor integers.
+        FeatherweightError: neither dense nor on a grid of `GPTQ`.
     """
     leaf: Mapping[str, Any] = described["values"] if described["kind"] == "masked" else described
-    if leaf["kind"] not in ("dense", "integer"):
+    if leaf["kind"] not in ("dense", "integer", "floating"):
         raise FeatherweightError(
-            "repair cannot change these values", found=f"weights stored as {leaf['kind']}", expected="dense or integer values",
-            fix="put repair after a step that prunes or rounds to integers",
+            "repair cannot change these values", found=f"weights stored as {leaf['kind']}",
+            expected="dense, integer or floating values", fix="put repair after a step that prunes or rounds to these",
         )  # fmt: skip
     return leaf

@@ -96,6 +96,8 @@ class EngineSettings(_Part):
     Attributes:
         true_sequential: gather again inside a block after each axis is compressed.
         inputs: a block sees what the "compressed" or the "dense" blocks before it make.
+        reference: what methods that learn are to match: what the dense "block" makes of those inputs, or what it makes in the
+            "dense" model, which doubles the memory of activations.
         accumulate: dtype of the statistics' sums.
         compute: dtype in which blocks run; "auto" is float32 on a CPU and the checkpoint's elsewhere.
         keep_statistics: of the "first" block, of "all", or "none", for the next run on the same model and data.
@@ -103,6 +105,7 @@ class EngineSettings(_Part):
 
     true_sequential: bool = False
     inputs: Literal["compressed", "dense"] = "compressed"
+    reference: Literal["block", "dense"] = "block"
     accumulate: Literal["float32", "float64"] = "float32"
     compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     keep_statistics: Literal["first", "all", "none"] = "first"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.models.axis import ORTHOGONAL
+from featherweight.models.transforms import Diagonal, Transform
+from featherweight.statistics.halves import mirror_
 
 KINDS = frozenset({"sum_sq", "hessian", "abs_max", "samples"})
 
@@ -88,6 +91,24 @@ class InputStatistics:
         hessian = None if hessian is None else hessian[:, inputs.to(hessian.device)]
         samples = None if self.samples is None else self.samples[..., inputs.to(self.samples.device)]
         return InputStatistics(self.count, chosen(self.sum_sq), hessian, chosen(self.abs_max), samples)
+
+    def symmetric(self) -> InputStatistics:
+        """The same, its Hessian made symmetric to the last bit in place, as a product need not be."""
+        return self if self.hessian is None else replace(self, hessian=mirror_(self.hessian))
+
+    def transformed(self, transform: Transform) -> InputStatistics:
+        """Those of `T x`: exact, but that of a map that mixes inputs `sum_sq` needs the Hessian, and `abs_max` is not known."""
+
+        def along(sums: Tensor | None, map_: Transform) -> Tensor | None:
+            return None if sums is None else map_.apply(sums)
+
+        once = along(self.hessian, transform)
+        hessian = None if once is None else transform.apply(once.t())
+        samples = along(self.samples, transform)
+        if transform.kind == ORTHOGONAL:
+            return InputStatistics(self.count, None if hessian is None else hessian.diagonal().clone(), hessian, None, samples)
+        squared = Diagonal(transform.values.square()) if isinstance(transform, Diagonal) else transform
+        return InputStatistics(self.count, along(self.sum_sq, squared), hessian, along(self.abs_max, transform), samples)
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, for a file."""
