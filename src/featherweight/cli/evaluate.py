@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from featherweight.cli import options
+from featherweight.cli.cached import KvCache
 from featherweight.cli.output import counting_bar, print_json
 from featherweight.errors import FeatherweightError
 
@@ -42,7 +43,7 @@ def run(
     variant: Annotated[
         Literal["standard", "new"] | None, typer.Option(help="Protocol: standard as GPTQ, new as SparseGPT.  [standard]")
     ] = None,
-    kv_cache: options.KvCache = None,
+    kv_cache: KvCache = None,
     stepwise: Annotated[
         bool,
         typer.Option("--stepwise", help="With a coded cache: feed it token by token, not in one forward that reads the same."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,9 @@ class Settings:
     def __post_init__(self) -> None:
         """Check them."""
         if not self.texts and not self.tasks:
-            raise FeatherweightError("there is nothing to measure on", expected="one text or task or more", fix="--data heldout")
+            raise FeatherweightError(
+                "there is nothing to measure on", expected="one text or task or more", fix="--data heldout"
+            )
 
 
 def sparseqjl_table(
@@ -152,7 +155,9 @@ def _recipe(source: ModelSource, settings: Settings) -> Recipe:
     shipped = load_recipe(RECIPE).as_dict()
     step = {"method": "sparsegpt", "ratio": settings.sparsity, "block_size": settings.blocksize}
     cache = settings.cache.settings(cache_shapes(source.config())[0].key_dim)
-    return load_recipe({**shipped, "steps": [step] if settings.sparse else [], "kv_cache": cache}).with_changes(settings.changes)
+    return load_recipe({**shipped, "steps": [step] if settings.sparse else [], "kv_cache": cache}).with_changes(
+        settings.changes
+    )
 
 
 def _sheet(index: int, shop: Workshop, recipe: Recipe, settings: Settings) -> Sheet:
@@ -168,12 +173,9 @@ def _sheet(index: int, shop: Workshop, recipe: Recipe, settings: Settings) -> Sh
         records.append({"row": coded_name, **size, "exact": exact, "coded": coded, **_cache_size(plan, plan, settings.context)})
     shown = [Column("", lambda record: str(record["row"]), words=True)]
     for text in settings.texts:
-        shown.append(Column(f"{text}, exact cache", lambda record, text=text: _value(record["exact"][text], "perplexity")))  # type: ignore[misc]
-        shown.append(Column("through QJL", lambda record, text=text: _coded(record, text, "perplexity")))  # type: ignore[misc]
-        shown.append(Column("KL", lambda record, text=text: _divergence(record, text)))  # type: ignore[misc]
+        shown += _text_columns(text)
     for task in records[0]["exact"].get("tasks", {}):
-        shown.append(Column(f"{task}, exact cache", lambda record, task=task: _value(record["exact"]["tasks"], task)))  # type: ignore[misc]
-        shown.append(Column("through QJL", lambda record, task=task: _coded(record, "tasks", task)))  # type: ignore[misc]
+        shown += _task_columns(task)
     shown += [
         Column("bits a weight", lambda record: f"{record['bits_per_weight']:.3f}"),
         Column("bits a cached value", lambda record: f"{record['cache_bits']:.2f}"),
@@ -197,7 +199,11 @@ def _notes(records: list[Record], settings: Settings) -> tuple[str, ...]:
 def _measured(shop: Workshop, line: Line, plan: CachePlan | None, settings: Settings) -> Record:
     """Every text and task, with the exact cache or through the planned one."""
     cache = "none" if plan is None else plan.settings
-    asked = {"dtype": settings.dtype, "length": settings.length, "kv_cache": "none" if plan is None else plan.settings.as_dict()}
+    asked = {
+        "dtype": settings.dtype,
+        "length": settings.length,
+        "kv_cache": "none" if plan is None else plan.settings.as_dict(),
+    }
     common: dict[str, Any] = {"kv_cache": cache, "device": shop.device, "dtype": settings.dtype, "offline": shop.offline}
     name = "exact cache" if plan is None else "through QJL"
 
@@ -210,14 +216,14 @@ def _measured(shop: Workshop, line: Line, plan: CachePlan | None, settings: Sett
         found = api.answer(folder, task, limit=settings.examples, **common)
         return {each.name.removesuffix("_exact"): each.as_dict() for each in found if plan is None or "_exact" not in each.name}
 
-    measured = {
-        text: shop.get(line, Measure(f"{text}, {name}", {**asked, "windows": settings.windows, "text": text}, lambda folder, text=text: read(folder, text)))  # type: ignore[misc]
-        for text in settings.texts
-    }
+    measured: Record = {}
+    for text in settings.texts:
+        settled = {**asked, "windows": settings.windows, "text": text}
+        measured[text] = shop.get(line, Measure(f"{text}, {name}", settled, partial(read, text=text)))
     tasks: Record = {}
     for task in settings.tasks:
         settled = {**asked, "examples": settings.examples, "task": task}
-        tasks |= shop.get(line, Measure(f"{task}, {name}", settled, lambda folder, task=task: solve(folder, task)))  # type: ignore[misc]
+        tasks |= shop.get(line, Measure(f"{task}, {name}", settled, partial(solve, task=task)))
     return {**measured, "tasks": tasks} if tasks else measured
 
 
@@ -228,15 +234,28 @@ def _cache_size(coded: CachePlan | None, plan: CachePlan, context: int) -> Recor
     return {**bits, "cache_bits": sum(bits.values()) / 2, "cache_bytes": plan.bytes_of(context)}
 
 
-def _value(measured: Record, name: str) -> str:
-    found = Measurement.from_dict(measured[name])
-    return f"{found.value:.2f}" + (f" ± {found.stderr:.2f}" if found.stderr else "")
+def _text_columns(text: str) -> list[Column]:
+    return [
+        Column(f"{text}, exact cache", lambda record: _value(record["exact"][text].get("perplexity"))),
+        Column("through QJL", lambda record: _value(record.get("coded", {}).get(text, {}).get("perplexity"))),
+        Column("KL", lambda record: _value(_own(record)[text].get("kl"), ".4f")),
+    ]
 
 
-def _coded(record: Record, text: str, name: str) -> str:
-    return _value(record["coded"][text], name) if "coded" in record and name in record["coded"][text] else ""
+def _own(record: Record) -> Record:
+    """What the row's model scores with the row's cache."""
+    return dict(record["coded"] if "coded" in record else record["exact"])
 
 
-def _divergence(record: Record, text: str) -> str:
-    measured = record.get("coded", record["exact"])[text]
-    return f"{measured['kl']['value']:.4f} ± {measured['kl']['stderr'] or 0:.4f}" if "kl" in measured else ""
+def _task_columns(task: str) -> list[Column]:
+    return [
+        Column(f"{task}, exact cache", lambda record: _value(record["exact"]["tasks"].get(task), ".3f")),
+        Column("through QJL", lambda record: _value(record.get("coded", {}).get("tasks", {}).get(task), ".3f")),
+    ]
+
+
+def _value(measured: Record | None, form: str = ".2f") -> str:
+    if measured is None:
+        return ""
+    found = Measurement.from_dict(measured)
+    return format(found.value, form) + (f" ± {found.stderr:{form}}" if found.stderr else "")
