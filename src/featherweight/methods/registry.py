@@ -11,6 +11,8 @@ from featherweight.methods.alps import ALPS
 from featherweight.methods.base import Method
 from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
+from featherweight.methods.caldera import CALDERA
+from featherweight.methods.decompose import Decompose
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.jsq import JSQ
 from featherweight.methods.low_rank import LowRankCorrection
@@ -44,6 +46,8 @@ METHODS: dict[str, type[Method]] = {
     JSQ.name: JSQ,
     Repair.name: Repair,
     LPLR.name: LPLR,
+    CALDERA.name: CALDERA,
+    Decompose.name: Decompose,
     LowRankCorrection.name: LowRankCorrection,
     RoundInput.name: RoundInput,
     Structured.name: Structured,
