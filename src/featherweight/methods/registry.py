@@ -12,7 +12,9 @@ from featherweight.methods.awq import AWQ
 from featherweight.methods.base import Method
 from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
+from featherweight.methods.caldera import CALDERA
 from featherweight.methods.clipping import Clip
+from featherweight.methods.decompose import Decompose
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.jsq import JSQ
 from featherweight.methods.low_rank import LowRankCorrection
@@ -52,6 +54,8 @@ METHODS: dict[str, type[Method]] = {
     JSQ.name: JSQ,
     Repair.name: Repair,
     LPLR.name: LPLR,
+    CALDERA.name: CALDERA,
+    Decompose.name: Decompose,
     LowRankCorrection.name: LowRankCorrection,
     RoundInput.name: RoundInput,
     Structured.name: Structured,
