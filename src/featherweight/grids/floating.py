@@ -16,7 +16,7 @@ from featherweight.grids.uniform import Fit, store_scale
 #: The element formats by name: FP8 as OCP 8-bit floating point (no infinities), FP4 as OCP Microscaling v1.0, table 5.
 E4M3 = FloatFormat("e4m3", bits=8, mantissa=3, smallest_exponent=-6, largest=448.0)
 E2M1 = FloatFormat("e2m1", bits=4, mantissa=1, smallest_exponent=0, largest=6.0)
-FORMATS = {"e4m3": E4M3, "e2m1": E2M1}
+FORMATS = {each.name: each for each in (E4M3, E2M1)}
 
 #: In which scales can be stored; float8_e4m3fn beside one float32 scale of the whole weight.
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e8m0fnu)
@@ -108,7 +108,7 @@ class FloatingGrid:
             best = Best(values)
             for several in (torch.ones_like(factors[:1]), factors):  # of equals the first
                 parameters = self.with_scale(several * exact)
-                error = self.nearest(values / parameters.scale).mul_(parameters.scale).sub_(values)
+                error = self.format.nearest(values / parameters.scale).mul_(parameters.scale).sub_(values)
                 error = error.abs_().pow_(NORM) if self.fit_by == "mse" else error.square_()
                 best.offer(parameters, (error if importance is None else error.mul_(importance)).sum(-1, keepdim=True))
             return best.parameters
@@ -132,13 +132,9 @@ class FloatingGrid:
         """Fitted scales as they are written, in `scale_dtype`."""
         return (scale / self.tensor_scale).to(self.scale_dtype)
 
-    def nearest(self, values: Tensor) -> Tensor:
-        """The nearest numbers of the format."""
-        return self.format.nearest(values)
-
     def encode(self, values: Tensor, parameters: GridParameters) -> Tensor:
         """Codes of the nearest levels, integers held in float32; shapes broadcast."""
-        return self.format.encode(self.nearest(values / parameters.scale))
+        return self.format.encode(self.format.nearest(values / parameters.scale))
 
     def decode(self, codes: Tensor, parameters: GridParameters) -> Tensor:
         """The values of `codes`, float32; shapes broadcast."""
