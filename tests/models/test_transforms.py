@@ -177,7 +177,8 @@ def test_malformed_maps_are_refused():
         lambda: Permutation(torch.tensor([0.0, 1.0])),
         lambda: Hadamard(torch.tensor([1.0, 0.5]), 2),
         lambda: Hadamard(torch.ones(6), 4),
-        lambda: Hadamard(torch.ones(6), 3),
+        lambda: Hadamard(torch.ones(6), 0),
+        lambda: Hadamard(torch.ones(6), 3, made="2^2"),
     ):
         with pytest.raises(FeatherweightError):
             make()
@@ -202,12 +203,11 @@ def test_maps_that_break_heads_or_shared_rows_are_refused():
 def test_draws_fit_awkward_heads():
     generator = torch.Generator().manual_seed(0)
     twelve = Axis("x", "b", 24, ("c",), groups=(0,) * 12 + (1,) * 12)
-    assert draw_transform(twelve, R, generator).block == 4
+    assert draw_transform(twelve, R, generator).block == 12
     apart = Axis("x", "b", 4, ("c",), groups=(0, 1, 0, 1))
     with pytest.raises(FeatherweightError, match="side by side"):
         draw_transform(apart, R, generator)
-    with pytest.raises(FeatherweightError, match="odd"):
-        draw_transform(Axis("x", "b", 3, ("c",)), R, generator)
+    assert draw_transform(Axis("x", "b", 3, ("c",)), R, generator).block == 3
     with pytest.raises(FeatherweightError, match="share a row"):
         draw_transform(Axis("x", "b", 2, ("c",), shared=(0, 0)), P, generator)
     with pytest.raises(FeatherweightError, match="no kind"):

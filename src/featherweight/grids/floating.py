@@ -22,7 +22,7 @@ FORMATS = {each.name: each for each in (E4M3, E2M1)}
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e8m0fnu)
 
 #: Scales that a search tries, relative to the one that maps the largest value to the largest level. In FP4 some clip, and 1.5
-#: maps it to 4. FP8 is as fine at any scale: clipping would gain next to nothing, and cost much on inputs not seen before.
+#: maps it to 4. FP8 is as fine at any scale, so none clips.
 FACTORS = {
     "e4m3": tuple(1.0 + 0.05 * step for step in range(20)),
     "e2m1": tuple(0.5 + 0.05 * step for step in range(23)),

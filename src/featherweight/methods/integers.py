@@ -31,7 +31,7 @@ class IntegerMethod(Method):
         bits: of a code: 2, 3, 4, 5, 6 or 8.
         group_size: consecutive inputs that share a scale; None (or -1) for whole rows.
         symmetric: fix the zero point in the middle, so that none is stored.
-        fit: how a group's range is found: "minmax", "mse" or "weighted".
+        fit: how a group's range is found: "minmax", "mse", "weighted" or "clipped".
         tails: whether the last group may be smaller where the group size does not divide the inputs.
         scale_dtype: of the stored scales; "float8_e4m3fn" and "float8_e8m0fnu" with floating grids only.
         grid: "integer"; or the numbers of a floating-point format: "fp8" (E4M3), "fp4" (E2M1), "nvfp4" (E2M1 in groups of 16

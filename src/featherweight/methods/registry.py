@@ -12,10 +12,16 @@ from featherweight.methods.awq import AWQ
 from featherweight.methods.base import Method
 from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
+from featherweight.methods.caldera import CALDERA
+from featherweight.methods.clipping import Clip
+from featherweight.methods.decompose import Decompose
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.jsq import JSQ
+from featherweight.methods.low_rank import LowRankCorrection
+from featherweight.methods.lplr import LPLR
 from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.pqp import PQP
+from featherweight.methods.quip import QuIP
 from featherweight.methods.repair import Repair
 from featherweight.methods.ria import RIA
 from featherweight.methods.round_input import RoundInput
@@ -31,9 +37,11 @@ from featherweight.methods.wanda import Wanda
 METHODS: dict[str, type[Method]] = {
     RTN.name: RTN,
     GPTQ.name: GPTQ,
+    Clip.name: Clip,
     SpQR.name: SpQR,
     AWQ.name: AWQ,
     SmoothQuant.name: SmoothQuant,
+    QuIP.name: QuIP,
     Magnitude.name: Magnitude,
     Wanda.name: Wanda,
     RIA.name: RIA,
@@ -45,6 +53,10 @@ METHODS: dict[str, type[Method]] = {
     PQP.name: PQP,
     JSQ.name: JSQ,
     Repair.name: Repair,
+    LPLR.name: LPLR,
+    CALDERA.name: CALDERA,
+    Decompose.name: Decompose,
+    LowRankCorrection.name: LowRankCorrection,
     RoundInput.name: RoundInput,
     Structured.name: Structured,
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.models.axis import DIAGONAL, ORTHOGONAL, PERMUTATION
+from featherweight.models.hadamard import Construction, construct, construction_named
 
 
 class Transform(ABC):
@@ -148,28 +149,34 @@ class Permutation(Transform):
 
 @dataclass(frozen=True, eq=False)
 class Hadamard(Transform):
-    """`T = H diag(signs)`, H block-diagonal with normalised Walsh-Hadamard blocks; orthogonal.
+    """`T = H diag(signs)`, H block-diagonal with normalised Hadamard blocks, or near to such (`models/hadamard.py`); orthogonal.
 
     Attributes:
         signs: `[size]`, each 1 or -1.
-        block: size of one Hadamard block: a power of two that divides `size`.
-        inverted: take `diag(signs) H` instead, the inverse.
+        block: size of one Hadamard block; it divides `size`.
+        inverted: take `diag(signs) Hᵀ` instead, the inverse.
+        made: name of the blocks' construction as it is stored; None for today's best.
     """
 
     signs: Tensor
     block: int
     inverted: bool = False
+    made: str | None = None
     kind: ClassVar[str] = ORTHOGONAL
 
     def __post_init__(self) -> None:
         size = self.signs.numel()
         if self.signs.ndim != 1 or not bool((self.signs.abs() == 1).all()):
             raise FeatherweightError("a signed Hadamard needs a sign, 1 or -1, for each column")
-        if self.block < 1 or self.block & (self.block - 1) or size % self.block:
+        if self.block < 1 or size % self.block:
             raise FeatherweightError(
                 f"a Hadamard block of {self.block} does not fit an axis of {size} columns",
-                expected="a power of two that divides the size",
-                fix=f"use at most {size & -size}",
+                expected="a block that divides the size",
+                fix=f"use {size} for one block",
+            )
+        if self.construction.size != self.block:
+            raise FeatherweightError(
+                f"{self.made} is no matrix of this block", found=self.construction.size, expected=self.block
             )
 
     @property
@@ -178,13 +185,18 @@ class Hadamard(Transform):
         return int(self.signs.numel())
 
     def apply(self, values: Tensor) -> Tensor:
-        """See `Transform.apply`; size · log2(block) additions."""
+        """See `Transform.apply`."""
         signs = self.signs.to(values.device, values.dtype)
         return self._mix(values) * signs if self.inverted else self._mix(values * signs)
 
+    @property
+    def construction(self) -> Construction:
+        """Of one block."""
+        return construct(self.block) if self.made is None else construction_named(self.made)
+
     def inverse(self) -> Hadamard:
         """The transpose."""
-        return trusted(Hadamard, signs=self.signs, block=self.block, inverted=not self.inverted)
+        return trusted(Hadamard, signs=self.signs, block=self.block, inverted=not self.inverted, made=self.made)
 
     def stays_within(self, groups: Tensor) -> bool:
         """Whether every Hadamard block lies inside one group."""
@@ -192,12 +204,8 @@ class Hadamard(Transform):
         return bool((parts == parts[:, :1]).all())
 
     def _mix(self, values: Tensor) -> Tensor:
-        mixed, width = values, 1
-        while width < self.block:
-            pairs = mixed.reshape(*values.shape[:-1], -1, 2, width)
-            mixed = torch.stack((pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]), dim=-2)
-            width *= 2
-        return mixed.reshape(values.shape) / self.block**0.5
+        blocks = values.reshape(*values.shape[:-1], -1, self.block)
+        return self.construction.multiply(blocks, self.inverted).reshape(values.shape)
 
 
 def trusted(kind: type[Map], **values: Any) -> Map:

@@ -3,7 +3,10 @@
 from featherweight.packed.dense import Dense
 from featherweight.packed.floating import Floating
 from featherweight.packed.integer import Integer
+from featherweight.packed.lattice import Lattice
+from featherweight.packed.low_rank import LowRank
 from featherweight.packed.masked import Masked
+from featherweight.packed.normal_float import NormalFloat
 from featherweight.packed.rotated import Rotated
 from featherweight.packed.rounded_input import RoundedInput
 from featherweight.packed.sliced import Sliced
@@ -15,7 +18,10 @@ __all__ = [
     "Dense",
     "Floating",
     "Integer",
+    "Lattice",
+    "LowRank",
     "Masked",
+    "NormalFloat",
     "Rotated",
     "RoundedInput",
     "Sliced",

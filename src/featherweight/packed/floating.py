@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from featherweight.grids.floating import FORMATS, FloatingGrid
+from featherweight.kernels.bits import pack, packed_width, unpack
 from featherweight.packed.base import Layout
-from featherweight.packed.bits import pack, packed_width, unpack
 from featherweight.packed.dtypes import dtype_from, dtype_name
 from featherweight.packed.grouped import Grouped, group_count
 

@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from featherweight.kernels.bits import pack, unpack
 from featherweight.packed.base import PackedWeight
-from featherweight.packed.bits import pack, unpack
 from featherweight.packed.cuts import as_indices, whole_groups
 
 

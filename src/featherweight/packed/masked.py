@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.kernels.bits import pack, packed_width, unpack
 from featherweight.packed.base import Described, Layout, PackedWeight, from_tensors, layout_bytes, layout_of
-from featherweight.packed.bits import pack, packed_width, unpack
 from featherweight.packed.combinations import forms_of, mask_width, read_mask, write_mask
 from featherweight.packed.dense import Dense
 from featherweight.packed.dtypes import dtype_from

@@ -129,9 +129,11 @@ def describe_storage(description: Mapping[str, Any]) -> str:
     """A packed weight's description in words, nodes first."""
     inner = [describe_storage(value) for value in description.values() if isinstance(value, Mapping) and "kind" in value]
     words = [str(description["kind"])]
+    words += [f"{side} {value['map']}" for side, value in description.items() if isinstance(value, Mapping) and "map" in value]
     if "element" in description:
         words.append(description["element"])
-    words += [f"{side} {value['map']}" for side, value in description.items() if isinstance(value, Mapping) and "map" in value]
+    if "rank" in description:
+        words.append(f"rank {description['rank']}")
     if "bits" in description:
         words.append(f"{description['bits']}-bit")
     if "group_size" in description:
