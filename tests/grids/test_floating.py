@@ -89,6 +89,15 @@ def test_searches_lower_what_they_minimise(element, scale_dtype):
         assert error("weighted", importance, 2).sum() < 0.99 * error("minmax", importance, 2).sum()
 
 
+def test_fp8_clips_nothing_that_seems_not_to_matter():
+    values, importance = draw(20, 32), torch.ones(32)
+    values[:, 7], importance[7] = 20.0, 1e-12
+    grid = FloatingGrid("e4m3", torch.bfloat16, "weighted")
+    parameters = grid.fit(values, importance)
+    decoded = grid.decode(grid.encode(values, parameters), parameters)
+    assert ((decoded - values).abs() <= values.abs() / 16 + parameters.scale * 2.0**-10).all()
+
+
 def test_settings_outside_their_ranges():
     for settings in ({"element": "e5m2"}, {"element": "e2m1", "scale_dtype": torch.int8}, {"element": "e2m1", "fit_by": "x"}):
         with pytest.raises(FeatherweightError, match="unknown"):

@@ -158,6 +158,7 @@ def test_speed_and_memory_are_taken_in_a_process_of_their_own(tmp_path):
         ("gptq-4bit", "smallness", None, "8:2.5", "whole"),
         ("gptq-4bit", "smallness", None, "12:14", "2, 3, 4, 5, 6, 8"),
         ("gptq-4bit", "speed", None, None, "tokens-per-second"),
+        ("gptq-nvfp4", "smallness", None, None, "no setting to turn"),
     ],
 )
 def test_knobs_that_make_no_sense(recipe, goal, path, span, says):

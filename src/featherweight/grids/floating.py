@@ -16,13 +16,17 @@ from featherweight.grids.uniform import Fit, store_scale
 #: The element formats by name: FP8 as OCP 8-bit floating point (no infinities), FP4 as OCP Microscaling v1.0, table 5.
 E4M3 = FloatFormat("e4m3", bits=8, mantissa=3, smallest_exponent=-6, largest=448.0)
 E2M1 = FloatFormat("e2m1", bits=4, mantissa=1, smallest_exponent=0, largest=6.0)
-FORMATS = {"e4m3": E4M3, "e2m1": E2M1}
+FORMATS = {each.name: each for each in (E4M3, E2M1)}
 
 #: In which scales can be stored; float8_e4m3fn beside one float32 scale of the whole weight.
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e8m0fnu)
 
-#: Scales that a search tries, relative to the one that maps the largest value to the largest level: 1.5 maps it to 4 in FP4.
-FACTORS = tuple(0.5 + 0.05 * step for step in range(23))
+#: Scales that a search tries, relative to the one that maps the largest value to the largest level. In FP4 some clip, and 1.5
+#: maps it to 4. FP8 is as fine at any scale, so none clips.
+FACTORS = {
+    "e4m3": tuple(1.0 + 0.05 * step for step in range(20)),
+    "e2m1": tuple(0.5 + 0.05 * step for step in range(23)),
+}
 
 #: Where the largest scale of a weight lies in E4M3. Half of the format's range stays free for weights that grow in a walk.
 LARGEST_STORED_SCALE = 224.0
@@ -40,7 +44,7 @@ class FloatingGrid:
             of `tensor_scale` (NVFP4). float8_e8m0fnu: to a power of two.
         fit_by: how `fit` chooses the scale. "minmax": the largest value becomes the largest level; a power of two is
             `2^(⌊log2 max |w|⌋ − ⌊log2 largest level⌋)`, as OCP Microscaling v1.0, section 6.3, which clips values above the
-            largest level. "mse": of 23 scales around that the one that minimises `Σ |ŵ − w|^2.4`. "weighted": likewise
+            largest level. "mse": of some 20 scales around that the one that minimises `Σ |ŵ − w|^2.4`. "weighted": likewise
             `Σ importance · (ŵ − w)²`.
         tensor_scale: of the whole weight, a float32 number; 1 unless scales are float8_e4m3fn.
 
@@ -102,13 +106,13 @@ class FloatingGrid:
         if self.fit_by == "minmax":
             return self.with_scale(exact)
         weights = importance if self.fit_by == "weighted" else None
-        factors = torch.tensor(FACTORS, device=values.device)[:, None, None]
+        factors = torch.tensor(FACTORS[self.element], device=values.device)[:, None, None]
 
         def search(values: Tensor, exact: Tensor, _: Tensor, importance: Tensor | None) -> GridParameters:
             best = Best(values)
             for several in (torch.ones_like(factors[:1]), factors):  # of equals the first
                 parameters = self.with_scale(several * exact)
-                error = self.nearest(values / parameters.scale).mul_(parameters.scale).sub_(values)
+                error = self.format.nearest(values / parameters.scale).mul_(parameters.scale).sub_(values)
                 error = error.abs_().pow_(NORM) if self.fit_by == "mse" else error.square_()
                 best.offer(parameters, (error if importance is None else error.mul_(importance)).sum(-1, keepdim=True))
             return best.parameters
@@ -132,13 +136,9 @@ class FloatingGrid:
         """Fitted scales as they are written, in `scale_dtype`."""
         return (scale / self.tensor_scale).to(self.scale_dtype)
 
-    def nearest(self, values: Tensor) -> Tensor:
-        """The nearest numbers of the format."""
-        return self.format.nearest(values)
-
     def encode(self, values: Tensor, parameters: GridParameters) -> Tensor:
         """Codes of the nearest levels, integers held in float32; shapes broadcast."""
-        return self.format.encode(self.nearest(values / parameters.scale))
+        return self.format.encode(self.format.nearest(values / parameters.scale))
 
     def decode(self, codes: Tensor, parameters: GridParameters) -> Tensor:
         """The values of `codes`, float32; shapes broadcast."""

@@ -37,7 +37,7 @@ class AWQ(IntegerMethod):
 
     Attributes:
         clip: afterwards shrink the range of each group, by up to 45 %, to what minimises `e H_gg eᵀ` of its rounding error `e`.
-            The authors do so on 512 tokens, and not for queries and keys.
+            The authors always do so, on 512 tokens, and not for queries and keys. For `rtn`; `gptq` cannot make up for it.
 
     Raises:
         FeatherweightError: a setting outside these.
@@ -48,7 +48,7 @@ class AWQ(IntegerMethod):
     source: ClassVar[str] = "Lin et al. 2023, arXiv:2306.00978, equations 4 and 5"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
     points: ClassVar[Mapping[str, Steps]] = {
-        label: (settings, {"method": "rtn", **settings})
+        label: ({**settings, "clip": True}, {"method": "rtn", **settings})
         for label, settings in {
             "3bit": {"bits": 3, "group_size": 128},
             "4bit": {"bits": 4, "group_size": 128},
