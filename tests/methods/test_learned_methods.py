@@ -150,9 +150,10 @@ def test_through_the_engine(steps, tmp_path):
 
 def test_a_block_loses_exactly_what_was_asked_and_less_error_than_with_even_ratios(tmp_path):
     def losses(name, **settings):
-        result = fw.compress(fw.plan("demo", {"steps": [{"method": "besa", **settings}]}, changes=TINY), tmp_path / name)
+        plan = fw.plan("demo", {"steps": [{"method": "besa", **settings}]}, changes=TINY)
+        result = fw.compress(plan, tmp_path / name)
         rows = [row for row in result.rows if row.chain]
-        for block in result.plan.structure.blocks:
+        for block in plan.structure.blocks:
             dropped = sum(round(row.measured["sparsity"] * prod(row.shape)) for row in rows if row.block == block)
             assert dropped == sum(prod(row.shape) // 2 for row in rows if row.block == block)
         return {row.block: row.measured["block_loss"] for row in rows}

@@ -137,7 +137,9 @@ def _lines(settings: Settings) -> list[Line]:
         if not any(part.lower() in name.lower() for name in rows):
             raise FeatherweightError("the table has no such row", found=part, expected=", ".join(rows))
     chosen = [name for name in rows if not settings.rows or any(part.lower() in name.lower() for part in settings.rows)]
-    lines = [Line(name, _recipe(rows[name], settings)) for name in chosen if not (settings.pattern and _learns(rows[name]))]
+    lines = [
+        Line(name, table_recipe(rows[name], settings)) for name in chosen if not (settings.pattern and _learns(rows[name]))
+    ]
     if not lines:
         raise FeatherweightError(
             "no row that was chosen can have this pattern", found=f"{settings.pattern}, {', '.join(chosen)}",
@@ -160,7 +162,7 @@ def _left_out(settings: Settings) -> tuple[str, ...]:
     return (f"Pattern {settings.pattern}, masks in their smallest form. Not there: {', '.join(names)}; {why}.",)
 
 
-def _recipe(name: str, settings: Settings) -> Recipe:
+def table_recipe(name: str, settings: Settings) -> Recipe:
     """The shipped recipe with the table's ratio, bits and groups in the steps that have them, and the user's changes."""
     recipe = load_recipe(name)
     wanted: dict[str, Any] = {"bits": settings.bits, "group_size": settings.group_size}
