@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import featherweight as fw
-from common import SMALL, TINY
+from common import TINY
 from featherweight.errors import FeatherweightError
 from featherweight.masks import scores
 from featherweight.methods.bawa import BaWA
@@ -136,7 +136,7 @@ def test_errors():
     ],
 )
 def test_through_the_engine(steps, tmp_path):
-    plan = fw.plan("demo", {"steps": steps}, changes={**SMALL, "calibration.batch_size": 4})
+    plan = fw.plan("demo", {"steps": steps}, changes=TINY)
     result = fw.compress(plan, tmp_path / "out")
     for block in plan.structure.blocks:
         planned = [row for row in plan.rows if row.block == block and row.chain]
