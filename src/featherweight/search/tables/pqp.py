@@ -32,10 +32,10 @@ BASELINES = {
 }
 PQP_ROWS = {"PQP (layer-wise)": "pqp-50-4bit-layer", "PQP (row-wise)": "pqp-50-4bit-row"}
 OURS = {
-    "BESA, joint": "besa-50-4bit-clip",
+    "BESA (joint)": "besa-50-4bit-clip",
     "learned, repaired": "learned-50-4bit",
     "ALPS": "alps-50-4bit",
-    "ALPS, learned": "alps-learned-50-4bit",
+    "ALPS (learned ratios)": "alps-learned-50-4bit",
 }
 
 #: Methods that learn how much each row loses: under N:M all rows lose equally much.
@@ -157,9 +157,9 @@ def _left_out(settings: Settings) -> tuple[str, ...]:
     """What to say of rows that are not there."""
     if settings.pattern is None:
         return ()
-    names = [name for name, recipe in {**PQP_ROWS, **BASELINES, **(OURS if settings.ours else {})}.items() if _learns(recipe)]
+    names = [name for name, recipe in {**BASELINES, **PQP_ROWS, **(OURS if settings.ours else {})}.items() if _learns(recipe)]
     why = f"they learn how much each output or linear loses, and {settings.pattern} takes as much of every output"
-    return (f"Pattern {settings.pattern}, masks in their smallest form. Not there: {', '.join(names)}; {why}.",)
+    return (f"Pattern {settings.pattern}, masks in their smallest form. Not there: {'; '.join(names)}: {why}.",)
 
 
 def table_recipe(name: str, settings: Settings) -> Recipe:
