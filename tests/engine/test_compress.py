@@ -39,7 +39,7 @@ STORAGES = (
     ("model", "recipe"), [*(("demo", name) for name in sorted(shipped_recipes())), *((str(OPT), name) for name in STORAGES)]
 )
 def test_predicted_bytes_are_the_files_bytes(model: str, recipe: str, tmp_path: Path) -> None:
-    searching = {"alps": {"iterations": 3, "refit": 2}, "bawa": {"steps": 1, "batches": 1}}  # bytes do not depend on it
+    searching = {"alps": {"iterations": 3, "refit": 2}, "bawa": {"steps": 1, "batches": 1}, "besa": {"epochs": 1}}  # bytes stay
     steps = enumerate(load_recipe(recipe).steps)
     quick = {f"steps.{i}.{name}": value for i, step in steps for name, value in searching.get(step.method, {}).items()}
     one_block = {"overrides": [{"match": "*.layers.[1-9].*", "skip": True}]}  # the others are stored alike

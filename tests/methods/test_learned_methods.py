@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import featherweight as fw
-from common import SMALL, TINY
+from common import TINY
 from featherweight.errors import FeatherweightError
 from featherweight.masks import scores
 from featherweight.methods.bawa import BaWA
@@ -136,7 +136,7 @@ def test_errors():
     ],
 )
 def test_through_the_engine(steps, tmp_path):
-    plan = fw.plan("demo", {"steps": steps}, changes={**SMALL, "calibration.batch_size": 4})
+    plan = fw.plan("demo", {"steps": steps}, changes=TINY)
     result = fw.compress(plan, tmp_path / "out")
     for block in plan.structure.blocks:
         planned = [row for row in plan.rows if row.block == block and row.chain]
@@ -150,9 +150,10 @@ def test_through_the_engine(steps, tmp_path):
 
 def test_a_block_loses_exactly_what_was_asked_and_less_error_than_with_even_ratios(tmp_path):
     def losses(name, **settings):
-        result = fw.compress(fw.plan("demo", {"steps": [{"method": "besa", **settings}]}, changes=TINY), tmp_path / name)
+        plan = fw.plan("demo", {"steps": [{"method": "besa", **settings}]}, changes=TINY)
+        result = fw.compress(plan, tmp_path / name)
         rows = [row for row in result.rows if row.chain]
-        for block in result.plan.structure.blocks:
+        for block in plan.structure.blocks:
             dropped = sum(round(row.measured["sparsity"] * prod(row.shape)) for row in rows if row.block == block)
             assert dropped == sum(prod(row.shape) // 2 for row in rows if row.block == block)
         return {row.block: row.measured["block_loss"] for row in rows}
@@ -170,13 +171,14 @@ def test_the_dense_chain_as_reference_and_going_on_with_it(tmp_path):
         if event.stage == "compressed" and event.block == "model.layers.2":
             raise InterruptedError
 
-    dense = fw.plan("demo", "besa-50-row", changes={**TINY, "engine.reference": "dense"})
+    few = {"calibration.samples": 2, "calibration.length": 32, "calibration.batch_size": 1}
+    dense = fw.plan("demo", "besa-50-row", changes={**few, "engine.reference": "dense"})
     fw.compress(dense, tmp_path / "whole")
     with pytest.raises(InterruptedError):
         fw.compress(dense, tmp_path / "killed", report=kill)
     assert fw.compress(dense, tmp_path / "killed").resumed == 3
     assert shards("killed") == shards("whole")
-    fw.compress(fw.plan("demo", "besa-50-row", changes=TINY), tmp_path / "block")
+    fw.compress(fw.plan("demo", "besa-50-row", changes=few), tmp_path / "block")
     alike = [ours == theirs for ours, theirs in zip(shards("whole"), shards("block"), strict=True)]
     assert alike == [True, True, False, False, False]  # the first block's inputs are those of the dense model
     with pytest.raises(FeatherweightError, match=r"leave engine\.reference out"):

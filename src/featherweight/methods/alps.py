@@ -133,15 +133,14 @@ class ALPS(Patterned):
             names, solution.split(rows), kept.split(rows), errors.split(rows), energies.split(rows), strict=True
         ):
             facts = {
+                **_learned_facts(problem, name),
                 "solver": "admm",
                 "iterations": iterations,
                 "relative_error": float(error.sum() / energy.sum()) if float(energy.sum()) > 0 else 0.0,
                 "damping": factor.damping_used,
                 "dead_columns": int(factor.dead.sum()),
             }
-            compressed[name] = Compressed(
-                self._masked(values.to(problem.dtype), mask), {**_learned_facts(problem, name), **facts}
-            )
+            compressed[name] = Compressed(self._masked(values.to(problem.dtype), mask), facts)
         return compressed
 
     def _masked(self, values: Tensor, mask: Tensor) -> Masked:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import inf, isfinite
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -149,21 +150,18 @@ class Learned(Method):
             logits, facts = self._learn(run, values, masks, clipper)
         learned = self._projected(values, [self._ratios(each) for each in logits.values()])
         even = self._projected(values, [torch.full_like(logits[name][:, 0], self.ratio) for name in values])
-        clip = None if clipper is None else clipper.learned()
-        tried = (
-            [(learned, clip), (even, None)] if clip is None else [(learned, clip), (learned, None), (even, clip), (even, None)]
-        )
-        losses = []
-        for counts, ends in tried:
-            rounded = values if clipper is None else clipper.decoded(ends)
-            kept = {name: masks[name].rank >= counts[name].to(each.device)[:, None] for name, each in values.items()}
-            losses.append(run.mean_loss({name: each * kept[name] for name, each in rounded.items()}))
-        best = min(range(len(tried)), key=lambda index: losses[index] if losses[index] == losses[index] else float("inf"))
-        counts, ends = tried[best] if losses[best] < losses[-1] else tried[-1]
-        facts |= {"block_loss": min(losses[best], losses[-1]), "block_loss_even": losses[-1]}
+        ends = [None] if clipper is None else [clipper.learned(), None]
+        tried = [(counts, clip) for counts in (learned, even) for clip in ends]
+        losses = [
+            self._masked_loss(run, masks, values if clipper is None else clipper.decoded(clip), counts)
+            for counts, clip in tried
+        ]
+        order = sorted(range(len(tried) - 1, -1, -1), key=lambda index: losses[index] if isfinite(losses[index]) else inf)
+        counts, clip = tried[order[0]]
+        facts |= {"block_loss": losses[order[0]], "block_loss_even": losses[-1]}
         facts |= {"solver": "learned" if counts is learned else "even"}
-        facts |= {} if clip is None else {"clipped": ends is not None}
-        return {name: Allocation(counts[name], facts, None if ends is None else ends[name]) for name in values}
+        facts |= {} if clipper is None else {"clipped": clip is not None}
+        return {name: Allocation(counts[name], facts, None if clip is None else clip[name]) for name in values}
 
     def compress(self, problem: Problem) -> dict[str, Compressed]:
         """Drop as many of each row as was learned.
@@ -222,6 +220,12 @@ class Learned(Method):
             steps += 1
         facts = {"learning_steps": steps, **({"learning_ended": ended} if ended else {})}
         return {name: each.detach() for name, each in logits.items()}, facts
+
+    def _masked_loss(
+        self, run: BlockRun, masks: Mapping[str, SoftMask], values: Mapping[str, Tensor], counts: Mapping[str, Tensor]
+    ) -> float:
+        kept = {name: masks[name].rank >= counts[name].to(each.device)[:, None] for name, each in values.items()}
+        return run.mean_loss({name: each * kept[name] for name, each in values.items()})
 
     def _projected(self, values: Mapping[str, Tensor], ratios: list[Tensor]) -> dict[str, Tensor]:
         rows = [each.expand(len(weight)) for each, weight in zip(ratios, values.values(), strict=True)]

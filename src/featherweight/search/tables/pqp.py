@@ -32,10 +32,10 @@ BASELINES = {
 }
 PQP_ROWS = {"PQP (layer-wise)": "pqp-50-4bit-layer", "PQP (row-wise)": "pqp-50-4bit-row"}
 OURS = {
-    "BESA, joint": "besa-50-4bit-clip",
+    "BESA (joint)": "besa-50-4bit-clip",
     "learned, repaired": "learned-50-4bit",
     "ALPS": "alps-50-4bit",
-    "ALPS, learned": "alps-learned-50-4bit",
+    "ALPS (learned ratios)": "alps-learned-50-4bit",
 }
 
 #: Methods that learn how much each row loses: under N:M all rows lose equally much.
@@ -137,7 +137,9 @@ def _lines(settings: Settings) -> list[Line]:
         if not any(part.lower() in name.lower() for name in rows):
             raise FeatherweightError("the table has no such row", found=part, expected=", ".join(rows))
     chosen = [name for name in rows if not settings.rows or any(part.lower() in name.lower() for part in settings.rows)]
-    lines = [Line(name, _recipe(rows[name], settings)) for name in chosen if not (settings.pattern and _learns(rows[name]))]
+    lines = [
+        Line(name, table_recipe(rows[name], settings)) for name in chosen if not (settings.pattern and _learns(rows[name]))
+    ]
     if not lines:
         raise FeatherweightError(
             "no row that was chosen can have this pattern", found=f"{settings.pattern}, {', '.join(chosen)}",
@@ -155,12 +157,12 @@ def _left_out(settings: Settings) -> tuple[str, ...]:
     """What to say of rows that are not there."""
     if settings.pattern is None:
         return ()
-    names = [name for name, recipe in {**PQP_ROWS, **BASELINES, **(OURS if settings.ours else {})}.items() if _learns(recipe)]
+    names = [name for name, recipe in {**BASELINES, **PQP_ROWS, **(OURS if settings.ours else {})}.items() if _learns(recipe)]
     why = f"they learn how much each output or linear loses, and {settings.pattern} takes as much of every output"
-    return (f"Pattern {settings.pattern}, masks in their smallest form. Not there: {', '.join(names)}; {why}.",)
+    return (f"Pattern {settings.pattern}, masks in their smallest form. Not there: {'; '.join(names)}: {why}.",)
 
 
-def _recipe(name: str, settings: Settings) -> Recipe:
+def table_recipe(name: str, settings: Settings) -> Recipe:
     """The shipped recipe with the table's ratio, bits and groups in the steps that have them, and the user's changes."""
     recipe = load_recipe(name)
     wanted: dict[str, Any] = {"bits": settings.bits, "group_size": settings.group_size}

@@ -33,8 +33,10 @@ def text_sheet(
         shown.append(Column("bits", lambda record, model=model: f"{record[model]['bits_per_weight']:.3f}"))  # type: ignore[misc]
         shown.append(Column("seconds", lambda record, model=model: _seconds(record[model])))  # type: ignore[misc]
     protocol = Measurement.from_dict(records[0][models[0]]["perplexity"]).protocol.describe()
+    compared_with = ", ".join(name for name in rows if name in baselines)
+    arrows = f"; ↓ and ↑: against the column's best of {compared_with}" if compared_with else ""
     said = (
-        f"Perplexity, {protocol}; ↓ and ↑: against the column's best of {', '.join(baselines)}. KL to the dense model, nats a token.",
+        f"Perplexity, {protocol}{arrows}. KL to the dense model, nats a token.",
         "Bits: everything stored, masks and scales too, over the compressed weights. The dense row's are the checkpoint's.",
         "Seconds of compressing, calibration included; none where a run went on with another's files.",
     )
