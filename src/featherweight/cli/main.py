@@ -9,6 +9,7 @@ import typer
 
 from featherweight.cli import (
     bench,
+    chat,
     compare,
     compress,
     demo,
@@ -49,6 +50,7 @@ app.command("eval")(evaluate.run)
 app.command("report")(report.run)
 app.command("bench")(bench.run)
 app.command("generate")(generate.run)
+app.command("chat")(chat.run)
 app.command("fetch")(fetch.run)
 app.command("methods")(methods.run)
 app.command("recipes")(recipes.run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +21,7 @@ ATTENTION = "featherweight_cache"
 _DRAWN, _BEFORE = "_featherweight_cache", "_featherweight_attention_before"
 
 
-def attach_cache(model: Model, settings: CacheSettings) -> Model:
+def attach_cache(model: Model, settings: CacheSettings, fingerprint: Sequence[Any] | None = None) -> Model:
     """From now on `model.generate` without a cache makes a `CompressedCache`, and attention reads its codes.
 
     A forward that is given no cache is as before. A model without an interchangeable attention keeps its own and has the codes
@@ -29,9 +30,11 @@ def attach_cache(model: Model, settings: CacheSettings) -> Model:
     Args:
         model: a decoder of transformers; changed in place and returned.
         settings: which codec stores what.
+        fingerprint: of the constants that a saved model was compressed with, to be met.
 
     Raises:
-        FeatherweightError: a model whose cache cannot be compressed, or a head dimension that a codec cannot serve.
+        FeatherweightError: a model whose cache cannot be compressed, a head dimension that a codec cannot serve, or other
+            constants than the saved ones.
     """
     owner: Any = model
     shapes = cache_shapes(owner.config)
@@ -41,8 +44,11 @@ def attach_cache(model: Model, settings: CacheSettings) -> Model:
             "the model makes a cache of its own kind", found=type(owner).__name__, expected="keys and values in a Cache",
             fix="leave kv_cache out",
         )  # fmt: skip
+    drawn = DrawnConstants(settings, shapes)
+    if fingerprint is not None:
+        drawn.check(fingerprint)
     detach_cache(model)
-    setattr(owner, _DRAWN, DrawnConstants(settings, shapes))
+    setattr(owner, _DRAWN, drawn)
     if owner._can_set_attn_implementation() and owner._supports_sdpa:
         setattr(owner, _BEFORE, owner.config._attn_implementation)
         import_module("featherweight.kv_cache.attention")  # registers it

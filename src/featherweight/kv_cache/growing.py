@@ -49,7 +49,7 @@ class Growing:
 
     def compact(self) -> None:
         """Give back the memory of a buffer that is more than half empty."""
-        if 2 * (len(self) + _LEAST) < self._buffer.shape[2]:
+        if 2 * len(self) + _LEAST < self._buffer.shape[2]:
             self.change_batch(Tensor.clone)
 
     def truncate(self, count: int) -> None:

@@ -13,7 +13,7 @@ from featherweight.kv_cache.codec import CacheCodec
 from featherweight.kv_cache.exact import Exact
 from featherweight.kv_cache.registry import codec_settings, make_codec
 
-Prefill = Literal["exact", "chunked"]
+Prefill = Literal["chunked", "exact"]
 PREFILLS: tuple[str, ...] = get_args(Prefill)
 
 
@@ -26,8 +26,9 @@ class CacheSettings:
         first_layers: how many layers at the bottom take `first_keys` and `first_values` instead.
         first_keys, first_values: their codecs; None for the same as the others.
         seed: of the projections; every layer draws its own.
-        prefill: how a prompt that comes in several forwards is read: "exact" codes nothing before the first token that comes
-            alone; "chunked" codes after every forward, so later chunks read the code, and memory never holds a long prompt.
+        prefill: a prompt that comes in one forward is read exactly. One that comes in several: "chunked" codes after every forward,
+            so a later part reads the code of the earlier ones; "exact" codes nothing before the first token that comes alone, so
+            the whole prompt is held exact in all layers meanwhile.
 
     Raises:
         FeatherweightError: a codec that cannot store what it is asked to, or a negative number of layers.
@@ -39,7 +40,7 @@ class CacheSettings:
     first_keys: CacheCodec | None = None
     first_values: CacheCodec | None = None
     seed: int = 0
-    prefill: Prefill = "exact"
+    prefill: Prefill = "chunked"
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -102,5 +103,5 @@ class CacheSettings:
         codecs = {key: make_codec(told[key]) for key in known if key.endswith(("keys", "values")) and told.get(key)}
         return cls(
             **codecs, first_layers=int(told.get("first_layers", 0)), seed=int(told.get("seed", 0)),
-            prefill=told.get("prefill", "exact"),
+            prefill=told.get("prefill", "chunked"),
         )  # fmt: skip
