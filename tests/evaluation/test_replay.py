@@ -21,6 +21,9 @@ SETTINGS = {
         "keys": {"codec": "integer", "axis": "channel", "group_size": 8, "window": 16},
         "values": {"codec": "integer", "group_size": 8, "window": 16},
     }),
+    "rotated": CacheSettings.from_dict({
+        "keys": {"codec": "rotated", "group_size": 8, "window": 16}, "values": {"codec": "rotated", "window": 7},
+    }),
     "qjl": CacheSettings.from_dict({
         "keys": {"codec": "qjl", "outliers": 2, "group_size": 8, "window": 16}, "values": {"codec": "integer", "window": 4},
     }),

@@ -41,12 +41,6 @@ Track = Annotated[
     ),
 ]
 TrackFolder = Annotated[Path, typer.Option(help="Folder of what is tracked on this machine.")]
-KvCache = Annotated[
-    str | None,
-    typer.Option(
-        "--kv-cache", help="How keys and values are stored: a preset, a YAML file, or none for exact ones.  [as MODEL says]"
-    ),
-]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Download without asking.")]
 
 

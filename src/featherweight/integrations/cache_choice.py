@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from featherweight.errors import FeatherweightError
 from featherweight.kv_cache import CacheSettings
+from featherweight.kv_cache.presets import read_settings
+from featherweight.kv_cache.shapes import cache_shapes
 
-#: What a user may say: nothing for the model's own, "none" for the exact cache, a YAML file, or the settings.
+#: What a user may say: nothing for the model's own, "none" for the exact cache, what `read_settings` reads, or the settings.
 CacheChoice = str | Path | Mapping[str, Any] | CacheSettings | None
 
 NONE = "none"
@@ -22,27 +21,17 @@ def choose_cache(folder: Path, choice: CacheChoice) -> CacheSettings | None:
     """The settings that `choice` means for the model in `folder`; None for the exact cache.
 
     Raises:
-        FeatherweightError: no such preset or file, or settings that do not exist.
+        FeatherweightError: no such preset, file or setting, or a model whose cache cannot be compressed.
     """
-    if choice is None:
-        section = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("kv_cache")
-        return CacheSettings.from_dict(section) if section else None
     if isinstance(choice, CacheSettings):
         return choice
-    if isinstance(choice, Mapping):
-        return CacheSettings.from_dict(choice)
-    if str(choice) == NONE:
-        return None
-    return _read(Path(choice))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if choice is None:
+        section = (config.get("quantization_config") or {}).get("kv_cache")
+        return CacheSettings.from_dict(section["settings"]) if section else None
+    if isinstance(choice, Mapping) or str(choice) != NONE:
+        from transformers import AutoConfig
 
-
-def _read(path: Path) -> CacheSettings:
-    if not path.is_file():
-        raise FeatherweightError("no such cache", found=path, expected=f"{NONE}, or a YAML file with keys and values")
-    try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise FeatherweightError("the cache file is not readable YAML", found=f"{path}: {problem}", expected="YAML") from None
-    if not isinstance(told, dict):
-        raise FeatherweightError("the cache file is no mapping", found=type(told).__name__, expected="`keys: {codec: ...}`")
-    return CacheSettings.from_dict(told.get("kv_cache", told))
+        told = choice if isinstance(choice, Mapping) else str(choice)
+        return read_settings(told, cache_shapes(AutoConfig.from_pretrained(folder))[0].key_dim)
+    return None

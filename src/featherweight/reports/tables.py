@@ -99,6 +99,8 @@ def print_measurements(model: str, measurements: Iterable[Measurement]) -> None:
             console.print(f"{model}: {protocol}", highlight=False)
             shown.add(protocol)
         value = with_error(measurement.value, measurement.stderr, ".5g")
+        if measurement.name.endswith("_relative") and math.isnan(measurement.value):
+            value = "not countable: the exact cache itself does not do the task"
         console.print(f"  {measurement.name:28} {value}", highlight=False)
 
 
