@@ -36,8 +36,10 @@ CODECS = [
     {"codec": "qjl", "ratio": 1.0},
     {"codec": "qjl", "ratio": 1.0, "outliers": 0},
     *({"codec": "rotated", "bits": bits} for bits in (1, 2, 3, 4)),
+    {"codec": "rotated", "bits": 2, "lattice": True},
     *({"codec": "rotated", "bits": bits, "group_size": 128} for bits in (1, 2, 3, 4)),
     *({"codec": "rotated", "bits": bits, "group_size": 128, "balance": True} for bits in (1, 2, 3, 4)),
+    {"codec": "rotated", "bits": 2, "lattice": True, "group_size": 128, "balance": True},
 ]
 Layer = tuple[Tensor, Tensor, Tensor, float]
 

@@ -19,6 +19,7 @@ SETTINGS = [
     {"codec": "rotated"},
     {"codec": "rotated", "bits": 2, "group_size": 32},
     {"codec": "rotated", "bits": 4, "group_size": 16, "balance": True, "window": 32},
+    {"codec": "rotated", "bits": 2, "lattice": True, "group_size": 32, "balance": True},
 ]
 NAMES = ["-".join(str(value) for value in settings.values()) for settings in SETTINGS]
 TOKENS = 96
@@ -121,6 +122,7 @@ def test_constants_follow_the_generator(settings):
         ({"codec": "qjl", "projection": "sparse"}, "unknown projection"),
         ({"codec": "rotated", "bits": 5}, "1 to 4"),
         ({"codec": "rotated", "balance": True}, "use group_size: 128"),
+        ({"codec": "rotated", "lattice": True}, "2 bits"),
         ({"codec": "rotated", "group_size": 0}, "1 or more"),
         ({"codec": "rotated", "group_size": 100}, "use window: 100"),
         ({"codec": "integer", "window": -1}, "window 0 or more"),

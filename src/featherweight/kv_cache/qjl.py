@@ -147,9 +147,9 @@ class QJL(CacheCodec):
         )
 
     def scores(self, query: Tensor, codes: Codes, constants: Constants) -> Tensor:
-        """From the sketches, `qjl_scores`; for more queries than channels decoding once is less work."""
+        """From the sketches, `qjl_scores`; for more queries than tokens in a group decoding once takes less memory."""
         signature = self._signature(query, codes) | {"head_dim": query.shape[-1]}
-        if signature["queries"] > query.shape[-1]:
+        if signature["queries"] > self.group_size:
             return super().scores(query, codes, constants)
         scores = choose("qjl_scores", signature, query.device)
         return scores(query, codes, constants["projection"], self.unbiased(query.shape[-1]))

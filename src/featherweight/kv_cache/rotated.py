@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.grids.e8 import BEST_RMS
+from featherweight.grids.e8_codebook import SHIFT, SIZE, codebook, nearest_codes
 from featherweight.grids.uniform import store_scale
 from featherweight.kernels.bits import pack, packed_width
-from featherweight.kernels.reference.rotated import rotated_decode
+from featherweight.kernels.reference.rotated import rotated_decode, rotated_levels
 from featherweight.kernels.registry import choose
 from featherweight.kv_cache.codec import CacheCodec, Codes, Constants
 from featherweight.kv_cache.integer import check_chunks
@@ -32,6 +34,7 @@ class Rotated(CacheCodec):
 
     Attributes:
         bits: of a code, 1 to 4.
+        lattice: eight coordinates share a codeword of the E8 lattice instead, with a fifth less square error; 2 bits only.
         group_size: tokens that share means; None for no means, every token by itself (values).
         balance: whether channels are evened out within a group.
         window: newest tokens that stay exact. It slides without groups; with them tokens settle `window` at a time, so fewer
@@ -46,6 +49,7 @@ class Rotated(CacheCodec):
     source: ClassVar[str] = "ours, after TurboQuant, Zandieh et al. 2025, arXiv:2504.19874, algorithm 1"
 
     bits: int = 3
+    lattice: bool = False
     group_size: int | None = None
     balance: bool = False
     window: int = 128
@@ -54,6 +58,8 @@ class Rotated(CacheCodec):
         """Check the settings."""
         if self.bits not in range(1, 5):
             raise FeatherweightError("rotated cannot store these bits", found=self.bits, expected="1 to 4", fix="use bits: 3")
+        if self.lattice and self.bits != 2:
+            raise FeatherweightError("the lattice has 2 bits a value", found=self.bits, expected="2", fix="use lattice: false")
         if self.window < 0 or (self.group_size is not None and self.group_size < 1):
             raise FeatherweightError(
                 "a group and a window cannot be so small", found=f"group_size: {self.group_size}, window: {self.window}",
@@ -79,10 +85,11 @@ class Rotated(CacheCodec):
             raise FeatherweightError("rotated needs heads of eights", found=f"head_dim {head_dim}", expected="a multiple of 8")
 
     def constants(self, head_dim: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """`R [head_dim, head_dim]`, a signed Hadamard where there is one, and the levels `[2^bits]`, ascending."""
+        """`R [head_dim, head_dim]`, a signed Hadamard where there is one, and what `rotated_levels` looks up."""
         power = head_dim & (head_dim - 1) == 0
         rotation = hadamard(head_dim, generator).T if power else orthogonal(head_dim, generator)
-        return {"rotation": rotation.contiguous(), "levels": torch.tensor(best_levels(self.bits, head_dim))}
+        tables = lattice_tables() if self.lattice else {"levels": torch.tensor(best_levels(self.bits, head_dim))}
+        return {"rotation": rotation.contiguous(), **tables}
 
     def layout(self, head_dim: int, dtype: torch.dtype) -> dict[str, tuple[int, tuple[int, ...], torch.dtype]]:
         """Packed codes, lowest bit first, and the gain of every token; means, and scales, of every group."""
@@ -98,7 +105,6 @@ class Rotated(CacheCodec):
 
     def encode(self, exact: Tensor, constants: Constants) -> dict[str, Tensor]:
         """See `CacheCodec.encode`; arithmetic in float32, with means and scales as they are stored."""
-        rotation, levels = constants["rotation"], constants["levels"]
         values, stored = exact.to(torch.float32), {}
         if self.group_size is not None:
             grouped = values.unflatten(2, (-1, self.group_size))
@@ -109,24 +115,41 @@ class Rotated(CacheCodec):
                 grouped, stored["scale"] = grouped / scale, scale.squeeze(3).to(exact.dtype)
             values = grouped.flatten(2, 3)
         length = values.norm(dim=-1, keepdim=True)
-        unit = values @ rotation * (exact.shape[-1] ** 0.5 / length.clamp(min=torch.finfo(torch.float32).tiny))
-        codes = torch.bucketize(unit, (levels[1:] + levels[:-1]) / 2, out_int32=True)
-        gain = (length / levels[codes].norm(dim=-1, keepdim=True)).clamp_(max=torch.finfo(exact.dtype).max)
-        return {"codes": pack(codes.to(torch.uint8), self.bits), "gain": gain.squeeze(-1).to(exact.dtype), **stored}
+        unit = values @ constants["rotation"] * (exact.shape[-1] ** 0.5 / length.clamp(min=torch.finfo(torch.float32).tiny))
+        codes = _lattice_codes(unit) if self.lattice else _scalar_codes(unit, constants["levels"])
+        gain = (length / rotated_levels(codes, constants).norm(dim=-1, keepdim=True)).clamp_(max=torch.finfo(exact.dtype).max)
+        return {"codes": codes, "gain": gain.squeeze(-1).to(exact.dtype), **stored}
 
     def decode(self, codes: Codes, constants: Constants, dtype: torch.dtype) -> Tensor:
         """See `CacheCodec.decode`; arithmetic in float32."""
-        return rotated_decode(codes, constants["rotation"], constants["levels"], dtype)
+        return rotated_decode(codes, constants, dtype)
 
     def scores(self, query: Tensor, codes: Codes, constants: Constants) -> Tensor:
         """With the query rotated instead of the keys."""
-        scores = choose("rotated_scores", self._signature(query, codes), query.device)
-        return scores(query, codes, constants["rotation"], constants["levels"])
+        return choose("rotated_scores", self._signature(query, codes), query.device)(query, codes, constants)
 
     def mix(self, weights: Tensor, codes: Codes, constants: Constants) -> Tensor:
         """With the mixture rotated back instead of the values."""
-        mix = choose("rotated_mix", self._signature(weights, codes), weights.device)
-        return mix(weights, codes, constants["rotation"], constants["levels"])
+        return choose("rotated_mix", self._signature(weights, codes), weights.device)(weights, codes, constants)
+
+
+def _scalar_codes(unit: Tensor, levels: Tensor) -> Tensor:
+    """Packed codes of the nearest levels."""
+    codes = torch.bucketize(unit, (levels[1:] + levels[:-1]) / 2, out_int32=True)
+    return pack(codes.to(torch.uint8), len(levels).bit_length() - 1)
+
+
+def _lattice_codes(unit: Tensor) -> Tensor:
+    """Codes of the nearest codewords, two bytes for eight values, the low one first."""
+    codes = nearest_codes((unit * BEST_RMS[2]).reshape(-1, SIZE))
+    return torch.stack((codes & 255, codes >> 8), -1).to(torch.uint8).view(*unit.shape[:-1], -1)
+
+
+def lattice_tables() -> dict[str, Tensor]:
+    """`levels` and `signs [256, 8]` and `shift [256, 1]`: the codeword of the code `256 i + j` is `levels_i signs_j + shift_j`."""
+    book = codebook().view(256, 256, SIZE)
+    shift = torch.where(4 * book[0, :, :1] % 4 == 3, SHIFT, -SHIFT)  # the first row is ±½ ± ¼: ¾ or −¼ where ¼ was added
+    return {"levels": book[:, 0] - shift[0], "signs": (book[0] - shift) / (book[0, 0] - shift[0]), "shift": shift}
 
 
 @lru_cache

@@ -14,32 +14,45 @@ from torch import Tensor
 from featherweight.kernels.bits import unpack
 
 Codes = Mapping[str, Tensor]
+Constants = Mapping[str, Tensor]
 
 
-def rotated_levels(codes: Codes, levels: Tensor) -> Tensor:
-    """`g c [batch, heads, tokens, head_dim]`: the tokens as they are coded, still rotated."""
+def rotated_levels(packed: Tensor, constants: Constants) -> Tensor:
+    """`c [..., head_dim]` of packed codes `[..., bytes]`.
+
+    Scalar: a code of b bits picks one of `levels [2^b]`. Lattice: of two bytes for eight values the second picks a row of
+    `levels [256, 8]`, the first a row of `signs [256, 8]` that it is multiplied by and one of `shift [256, 1]` that is added.
+    """
+    levels = constants["levels"]
+    if levels.ndim == 2:
+        pairs = packed.unflatten(-1, (-1, 2)).int()
+        signs, shift = constants["signs"][pairs[..., 0]], constants["shift"][pairs[..., 0]]
+        return levels[pairs[..., 1]].mul_(signs).add_(shift).flatten(-2)
     bits = len(levels).bit_length() - 1
-    packed = codes["codes"]
-    indices = unpack(packed, bits, packed.shape[-1] * 8 // bits)
-    return levels[indices.int()].mul_(codes["gain"].to(torch.float32).unsqueeze(-1))
+    return levels[unpack(packed, bits, packed.shape[-1] * 8 // bits).int()]
 
 
-def rotated_decode(codes: Codes, rotation: Tensor, levels: Tensor, dtype: torch.dtype) -> Tensor:
+def _coded(codes: Codes, constants: Constants) -> Tensor:
+    """`g c [batch, heads, tokens, head_dim]`: the tokens as they are coded, still rotated."""
+    return rotated_levels(codes["codes"], constants).mul_(codes["gain"].to(torch.float32).unsqueeze(-1))
+
+
+def rotated_decode(codes: Codes, constants: Constants, dtype: torch.dtype) -> Tensor:
     """The tokens, `[batch, heads, tokens, head_dim]`."""
-    values = rotated_levels(codes, levels) @ rotation.T
-    if "mean" in codes:
-        grouped = values.unflatten(2, (codes["mean"].shape[2], -1)) if values.shape[2] else values.unsqueeze(2)
+    values = _coded(codes, constants) @ constants["rotation"].T
+    if "mean" in codes and values.shape[2]:
+        grouped = values.unflatten(2, (codes["mean"].shape[2], -1))
         if "scale" in codes:
             grouped = grouped * codes["scale"].to(torch.float32).unsqueeze(3)
         values = (grouped + codes["mean"].to(torch.float32).unsqueeze(3)).flatten(2, 3)
     return values.to(dtype)
 
 
-def rotated_scores(query: Tensor, codes: Codes, rotation: Tensor, levels: Tensor) -> Tensor:
+def rotated_scores(query: Tensor, codes: Codes, constants: Constants) -> Tensor:
     """`g ⟨Rᵀ (s ⊙ q), c⟩ + ⟨q, μ⟩ [batch, query heads, queries, tokens]` for `query [batch, query heads, queries, head_dim]`."""
     heads, tokens = codes["codes"].shape[1:3]
     rows = query.to(torch.float32).unflatten(1, (heads, -1)).flatten(2, 3)  # [batch, heads, rows, head_dim]
-    coded = rotated_levels(codes, levels)
+    coded, rotation = _coded(codes, constants), constants["rotation"]
     if "mean" not in codes or not tokens:
         scores = rows @ rotation @ coded.transpose(-1, -2)
     else:
@@ -51,11 +64,11 @@ def rotated_scores(query: Tensor, codes: Codes, rotation: Tensor, levels: Tensor
     return scores.view(*query.shape[:3], tokens).to(query.dtype)
 
 
-def rotated_mix(weights: Tensor, codes: Codes, rotation: Tensor, levels: Tensor) -> Tensor:
+def rotated_mix(weights: Tensor, codes: Codes, constants: Constants) -> Tensor:
     """`R Σ_t p_t g_t c_t`, scaled and with the mean's share, `[batch, query heads, queries, head_dim]`."""
     heads, tokens = codes["codes"].shape[1:3]
     rows = weights.to(torch.float32).unflatten(1, (heads, -1)).flatten(2, 3)  # [batch, heads, rows, tokens]
-    coded = rotated_levels(codes, levels)
+    coded, rotation = _coded(codes, constants), constants["rotation"]
     if "mean" not in codes or not tokens:
         mixed = rows @ coded @ rotation.T
     else:
