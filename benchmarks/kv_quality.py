@@ -69,7 +69,7 @@ def measure(name: str, options: argparse.Namespace, known: list[dict[str, str]],
     done = {(row["model"], row["data"], row["codec"]) for row in known}
     for data in options.data.split(","):
         for codec, family, told in codecs(cache_shapes(model.config)[0].key_dim, options.window):
-            if (source.name, data, codec) in done or not any(part in codec for part in options.codecs.split(",")):
+            if (source.name, data, codec) in done or not any(part in codec for part in options.codecs.split("|")):
                 continue
             try:
                 settings = CacheSettings.from_dict({**told, "seed": options.seed})
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--window", type=int, default=128, help="newest tokens that stay exact")
-    parser.add_argument("--codecs", default="", help="part of a name, comma separated; all if not given")
+    parser.add_argument("--codecs", default="", help="parts of names, integer|rotated-3; all if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
