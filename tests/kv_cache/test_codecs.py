@@ -93,6 +93,16 @@ def test_scores_and_mixes_are_those_of_the_decoded(settings, queries):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
+def test_no_token_is_no_code_and_no_score(settings):
+    codec, constants = setup(settings, 64)
+    codes = codec.encode(torch.zeros(1, 2, 0, 64), constants)
+    assert all(tensor.numel() == 0 for tensor in codes.values())
+    assert codec.decode(codes, constants, torch.float32).shape == (1, 2, 0, 64)
+    assert codec.scores(torch.zeros(1, 4, 3, 64), codes, constants).shape == (1, 4, 3, 0)
+    assert not codec.mix(torch.zeros(1, 4, 3, 0), codes, constants).any()
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
 def test_settled_tokens_are_whole_groups_and_never_return(settings):
     codec = make_codec(settings)
     settled = [codec.settled(total) for total in range(700)]

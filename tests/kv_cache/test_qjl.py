@@ -124,12 +124,9 @@ def test_sketches_and_decoded_keys_score_alike(outliers, queries):
     assert torch.allclose(codec.scores(query, codes, constants), expected, atol=1e-3)
 
 
-def test_no_token_is_no_score_and_a_key_of_zeros_scores_zero():
-    codec = QJL()
-    for tokens in (0, 32):
-        codes, constants = sketched(codec, 64, torch.zeros(1, 1, tokens, 64))
-        scores = codec.scores(draw(1, 2, 1, 64), codes, constants)
-        assert scores.shape == (1, 2, 1, tokens) and not scores.any()
+def test_a_key_of_zeros_scores_zero():
+    codes, constants = sketched(QJL(), 64, torch.zeros(1, 1, 32, 64))
+    assert not QJL().scores(draw(1, 2, 1, 64), codes, constants).any()
 
 
 def test_half_precision_norms_give_no_nan():

@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import featherweight as fw
+from common import TINY
 from featherweight.errors import FeatherweightError
 from featherweight.methods.awq import AWQ, scale_by_size
 from featherweight.methods.magnitude import Magnitude
@@ -132,3 +135,20 @@ def test_what_cannot_be_scaled_is_refused():
     with pytest.raises(FeatherweightError, match="bits: 4"):
         AWQ(bits=7)
     assert not RTN().prepares and AWQ().prepares and SmoothQuant().prepares
+
+
+@pytest.mark.parametrize("step", [{"method": "smoothquant"}, {"method": "awq", "bits": 3, "group_size": 32}])
+def test_scaling_alone_leaves_the_model_what_it_was(step, tmp_path):
+    result = fw.compress(fw.plan("demo", {"steps": [step]}, changes=TINY), tmp_path / "out")
+    assert result.proof["identical"]
+    divergence = fw.evaluate(tmp_path / "out", against="demo", length=64, windows=2)[0]
+    assert divergence.name == "kl" and divergence.value < 1e-4
+    moved = load_file(next((tmp_path / "out").glob("model-*.safetensors")))
+    assert any(name.endswith("layernorm.weight") for name in moved)
+
+
+def test_zeros_stay_when_smoothing_follows_pruning(tmp_path):
+    steps = [{"method": "wanda", "ratio": 0.5}, {"method": "smoothquant"}, {"method": "rtn", "bits": 8, "symmetric": True}]
+    result = fw.compress(fw.plan("demo", {"steps": steps}, changes=TINY), tmp_path / "out")
+    for row in (row for row in result.rows if row.chain):
+        assert row.description["kind"] == "masked" and row.measured["sparsity"] >= 0.5

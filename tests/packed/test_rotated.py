@@ -28,7 +28,7 @@ def transform(kind, size, seed=1):
         return as_stored(Diagonal(draw(size, seed=seed).exp()), torch.bfloat16)
     if kind == "permutation":
         return Permutation(torch.randperm(size, generator=torch.Generator().manual_seed(seed)))
-    return Hadamard(draw(size, seed=seed).sign(), size & -size, inverted=kind == "inverse")
+    return Hadamard(draw(size, seed=seed).sign(), size, inverted=kind == "inverse")
 
 
 KINDS_OF_MAPS = [None, "diagonal", "permutation", "hadamard", "inverse"]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 KvCache = Annotated[
     str | None,
     typer.Option(
-        help="Codecs of keys and values: exact, int8, kivi-4, kivi-2, rotated-4, -3, -2, qjl, a .yaml file, keys=integer:bits=4,axis=channel;..., "
-        "or none for the stock cache. If not given, as the model was compressed.",
+        help="Codecs of keys and values: exact, int8, kivi-4, kivi-2, rotated-4, -3, -2, qjl, a .yaml file, "
+        "keys=integer:bits=4,axis=channel;..., or none for the stock cache. If not given, as the model was compressed.",
         metavar="CODECS",
     ),
 ]

@@ -82,11 +82,16 @@ def pqp(
     data: Annotated[str, typer.Option(help="Texts, comma separated, see `fw eval --data`.")] = "wikitext2",
     windows: Annotated[int | None, typer.Option(help="Windows of each text at most.", min=1)] = None,
     eval_length: Annotated[int | None, typer.Option(help="Tokens of a window that is measured.", min=2)] = None,
-    ratio: Annotated[float, typer.Option(help="Fraction of the weights dropped.")] = 0.5,
+    ratio: Annotated[float | None, typer.Option(help="Fraction of the weights dropped.  [0.5, or what N:M says]")] = None,
+    pattern: Annotated[str | None, typer.Option(help="N:M, such as 2:4, for the rows that can have it.")] = None,
     bits: Annotated[int, typer.Option(help="Of what is kept.")] = 4,
     group_size: Annotated[int, typer.Option(help="Inputs that share a scale; -1 for whole rows, as published.")] = -1,
     ours: Annotated[bool, typer.Option(help="Rows that the published table does not have.")] = True,
     rows: Annotated[str, typer.Option(help="Rows by part of their names, comma separated; all if not given.")] = "",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "--tasks", help="Questions besides, see `fw eval --task`; a set such as pqp.")
+    ] = None,
+    questions: Annotated[int | None, typer.Option(help="Of each task at most.", min=1)] = None,
     calibration: options.Calibration = None,
     samples: options.Samples = None,
     length: options.Length = None,
@@ -107,10 +112,13 @@ def pqp(
         length=eval_length,
         dtype=dtype,
         ratio=ratio,
+        pattern=pattern,
         bits=bits,
         group_size=None if group_size == -1 else group_size,
         ours=ours,
         rows=_words(rows),
+        tasks=tuple(options.split(task)),
+        questions=questions,
         changes=options.recipe_changes(calibration, samples, length, seed, settings),
     )
     sources = [options.find_model(model, offline=offline, yes=yes) for model in models]

@@ -142,7 +142,7 @@ def _scalar_codes(unit: Tensor, levels: Tensor) -> Tensor:
 def _lattice_codes(unit: Tensor) -> Tensor:
     """Codes of the nearest codewords, two bytes for eight values, the low one first."""
     codes = nearest_codes((unit * BEST_RMS[2]).reshape(-1, SIZE))
-    return torch.stack((codes & 255, codes >> 8), -1).to(torch.uint8).view(*unit.shape[:-1], -1)
+    return torch.stack((codes & 255, codes >> 8), -1).to(torch.uint8).view(*unit.shape[:-1], unit.shape[-1] // 4)
 
 
 def lattice_tables() -> dict[str, Tensor]:

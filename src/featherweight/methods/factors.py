@@ -12,7 +12,7 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.grids.normal import NormalGrid
 from featherweight.grids.uniform import UniformGrid
-from featherweight.methods.base import Method
+from featherweight.methods.base import Method, Problem
 from featherweight.packed.base import PackedWeight, described_bytes
 from featherweight.packed.dense import Dense
 from featherweight.packed.integer import Integer
@@ -189,6 +189,14 @@ class Factored(Method):
             for rank, (left, right) in zip(self.ranks(shape), self.formats(), strict=True)
         ]
 
+    def hessian(self, problem: Problem, without_data: str) -> Tensor | None:
+        """Mean of `x xᵀ [in, in]`; None if only the weights count.
+
+        Raises:
+            FeatherweightError: activation-aware without statistics.
+        """
+        return problem.hessian(self.name, f"{without_data}, activation_aware: false")[0] if self.activation_aware else None
+
     def metric(self, hessian: Tensor | None) -> Metric:
         """The norm that is minimised."""
         if hessian is None:
@@ -226,3 +234,16 @@ def _several(value: int | Sequence[int]) -> tuple[int, ...]:
 def sum_of(terms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Description of a sum, or of its only term."""
     return dict(terms[0]) if len(terms) == 1 else Sum.describe([dict(term) for term in terms])
+
+
+def must_be_dense(method: str, current: Mapping[str, Any]) -> None:
+    """Refuse what a step before did.
+
+    Raises:
+        FeatherweightError: `current` is stored otherwise than dense.
+    """
+    if current["kind"] != "dense":
+        raise FeatherweightError(
+            f"{method} starts from dense weights", found=f"a step before stored them as {current['kind']}", expected="dense",
+            fix=f"make {method} the first step; to correct what is stored use method: low-rank",
+        )  # fmt: skip

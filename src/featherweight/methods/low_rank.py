@@ -51,7 +51,7 @@ class LowRankCorrection(Factored):
         Raises:
             FeatherweightError: activation-aware without a Hessian; a rank above the smaller side.
         """
-        hessian = problem.hessian(self.name, "low-rank, activation_aware: false")[0] if self.activation_aware else None
+        hessian = self.hessian(problem, self.name)
         metric, plain = self.metric(hessian), Metric(hessian)
         return {name: self._corrected(name, problem, metric, plain) for name in problem.current}
 

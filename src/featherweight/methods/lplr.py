@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.methods.base import Compressed, Problem, Steps
-from featherweight.methods.factors import Factored, low_rank_terms, sum_of
+from featherweight.methods.factors import Factored, low_rank_terms, must_be_dense, sum_of
 from featherweight.packed.sum import Sum
 from featherweight.solvers.low_rank import Metric
 
@@ -57,11 +57,7 @@ class LPLR(Factored):
         Raises:
             FeatherweightError: a step before stored `current` otherwise than dense; a rank above the smaller side.
         """
-        if current["kind"] != "dense":
-            raise FeatherweightError(
-                "lplr starts from dense weights", found=f"a step before stored them as {current['kind']}", expected="dense",
-                fix="make lplr the first step; to correct what is stored use method: low-rank",
-            )  # fmt: skip
+        must_be_dense(self.name, current)
         rows, columns = current["shape"]
         return sum_of(self.describe_terms((rows, columns)))
 
@@ -71,7 +67,7 @@ class LPLR(Factored):
         Raises:
             FeatherweightError: activation-aware without a Hessian; a rank above the smaller side.
         """
-        hessian = problem.hessian(self.name, "lplr, activation_aware: false")[0] if self.activation_aware else None
+        hessian = self.hessian(problem, self.name)
         metric, plain = self.metric(hessian), Metric(hessian)
         compressed = {}
         for name, current in problem.current.items():

@@ -12,13 +12,16 @@ from featherweight.methods.awq import AWQ
 from featherweight.methods.base import Method
 from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
+from featherweight.methods.caldera import CALDERA
 from featherweight.methods.clipping import Clip
+from featherweight.methods.decompose import Decompose
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.jsq import JSQ
 from featherweight.methods.low_rank import LowRankCorrection
 from featherweight.methods.lplr import LPLR
 from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.pqp import PQP
+from featherweight.methods.quip import QuIP
 from featherweight.methods.repair import Repair
 from featherweight.methods.ria import RIA
 from featherweight.methods.round_input import RoundInput
@@ -38,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
     SpQR.name: SpQR,
     AWQ.name: AWQ,
     SmoothQuant.name: SmoothQuant,
+    QuIP.name: QuIP,
     Magnitude.name: Magnitude,
     Wanda.name: Wanda,
     RIA.name: RIA,
@@ -50,6 +54,8 @@ METHODS: dict[str, type[Method]] = {
     JSQ.name: JSQ,
     Repair.name: Repair,
     LPLR.name: LPLR,
+    CALDERA.name: CALDERA,
+    Decompose.name: Decompose,
     LowRankCorrection.name: LowRankCorrection,
     RoundInput.name: RoundInput,
     Structured.name: Structured,

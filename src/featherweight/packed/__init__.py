@@ -3,6 +3,7 @@
 from featherweight.packed.dense import Dense
 from featherweight.packed.floating import Floating
 from featherweight.packed.integer import Integer
+from featherweight.packed.lattice import Lattice
 from featherweight.packed.low_rank import LowRank
 from featherweight.packed.masked import Masked
 from featherweight.packed.normal_float import NormalFloat
@@ -17,6 +18,7 @@ __all__ = [
     "Dense",
     "Floating",
     "Integer",
+    "Lattice",
     "LowRank",
     "Masked",
     "NormalFloat",

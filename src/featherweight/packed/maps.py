@@ -10,6 +10,7 @@ from torch import Tensor
 
 from featherweight.kernels.bits import pack, packed_width, unpack
 from featherweight.models.axis import DIAGONAL, ORTHOGONAL, PERMUTATION
+from featherweight.models.hadamard import construct
 from featherweight.models.transforms import Diagonal, Hadamard, Permutation, Transform, trusted
 from featherweight.packed.base import Layout
 from featherweight.packed.dtypes import dtype_from, dtype_name
@@ -17,12 +18,12 @@ from featherweight.packed.sparse_rows import position_dtype, read_positions
 
 
 def describe_map(kind: str, size: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Description of a map of `size` columns; the factors of a diagonal in `dtype`, a Hadamard with its largest block."""
+    """Description of a map of `size` columns; the factors of a diagonal in `dtype`, a Hadamard in one block."""
     described: dict[str, Any] = {"map": kind, "size": size}
     if kind == DIAGONAL:
         described["dtype"] = dtype_name(dtype)
     if kind == ORTHOGONAL:
-        described |= {"block": size & -size, "inverted": False}
+        described |= {"block": size, "made": construct(size).name, "inverted": False}
     return described
 
 
@@ -30,7 +31,8 @@ def description_of(transform: Transform, dtype: torch.dtype) -> dict[str, Any]:
     """As `describe_map`, of this map."""
     described = describe_map(transform.kind, transform.size, dtype)
     if isinstance(transform, Hadamard):
-        described |= {"block": transform.block, "inverted": transform.inverted}
+        made = transform.construction.name
+        described |= {"block": transform.block, "made": made, "inverted": transform.inverted}
     return described
 
 
@@ -61,7 +63,7 @@ def read_map(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
     if described["map"] == PERMUTATION:
         return trusted(Permutation, indices=read_positions(tensors["indices"]))
     signs = 1 - 2 * unpack(tensors["signs"], 1, described["size"]).to(torch.int8)
-    return trusted(Hadamard, signs=signs, block=described["block"], inverted=described["inverted"])
+    return trusted(Hadamard, signs=signs, block=described["block"], inverted=described["inverted"], made=described["made"])
 
 
 def as_stored(transform: Transform, dtype: torch.dtype) -> Transform:

@@ -20,7 +20,7 @@ class Alternated:
     Attributes:
         parts: by name.
         error: as measured.
-        path: the error at the end of every round.
+        path: the smallest error in every round.
         round: in which the best state was reached, from 1.
     """
 
@@ -53,6 +53,7 @@ def alternate(
     best: Alternated | None = None
     path: list[float] = []
     for number in range(1, rounds + 1):
+        seen: list[float] = []
         for name, update in updates.items():
             rest = weight - sum(value for other, value in values.items() if other != name)
             parts[name] = update(rest, parts)
@@ -60,8 +61,9 @@ def alternate(
             if len(parts) < len(updates):
                 continue
             error = measure(rest - values[name])
+            seen.append(error)
             if best is None or error < best.error:
                 best = Alternated(dict(parts), error, (), number)
-        path.append(error)
+        path.append(min(seen))
     assert best is not None
     return Alternated(best.parts, best.error, tuple(path), best.round)
