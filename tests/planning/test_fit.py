@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import featherweight as fw
 from featherweight.errors import FeatherweightError
+from featherweight.kv_cache.presets import preset
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.rtn import RTN
@@ -25,6 +26,7 @@ from featherweight.planning.memory import Tracer
 from featherweight.planning.quantities import parse_bytes, parse_tokens
 from featherweight.planning.synthetic import behaviour
 
+PRESET = preset("kivi-2", 64)
 SMALL: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 48, "max_position_embeddings": 64, "dtype": torch.float32,
@@ -172,3 +174,18 @@ def test_tokens_and_what_is_neither():
     for wrong in ("", "GiB", "-1GiB", "8 gigs", "8k"):
         with pytest.raises(FeatherweightError):
             parse_bytes(wrong)
+
+
+def test_a_compressed_cache_is_counted_in_its_codecs():
+    source, sizes = resolve_config("demo"), {"context": 2048, "batch": 2}
+
+    def need(cache, prefill="chunked"):
+        recipe = {"kv_cache": {**PRESET.as_dict(), "prefill": prefill}} if cache else {}
+        return fit(source, ["rtn-4bit"], 10**9, changes=recipe, **sizes)[0][1]
+
+    stock, coded, held = need(False), need(True), need(True, "exact")
+    planned = fw.plan("demo", "rtn-4bit", changes={"kv_cache": "kivi-2"}).cache
+    assert coded.cache == held.cache == 2 * planned.bytes_of(2048) < stock.cache / 4
+    saved = (stock.cache - coded.cache) * 3 // 4  # of four layers one is exact while it is read
+    assert stock.total - coded.total == saved
+    assert held.total == stock.total  # reading holds the whole prompt exact

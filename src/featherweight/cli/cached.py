@@ -15,7 +15,7 @@ KvCache = Annotated[
     str | None,
     typer.Option(
         help="Codecs of keys and values: exact, int8, kivi-4, kivi-2, rotated-4, -3, -2, qjl, a .yaml file, "
-        "keys=integer:bits=4,axis=channel;..., or none for the stock cache. If not given, as the model was compressed.",
+        "keys=integer:bits=4,axis=channel;values=..., or none for the stock cache. If not given, as the model was compressed.",
         metavar="CODECS",
     ),
 ]

@@ -17,10 +17,12 @@ from featherweight.models.skeleton import build_skeleton
 from featherweight.models.source import ModelSource
 from featherweight.models.structure import Structure, find_structure
 from featherweight.models.weights import Weights, open_weights
+from featherweight.planning.cache import CachePlan, plan_cache
 from featherweight.planning.chains import ALONE, Chains
 from featherweight.planning.estimate import PROCESS_BYTES
 from featherweight.planning.layout import own_head, plan_rows, storages_of
-from featherweight.planning.memory import Trace, Tracer
+from featherweight.planning.memory import Tracer
+from featherweight.planning.peak import Product, alive
 from featherweight.planning.recipe import Recipe, load_recipe, shipped_recipes
 from featherweight.planning.rows import Row, Totals
 from featherweight.planning.synthetic import Behaviour, behaviour
@@ -41,7 +43,7 @@ class Need:
         bits: per compressed weight, all stored bits.
         weights: all stored tensors as loaded; a bound where `at_most`.
         at_most: whether the recipe's bytes are a bound.
-        cache: keys and values of all sequences.
+        cache: keys and values of all sequences, in the recipe's codecs.
         work: the most that reading or a decode step takes beside weights and cache.
         process: see `PROCESS`.
         limit: what there is.
@@ -218,38 +220,16 @@ def _need(shapes: Shapes, name: str, recipe: Recipe | None, limit: int, context:
     totals = Totals.of(rows, 0)
     bits = totals.linear_bits if any(row.chain for row in rows) else 8 * shapes.dtype.itemsize
     left = limit - weights - process
+    kept = None if recipe is None else plan_cache(recipe, shapes.source.config(), shapes.dtype)
+    cache = trace.cache if kept is None else trace.batch * kept.bytes_of(context)
+    at_most = any(row.at_most for row in rows) or chains.prepare
     return Need(
-        name, error, bits, weights, any(row.at_most for row in rows) or chains.prepare, trace.cache, _alive(trace, products) - trace.cache,
-        process, limit, _largest_context(shapes, products, left),
+        name, error, bits, weights, at_most, cache, alive(trace, products, kept) - cache, process, limit,
+        _largest_context(shapes, products, kept, left),
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Product:
-    """One product with a compressed weight.
-
-    Attributes:
-        module: whose output the trace knows.
-        weights, features: of the weight: how many, and inputs plus outputs.
-        kind: "linear", "head" (of the last position only) or "embedding" (decodes the rows it looks up).
-        behaves: its chain's.
-    """
-
-    module: str
-    weights: int
-    features: int
-    kind: str
-    behaves: Behaviour
-
-    def bytes(self, tokens: int, sequences: int) -> float:
-        """Temporaries for so many tokens of so many sequences."""
-        if self.kind == "embedding":
-            return self.behaves.per_weight * tokens * self.features
-        passing = sequences if self.kind == "head" else tokens
-        return self.behaves.per_weight * self.weights + self.behaves.per_feature * passing * self.features
-
-
-def _products(rows: Sequence[Row], chains: Chains, shapes: Shapes) -> list[_Product]:
+def _products(rows: Sequence[Row], chains: Chains, shapes: Shapes) -> list[Product]:
     found = []
     structure = shapes.structure
     for row in rows:
@@ -259,12 +239,12 @@ def _products(rows: Sequence[Row], chains: Chains, shapes: Shapes) -> list[_Prod
         chain = (chains.embedding,) if kind == "embedding" else chains.linears[row.module]
         behaves = shapes.behaviour(tuple(method for method in chain if method))
         if kind == "embedding" and structure.tied and structure.head and structure.head not in chains.linears:
-            found.append(_Product(structure.head, row.weights, sum(sizes), "head", behaves))
-        found.append(_Product(row.module, row.weights, sizes[-1] if kind == "embedding" else sum(sizes), kind, behaves))
+            found.append(Product(structure.head, row.weights, sum(sizes), "head", behaves))
+        found.append(Product(row.module, row.weights, sizes[-1] if kind == "embedding" else sum(sizes), kind, behaves))
     return found
 
 
-def _error(rows: Sequence[Row], products: Sequence[_Product]) -> float:
+def _error(rows: Sequence[Row], products: Sequence[Product]) -> float:
     """Mean over the compressed linears' weights; 0 for nothing compressed."""
     linears = [product for product in products if product.kind == "linear"]
     left = sum(row.weights for row in rows if not row.chain and row.reason in ALONE)
@@ -272,25 +252,15 @@ def _error(rows: Sequence[Row], products: Sequence[_Product]) -> float:
     return sum(product.behaves.error * product.weights for product in linears) / count if count else 0.0
 
 
-def _alive(trace: Trace, products: Sequence[_Product]) -> int:
-    """The most bytes alive at once beside the weights."""
-    most = float(max(trace.prefill, trace.decode))
-    for tokens, alive in ((trace.batch * trace.context, trace.reading), (trace.batch, trace.stepping)):
-        for product in products:
-            if product.module in alive:
-                most = max(most, alive[product.module] + product.bytes(tokens, trace.batch))
-    return int(most)
-
-
-def _largest_context(shapes: Shapes, products: Sequence[_Product], left: int) -> int:
+def _largest_context(shapes: Shapes, products: Sequence[Product], cache: CachePlan | None, left: int) -> int:
     """Tokens of each sequence that `left` bytes carry: traced at some lengths, straight lines between them, which is exact where
     memory is linear in the context, and cautious where a mask makes it grow faster."""
     positions = shapes.source.max_length()
     lengths = [_SHORTEST * 4**power for power in range(16) if _SHORTEST * 4**power < positions] + [positions]
     before: tuple[int, int] | None = None
     for length in lengths:
-        alive = _alive(shapes.tracer.at(length), products)
-        if alive > left:
-            return 0 if before is None else before[0] + (length - before[0]) * (left - before[1]) // (alive - before[1])
-        before = (length, alive)
+        held = alive(shapes.tracer.at(length), products, cache)
+        if held > left:
+            return 0 if before is None else before[0] + (length - before[0]) * (left - before[1]) // (held - before[1])
+        before = (length, held)
     return positions
