@@ -14,7 +14,7 @@ from featherweight.evaluation.generate import Tally, end_tokens, generate_tokens
 from featherweight.evaluation.protocol import Measurement, Protocol
 from featherweight.evaluation.summary import mean_with_error
 from featherweight.evaluation.through_cache import cache_label
-from featherweight.kv_cache import CacheSettings, CompressedCache
+from featherweight.kv_cache import CacheSettings
 from featherweight.kv_cache.constants import DrawnConstants
 from featherweight.kv_cache.shapes import cache_shapes, check_shapes
 
@@ -102,6 +102,8 @@ def _greedy(
     model: Any, prompt: list[int], most: int, ends: frozenset[int], constants: DrawnConstants | None
 ) -> tuple[list[int], int]:
     """The likeliest tokens up to an end token, and how many keys and values were read in code."""
+    from featherweight.kv_cache.cache import CompressedCache
+
     tally = Tally(constants and CompressedCache(model.config, constants.settings, constants))
     if len(prompt) > 1:
         ids = torch.tensor([prompt[:-1]], device=device_of(model))
