@@ -109,7 +109,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
         axis.set_title(f"{Path(panel[0]).name}, {Path(panel[1]).stem}", fontsize=10)
         axis.grid(color="#8883", linewidth=0.5)
         axis.set_xlabel("stored bits per cached value", fontsize=9)
-    axes[0][0].set_ylabel("KL divergence from the exact cache, nats a token", fontsize=9)
+    axes[0][0].set_ylabel("KL from the exact cache, nats a token", fontsize=9)
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle="", label=label) for colour, marker, label in FAMILIES.values()
     ]
