@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 import featherweight as fw
 from common import OPT, TINY
 from featherweight.errors import FeatherweightError
+from featherweight.evaluation.timing import generate_eagerly
 from featherweight.kv_cache import CompressedCache, attached
 
 CACHE = {"keys": {"codec": "qjl", "group_size": 8, "window": 8}, "values": {"codec": "integer", "group_size": 16, "window": 4}}
@@ -42,6 +43,7 @@ def test_the_planned_bytes_are_those_that_the_cache_holds(output):
         assert isinstance(cache, CompressedCache) and cache.get_seq_length() == 103
         assert cache.nbytes == plan.cache.bytes_of(103) < cache.exact_nbytes == 103 * plan.cache.exact_token_bytes
         assert all(reads.coded_keys and reads.coded_values for reads in cache.reads)
+    assert generate_eagerly(model, ids, 3)[2] == plan.cache.bytes_of(103)  # what `fw bench` reads in a step
     told = json.loads((folder / "plan.json").read_text())["kv_cache"]
     assert told["settings"] == attached(model).settings.as_dict() == plan.recipe.kv_cache
     assert told["token_bytes"] < told["exact_token_bytes"]

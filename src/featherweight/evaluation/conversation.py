@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from featherweight.evaluation.forward import context_of
-from featherweight.evaluation.generate import Decoder, Tally, attached_cache, check_request, end_tokens, generate_tokens
+from featherweight.evaluation.generate import Decoder, Tally, check_request, end_tokens, generate_tokens
+from featherweight.kv_cache import new_cache
 
 _USER, _ASSISTANT = "User: ", "Assistant:"
 _STOP = "\n" + _USER.rstrip()
@@ -37,7 +38,7 @@ class Conversation:
     def reset(self) -> None:
         """Begin anew, with an empty cache; the tally goes on."""
         self.turns = [{"role": "system", "content": self._system}] if self._system else []
-        self.tally.cache = attached_cache(self._model)
+        self.tally.cache = new_cache(self._model)
         self._tokens: list[int] = []  # of the conversation so far
         self._read: list[int] = []  # the cache holds the first of these
 
@@ -59,7 +60,7 @@ class Conversation:
                 pieces.append(piece)
                 yield piece
         except (Exception, KeyboardInterrupt):  # the layers of its cache may have come to different lengths
-            self.tally.cache = attached_cache(self._model)
+            self.tally.cache = new_cache(self._model)
             raise
         finally:
             reply = "".join(pieces)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.forward import context_of, device_of, measuring
-from featherweight.kv_cache.attach import attached
+from featherweight.kv_cache import new_cache
 
 INCOMPLETE = "\ufffd"  # how a tokenizer decodes bytes that are not yet a whole character
 
@@ -51,7 +51,7 @@ def generate_text(
     prompt_ids = tokenizer(prompt, verbose=False)["input_ids"]
     check_request(model, len(prompt_ids), max_new_tokens, temperature)
     tally = Tally() if tally is None else tally
-    tally.cache = attached_cache(model) if cache is None else cache
+    tally.cache = new_cache(model) if cache is None else cache
     generator = torch.Generator("cpu").manual_seed(seed)
     decoder = Decoder(tokenizer, prompt_ids)
     for token in generate_tokens(
@@ -94,13 +94,6 @@ class Tally:
         told = {name: value for name, value in vars(self).items() if name != "cache"}
         cache = self.cache.as_dict() if hasattr(self.cache, "exact_nbytes") else None
         return {**told, "tokens_per_second": self.tokens_per_second, "cache": cache}
-
-
-def attached_cache(model: Any) -> Any:
-    """An empty cache in the codecs that are attached to a model; None for a model without."""
-    from featherweight.kv_cache import CompressedCache
-
-    return CompressedCache.from_model(model) if attached(model) is not None else None
 
 
 def generate_tokens(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from featherweight.evaluation.forward import measuring
 from featherweight.evaluation.timing import now
+from featherweight.kv_cache import attached
 
 #: Steps before a capture (compiling, choosing kernels), and steps whose logits are compared with eager ones after it.
 WARM_UP, COMPARED = 3, 3
@@ -64,6 +65,8 @@ def time_graph(model: Any, ids: Tensor, tokens: int, repeats: int) -> tuple[list
     device, times = ids.device, []
     if device.type != "cuda":
         return [], ON_A_CPU
+    if attached(model) is not None:
+        return [], "a compressed cache grows, and a graph keeps its addresses"
     try:
         with measuring(model), torch.cuda.device(device):
             decoder = StaticDecoder(model, ids.shape[0], ids.shape[1] + tokens, device)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.forward import context_of, measuring, vocabulary_of
+from featherweight.kv_cache import new_cache
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,15 @@ def generate_eagerly(model: Any, ids: Tensor, steps: int) -> tuple[float, list[f
     device, times = ids.device, []
     with measuring(model):
         started = now(device)
-        output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        output = model(input_ids=ids, past_key_values=new_cache(model), use_cache=True, logits_to_keep=1)
         prefill = now(device) - started
         for _ in range(steps):
             chosen = output.logits[:, -1].argmax(-1, keepdim=True)
             started = now(device)
             output = model(input_ids=chosen, past_key_values=output.past_key_values, use_cache=True)
             times.append(now(device) - started)
+    if isinstance(stored := getattr(output.past_key_values, "nbytes", None), int):
+        return prefill, times, stored
     layers = getattr(output.past_key_values, "layers", [])
     cached = [tensor for layer in layers for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))]
     return prefill, times, sum(tensor.numel() * tensor.element_size() for tensor in cached if isinstance(tensor, Tensor))

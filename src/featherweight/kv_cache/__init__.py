@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from featherweight.kv_cache.attach import attach_cache, attached, detach_cache, reads_codes
+from featherweight.kv_cache.attach import attach_cache, attached, detach_cache, new_cache, reads_codes
 from featherweight.kv_cache.codec import CacheCodec, Codes, Constants
 from featherweight.kv_cache.registry import CODECS, make_codec
 from featherweight.kv_cache.settings import CacheSettings
@@ -21,6 +21,7 @@ __all__ = [
     "attached",
     "detach_cache",
     "make_codec",
+    "new_cache",
     "reads_codes",
 ]
 

@@ -15,6 +15,8 @@ from featherweight.kv_cache.shapes import cache_shapes, check_shapes
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
+    from featherweight.kv_cache.cache import CompressedCache
+
 Model = TypeVar("Model")
 #: Our attention's name among transformers' implementations; see `featherweight.kv_cache.attention`.
 ATTENTION = "featherweight_cache"
@@ -75,6 +77,15 @@ def attached(model: object) -> DrawnConstants | None:
     return known
 
 
+def new_cache(model: object) -> CompressedCache | None:
+    """An empty cache in the codecs that are attached to a model; None, for its own, where none are."""
+    if attached(model) is None:
+        return None
+    from featherweight.kv_cache.cache import CompressedCache
+
+    return CompressedCache.from_model(model)
+
+
 def reads_codes(model: object) -> bool:
     """Whether the model's attention reads codes, rather than having them decoded at every step."""
     return hasattr(model, _BEFORE)
@@ -82,8 +93,6 @@ def reads_codes(model: object) -> bool:
 
 def _prepare_cache(self: Any, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *rest: Any) -> Any:
     """In place of the method of the same name: the cache of a generation that was given none."""
-    from featherweight.kv_cache.cache import CompressedCache
-
     if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
         return type(self)._prepare_cache_for_generation(self, generation_config, model_kwargs, *rest)
     if generation_config.cache_implementation is not None:
@@ -91,8 +100,8 @@ def _prepare_cache(self: Any, generation_config: GenerationConfig, model_kwargs:
             "two caches were asked for", found=f"cache_implementation={generation_config.cache_implementation!r}",
             expected="none beside the model's kv_cache", fix="featherweight.kv_cache.detach_cache(model)",
         )  # fmt: skip
-    cache = CompressedCache.from_model(self)
-    if generation_config.is_assistant:
+    cache = new_cache(self)
+    if generation_config.is_assistant and cache is not None:
         cache.activate_past_recording()
     model_kwargs["past_key_values"] = cache
     return None

@@ -52,6 +52,7 @@ def _measure(folder: str, device: str, batch: int, context: int, tokens: int, re
 
     from featherweight import api
     from featherweight.evaluation.forward import dtype_of, measuring, vocabulary_of
+    from featherweight.kv_cache import new_cache
 
     model = api.load(folder, device=device)
     on_gpu = torch.device(device).type == "cuda"
@@ -62,7 +63,7 @@ def _measure(folder: str, device: str, batch: int, context: int, tokens: int, re
     steps: list[float] = []
     with measuring(model):
         for repeat in range(repeats + 1):
-            output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+            output = model(input_ids=ids, past_key_values=new_cache(model), use_cache=True, logits_to_keep=1)
             for _ in range(tokens):
                 chosen = output.logits[:, -1].argmax(-1, keepdim=True)
                 started = _now(on_gpu)
