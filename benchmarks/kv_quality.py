@@ -69,7 +69,7 @@ def measure(name: str, options: argparse.Namespace, known: list[dict[str, str]],
     done = {(row["model"], row["data"], row["codec"]) for row in known}
     for data in options.data.split(","):
         for codec, family, told in codecs(cache_shapes(model.config)[0].key_dim, options.window):
-            if (source.name, data, codec) in done or not any(part in codec for part in options.codecs.split(",")):
+            if (source.name, data, codec) in done or not any(part in codec for part in options.codecs.split("|")):
                 continue
             try:
                 settings = CacheSettings.from_dict({**told, "seed": options.seed})
@@ -109,7 +109,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
         axis.set_title(f"{Path(panel[0]).name}, {Path(panel[1]).stem}", fontsize=10)
         axis.grid(color="#8883", linewidth=0.5)
         axis.set_xlabel("stored bits per cached value", fontsize=9)
-    axes[0][0].set_ylabel("KL divergence from the exact cache, nats a token", fontsize=9)
+    axes[0][0].set_ylabel("KL from the exact cache, nats a token", fontsize=9)
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle="", label=label) for colour, marker, label in FAMILIES.values()
     ]
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--window", type=int, default=128, help="newest tokens that stay exact")
-    parser.add_argument("--codecs", default="", help="part of a name, comma separated; all if not given")
+    parser.add_argument("--codecs", default="", help="parts of names, integer|rotated-3; all if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")

@@ -20,6 +20,7 @@ from featherweight.errors import FeatherweightError
 from featherweight.evaluation.protocol import Measurement
 from featherweight.integrations.cache_choice import CacheChoice, choose_cache
 from featherweight.integrations.load import load as load_folder
+from featherweight.kv_cache import detach_cache
 from featherweight.models.source import ModelSource, resolve_model
 from featherweight.packed.linear import dense_cache
 from featherweight.planning.plan import Plan, make_plan
@@ -261,6 +262,7 @@ def answer(
     source = resolve_model(model, offline=offline)
     cache = choose_cache(source.folder, kv_cache) if long else None
     loaded, tokenizer = load(source.folder, device=device, dtype=_measuring_dtype(device, dtype)), source.tokenizer()
+    detach_cache(loaded)  # tasks of long contexts make their own; the others read exact keys and values
     measured: list[Measurement] = []
     with dense_cache(loaded):
         for task in long:

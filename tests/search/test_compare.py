@@ -122,3 +122,9 @@ def test_the_verb(tmp_path, capsys):
     assert result["models"][1]["methods"] == ["rtn"] and result["models"][1]["tokens_per_second"] is None
     with pytest.raises(FeatherweightError, match="--task"):
         app(["compare", "demo", "--questions", "3", "-o", str(tmp_path / "out")], standalone_mode=False)
+
+
+def test_a_recipe_that_compresses_the_cache_is_left_out(tmp_path):
+    with pytest.raises(FeatherweightError, match="no recipe suits") as error:
+        compare(resolve_model("demo"), ["sparseqjl"], tmp_path, changes=SMALL, asked=ASKED)
+    assert "compresses the cache" in str(error.value)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from featherweight.data.longbench import LongExamples
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.answers import score_answer
 from featherweight.evaluation.forward import Progress, context_of, device_of, dtype_of, measuring
-from featherweight.evaluation.generate import end_tokens
+from featherweight.evaluation.generate import Tally, end_tokens, generate_tokens
 from featherweight.evaluation.protocol import Measurement, Protocol
 from featherweight.evaluation.summary import mean_with_error
 from featherweight.evaluation.through_cache import cache_label
-from featherweight.kv_cache import CacheSettings, CompressedCache
+from featherweight.kv_cache import CacheSettings
 from featherweight.kv_cache.constants import DrawnConstants
 from featherweight.kv_cache.shapes import cache_shapes, check_shapes
 
@@ -103,17 +102,12 @@ def _greedy(
     model: Any, prompt: list[int], most: int, ends: frozenset[int], constants: DrawnConstants | None
 ) -> tuple[list[int], int]:
     """The likeliest tokens up to an end token, and how many keys and values were read in code."""
-    cache: Any = constants and CompressedCache(model.config, constants.settings, constants)
-    ids = torch.tensor([prompt], device=device_of(model))
-    chosen: list[int] = []
-    with measuring(model):
-        if ids.shape[1] > 1:
-            cache = model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
-        fresh: Tensor = ids[:, -1:]
-        while len(chosen) < most:
-            output = model(input_ids=fresh, past_key_values=cache, use_cache=True)
-            cache, fresh = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)
-            if int(fresh) in ends:
-                break
-            chosen.append(int(fresh))
-    return chosen, 0 if constants is None else sum(each.coded_keys + each.coded_values for each in cache.reads)
+    from featherweight.kv_cache.cache import CompressedCache
+
+    tally = Tally(constants and CompressedCache(model.config, constants.settings, constants))
+    if len(prompt) > 1:
+        ids = torch.tensor([prompt[:-1]], device=device_of(model))
+        with measuring(model):
+            tally.cache = model(input_ids=ids, past_key_values=tally.cache, use_cache=True, logits_to_keep=1).past_key_values
+    chosen = list(generate_tokens(model, prompt[-1:], most, 0.0, torch.Generator(), ends, tally))
+    return chosen, 0 if constants is None else sum(each.coded_keys + each.coded_values for each in tally.cache.reads)

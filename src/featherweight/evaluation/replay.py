@@ -136,13 +136,14 @@ def replaying(model: nn.Module, replay: Replay) -> Iterator[None]:
     modules = [module for module in model.modules() if isinstance(getattr(module, "layer_idx", None), int)]
     try:
         model.set_attn_implementation(NAME)
-        _REPLAYS.update(dict.fromkeys(modules, replay))
-        yield
     except ValueError as problem:
         raise FeatherweightError(
             "this architecture does not let its attention be exchanged", found=str(problem).splitlines()[0],
             expected="a model that supports transformers' attention interface", fix="evaluate it stepwise",
         ) from None  # fmt: skip
+    try:
+        _REPLAYS.update(dict.fromkeys(modules, replay))
+        yield
     finally:
         for module in modules:
             _REPLAYS.pop(module, None)
@@ -173,7 +174,7 @@ def _attention(
     if softcap is not None or s_aux is not None:
         raise FeatherweightError(
             "attention with soft caps or sinks is not replayed", found=type(module).__name__,
-            expected="softmax attention", fix="evaluate it stepwise",
+            expected="plain softmax attention", fix="use the exact cache",
         )  # fmt: skip
     replay = _REPLAYS[module]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

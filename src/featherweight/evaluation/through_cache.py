@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.protocol import Measurement, Protocol
 from featherweight.evaluation.replay import Replay, replaying
-from featherweight.kv_cache import CacheCodec, CacheSettings, CompressedCache
+from featherweight.kv_cache import CacheCodec, CacheSettings
 from featherweight.kv_cache.constants import DrawnConstants
 from featherweight.kv_cache.exact import Exact
 from featherweight.kv_cache.shapes import cache_shapes, check_shapes
@@ -61,6 +61,8 @@ class ThroughCache(nn.Module):  # type: ignore[misc]
         return SimpleNamespace(logits=logits)
 
     def _one_by_one(self, input_ids: Tensor) -> Tensor:
+        from featherweight.kv_cache.cache import CompressedCache
+
         cache = CompressedCache(self.config, self.settings, self._constants)
         logits = [
             self.model(input_ids=input_ids[:, at : at + 1], past_key_values=cache, use_cache=True).logits

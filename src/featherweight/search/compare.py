@@ -89,6 +89,7 @@ def _plans(
         name = recipe.name if isinstance(recipe, Recipe) else Path(recipe).stem if recipe in files else recipe
         try:
             plan = api.plan(source, recipe, changes=changes, offline=offline)
+            _check_cache(plan)
         except FeatherweightError as problem:
             if recipe in files:
                 raise
@@ -105,6 +106,15 @@ def _plans(
             "no recipe suits this model", found="; ".join(f"{name}: {reason}" for name, reason in refused.items())
         )
     return plans, refused
+
+
+def _check_cache(plan: Plan) -> None:
+    """Numbers through different caches share no column."""
+    if plan.cache is not None:
+        raise FeatherweightError(
+            "it compresses the cache, and its numbers would share a column with those of exact caches", found="kv_cache",
+            expected="recipes for weights", fix="compare its weights alone (--set kv_cache=null), or see fw table sparseqjl",
+        )  # fmt: skip
 
 
 def _check_folders(plans: dict[str, Plan], output: Path) -> None:
