@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import make, relative_error, run
 
 from featherweight.errors import FeatherweightError
 from featherweight.methods.gptq import GPTQ
@@ -16,6 +15,7 @@ from featherweight.methods.rtn import RTN
 from featherweight.packed.base import from_tensors
 from featherweight.packed.dense import Dense
 from featherweight.packed.rotated import Rotated
+from problems import make, relative_error, run
 
 
 @pytest.mark.parametrize("settings", [{"bits": 2}, {"bits": 3}, {"bits": 4}, {"bits": 2, "rescale": True}])
