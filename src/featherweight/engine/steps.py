@@ -106,7 +106,7 @@ def _solve(method: Method, problem: Problem, block: str) -> dict[str, Compressed
 
 
 def _check(name: str, before: PackedWeight, after: PackedWeight, method: Method, dtype: torch.dtype) -> None:
-    """What a step returns must be finite, as planned, and may drop weights but never bring one back."""
+    """What a step returns must be finite, as planned, and may drop weights but never bring one back, unless it only adds terms."""
     planned = storage_after(method, before.description(), dtype)
     alike = (after.kind, list(after.shape)) == (planned["kind"], planned["shape"])
     if method.budget == "block":  # its bytes are checked for the whole block
@@ -125,6 +125,9 @@ def _check(name: str, before: PackedWeight, after: PackedWeight, method: Method,
             expected="finite weights",
             fix="raise damping, or use more calibration tokens",
         )
+    if method.adds_terms:
+        _check_terms(name, before, after, method)
+        return
     support = before.support
     if support is not None and bool(values[~support].count_nonzero()):
         raise FeatherweightError(
@@ -132,6 +135,16 @@ def _check(name: str, before: PackedWeight, after: PackedWeight, method: Method,
             found=int(values[~support].count_nonzero()),
             expected="every exact zero of the step before",
         )
+
+
+def _check_terms(name: str, before: PackedWeight, after: PackedWeight, method: Method) -> None:
+    """The terms that were there must be there, bit for bit."""
+    kept = list(after.tensors().values())
+    for part, tensor in before.tensors().items():
+        if not any(tensor.dtype == other.dtype and torch.equal(tensor, other) for other in kept):
+            raise FeatherweightError(
+                f"{method.name} changed what was stored of {name}", found=f"another {part}", expected="new terms beside the old"
+            )
 
 
 def _measured(part: Part, name: str, stored: PackedWeight) -> dict[str, Any]:

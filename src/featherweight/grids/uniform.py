@@ -12,7 +12,9 @@ from featherweight.errors import FeatherweightError
 from featherweight.grids.base import GridParameters, Rounding
 from featherweight.grids.search import search_mse, search_weighted
 
-Fit = Literal["minmax", "mse", "weighted"]
+Fit = Literal["minmax", "mse", "weighted", "clipped"]
+#: Standard deviations from the mean at which "clipped" cuts the range.
+DEVIATIONS = 2.5
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -46,7 +48,7 @@ class UniformGrid:
         fit_by: how `fit` chooses the range. "minmax": the extremes (GPTQ, §2.5 of its code's quantiser). "mse": the
             authors' search, one shrink factor for both ends that minimises `Σ |ŵ − w|^2.4`. "weighted": ours,
             `Σ importance · (ŵ − w)²` over both ends separately, then a least-squares refit of the scale; a symmetric
-            grid may get a negative scale.
+            grid may get a negative scale. "clipped": the extremes, but no further than 2.5 standard deviations from the mean.
         scale_dtype: in which scales are stored; `fit` rounds to it before anything is encoded.
 
     Raises:
@@ -102,8 +104,11 @@ class UniformGrid:
 
     def ends(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest and largest value per row, `[rows, 1]`, widened to hold 0 and, if symmetric, to `[−a, a]`."""
-        low = values.amin(-1, keepdim=True).clamp(max=0.0)
-        high = values.amax(-1, keepdim=True).clamp(min=0.0)
+        low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
+        if self.fit_by == "clipped":
+            mean, spread = values.mean(-1, keepdim=True), DEVIATIONS * values.std(-1, keepdim=True, correction=0)
+            low, high = torch.maximum(low, mean - spread), torch.minimum(high, mean + spread)
+        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
         if self.symmetric:
             high = torch.maximum(-low, high)
             low = torch.where(low < 0, -high, low)

@@ -107,6 +107,7 @@ class Method(ABC):
         map_kind: of what `prepare` returns: "diagonal", "permutation" or "orthogonal"; the plan decides by it what can be folded.
         points: where `fw compare --sweep` shows the method, from 2 to 8 bits: label to steps; a step that names no method is
             of this one.
+        adds_terms: whether a step adds terms to what is stored, which itself stays bit for bit; zeros then may get values.
     """
 
     name: ClassVar[str]
@@ -115,6 +116,12 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     map_kind: ClassVar[str] = DIAGONAL
     points: ClassVar[Mapping[str, Steps]] = {"default": ({},)}
+    adds_terms: ClassVar[bool] = False
+
+    @classmethod
+    def completed(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`settings` as a recipe gives them, with those filled in that follow from others."""
+        return settings
 
     @property
     def requires(self) -> frozenset[str]:

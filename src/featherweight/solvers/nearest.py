@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from featherweight.grids.uniform import UniformGrid
+from featherweight.grids.base import Grid
 from featherweight.solvers.result import Solved
 
 
-def round_to_nearest(
-    weight: Tensor, grid: UniformGrid, group_size: int | None = None, importance: Tensor | None = None
-) -> Solved:
+def round_to_nearest(weight: Tensor, grid: Grid, group_size: int | None = None, importance: Tensor | None = None) -> Solved:
     """Every weight to the nearest level of its group's grid.
 
     Args:
@@ -30,9 +28,7 @@ def round_to_nearest(
     return Solved(codes, scales, zeros, decoded)
 
 
-def _round_groups(
-    weight: Tensor, grid: UniformGrid, size: int, importance: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _round_groups(weight: Tensor, grid: Grid, size: int, importance: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes `[rows, in]`, scales and zeros `[rows, groups]`, values `[rows, in]`, where `size` divides the width."""
     rows, width = weight.shape
     groups = width // size

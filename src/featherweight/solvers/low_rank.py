@@ -1,0 +1,218 @@
+"""The best product of two thin matrices, in the norm of a linear's output; exact or rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import FeatherweightError
+
+#: Rounds of subspace iteration, and least columns beyond the rank, of the randomised decomposition.
+POWERS, OVERSAMPLING = 4, 8
+
+#: What is added to the diagonal of normal equations, relative to its mean.
+RIDGE = 1e-6
+
+
+class Rounded(Protocol):
+    """What a factor was rounded to."""
+
+    def dequantize(self) -> Tensor:
+        """The values, float32."""
+
+
+#: Rounds a factor `[rank, features]`; the second argument weighs squared errors by feature, `[features]`, or is None.
+Rounding = Callable[[Tensor, Tensor | None], Rounded]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The norm `‖E‖² = tr(E H Eᵀ)` of an error `E [out, in]` in a linear's output; without `H` the sum of squares.
+
+    Attributes:
+        hessian: mean of `x xᵀ [in, in]`, float32; None for the identity.
+    """
+
+    hessian: Tensor | None = None
+
+    def weigh(self, values: Tensor) -> Tensor:
+        """`A H [rows, in]`."""
+        return values if self.hessian is None else values @ self.hessian
+
+    def energy(self, values: Tensor) -> float:
+        """`tr(A H Aᵀ)`, summed in float64."""
+        return max(0.0, float((values * self.weigh(values)).sum(dtype=torch.float64)))
+
+    @property
+    def importance(self) -> Tensor | None:
+        """`diag H [in]`."""
+        return None if self.hessian is None else self.hessian.diagonal()
+
+    @cached_property
+    def root(self) -> Tensor:
+        """`P Λ½ [in, in]` of `H = P Λ Pᵀ` in float64; eigenvalues that are not positive count as 0."""
+        values, vectors = self._spectrum
+        return vectors * values.clamp_min(0.0).sqrt()
+
+    @property
+    def repaired(self) -> int:
+        """Eigenvalues of `H` that were not positive."""
+        return int((self._spectrum[0] <= 0).sum())
+
+    @cached_property
+    def _spectrum(self) -> tuple[Tensor, Tensor]:
+        assert self.hessian is not None
+        values, vectors = torch.linalg.eigh(self.hessian.to(torch.float64))
+        return values, vectors
+
+
+@dataclass(frozen=True)
+class Factors:
+    """`A ≈ leftᵀ right`, `left [rank, out]`, `right [rank, in]`; float32, the rows of both of like magnitude."""
+
+    left: Tensor
+    right: Tensor
+
+
+def check_rank(rank: int, shape: tuple[int, int], name: str = "") -> None:
+    """Refuse a rank that the product cannot have.
+
+    Raises:
+        FeatherweightError: it names the linear where that is known.
+    """
+    side = min(shape)
+    if not 1 <= rank <= side:
+        where = name or f"a linear of {shape[0]} x {shape[1]}"
+        says = f"rank {rank} exceeds the smaller side {side} of {where}" if rank > side else f"rank {rank} of {where}"
+        raise FeatherweightError(says, found=rank, expected=f"1 to {side}", fix=f"use at most {side}" if rank > side else "")
+
+
+def best_factors(target: Tensor, metric: Metric, rank: int, generator: torch.Generator | None = None) -> Factors:
+    """`argmin ‖A − L R‖` over all products of this rank: `L` the leading left singular vectors of `A H½`, `R = Lᵀ A`.
+
+    For `L` with independent columns `argmin_R ‖A − L R‖` is `L⁺ A` whatever `H`, so nothing is divided by `H½` and a singular
+    `H` is no obstacle. (Saha et al. 2024, arXiv:2405.18886, lemma 4.2, write `R = Σ Vᵀ H^(−½)`, which is the same.)
+
+    Args:
+        target: `A [out, in]` float32.
+        metric: the norm.
+        rank: of the product, at most the smaller side.
+        generator: for a randomised range finder with subspace iteration on `A H Aᵀ` (Halko et al. 2011, arXiv:0909.4061), in
+            `O(out · in · rank)` beside one product with `H`; None for the decomposition itself, in float64.
+
+    Raises:
+        FeatherweightError: a rank that the product cannot have.
+    """
+    check_rank(rank, (target.shape[0], target.shape[1]))
+    leading = _leading(target, metric, rank) if generator is None else _leading_randomized(target, metric, rank, generator)
+    return balanced(leading.T, leading.T @ target)
+
+
+def balanced(left: Tensor, right: Tensor) -> Factors:
+    """The same product with rows of like root mean square in both factors."""
+    sizes = [side.square().mean(1, keepdim=True).sqrt() for side in (left, right)]
+    usable = (sizes[0] > 0) & (sizes[1] > 0)
+    ratio = torch.where(usable, sizes[1] / torch.where(usable, sizes[0], 1.0), 1.0).sqrt()
+    return Factors(left * ratio, right / ratio)
+
+
+def _leading(target: Tensor, metric: Metric, rank: int) -> Tensor:
+    exact = target.to(torch.float64)
+    weighed = exact if metric.hessian is None else exact @ metric.root
+    return torch.linalg.svd(weighed, full_matrices=False).U[:, :rank].to(torch.float32)
+
+
+def _leading_randomized(target: Tensor, metric: Metric, rank: int, generator: torch.Generator) -> Tensor:
+    out, inputs = target.shape
+    width = min(2 * rank + OVERSAMPLING, out, inputs)
+    weighed = metric.weigh(target)
+    basis = weighed @ torch.randn(inputs, width, generator=generator).to(target.device)
+    for _ in range(POWERS):
+        basis = weighed @ (target.T @ torch.linalg.qr(basis).Q)
+    basis = torch.linalg.qr(basis).Q
+    core = ((basis.T @ weighed) @ (target.T @ basis)).to(torch.float64)
+    vectors = torch.linalg.eigh((core + core.T) / 2).eigenvectors
+    return basis @ vectors[:, -rank:].flip(1).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Rounded factors.
+
+    Attributes:
+        left, right: `Lᵀ` and `R` as they were rounded.
+        error: `‖A − L R‖²`, of the rounded ones.
+        path: that error at first, and after each update of `L`.
+    """
+
+    left: Rounded
+    right: Rounded
+    error: float
+    path: tuple[float, ...]
+
+    def dequantize(self) -> Tensor:
+        """`L R [out, in]`."""
+        return self.left.dequantize().T @ self.right.dequantize()
+
+
+def fit_factors(
+    target: Tensor, metric: Metric, left: Tensor, round_left: Rounding, round_right: Rounding, iterations: int
+) -> Fitted:
+    """Rounded factors by alternating least squares; the best pair is kept.
+
+    With one factor fixed as it is rounded, the other's optimum is computed and rounded: `R = (Lᵀ L)⁻¹ Lᵀ A` and
+    `L = A H Rᵀ (R H Rᵀ)⁻¹` (Saha et al. 2024, algorithm 2), by normal equations in float64. Only `L` knows of `H`, so the pair
+    is also judged when `L` was fitted last.
+
+    Args:
+        target: `A [out, in]` float32.
+        metric: the norm.
+        left: `Lᵀ [rank, out]` to begin with, not rounded.
+        round_left, round_right: of `Lᵀ` and `R`.
+        iterations: updates of both after the first fit of `R`; with 0 `L` stays as it was given.
+    """
+    weighed = metric.weigh(target)
+    total = float((target * weighed).sum(dtype=torch.float64))
+
+    def fit_right(left: Tensor) -> tuple[Rounded, Tensor, Tensor]:
+        exact = left.to(torch.float64)
+        stored = round_right(_solve(exact @ exact.T, (left @ target).to(torch.float64)), metric.importance)
+        return stored, *_normal(stored.dequantize(), metric, weighed)
+
+    stored_left = round_left(left, None)
+    left = stored_left.dequantize()
+    stored_right, gram, cross = fit_right(left)
+    best = Fitted(stored_left, stored_right, _error(total, left, gram, cross), ())
+    path = [best.error]
+    for _ in range(iterations):
+        stored_left = round_left(_solve(gram, cross), None)
+        left = stored_left.dequantize()
+        path.append(_error(total, left, gram, cross))
+        best = min(best, Fitted(stored_left, stored_right, path[-1], ()), key=lambda pair: pair.error)
+        stored_right, gram, cross = fit_right(left)
+        best = min(best, Fitted(stored_left, stored_right, _error(total, left, gram, cross), ()), key=lambda pair: pair.error)
+    return Fitted(best.left, best.right, best.error, tuple(path))
+
+
+def _normal(right: Tensor, metric: Metric, weighed: Tensor) -> tuple[Tensor, Tensor]:
+    """`R H Rᵀ [rank, rank]` and `R (A H)ᵀ [rank, out]`, float64."""
+    gram = metric.weigh(right) @ right.T
+    return ((gram + gram.T) / 2).to(torch.float64), (right @ weighed.T).to(torch.float64)
+
+
+def _solve(gram: Tensor, cross: Tensor) -> Tensor:
+    """`(G + RIDGE · mean diag G)⁻¹ C`, float32; a `G` of zeros gives zeros."""
+    ridge = max(RIDGE * float(gram.diagonal().mean()), torch.finfo(torch.float64).tiny)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram + ridge * identity, cross).to(torch.float32)
+
+
+def _error(total: float, left: Tensor, gram: Tensor, cross: Tensor) -> float:
+    """`‖A‖² − 2 ⟨Lᵀ, R (A H)ᵀ⟩ + ⟨Lᵀ, R H Rᵀ Lᵀ⟩`."""
+    exact = left.to(torch.float64)
+    return max(0.0, total - float((exact * (2 * cross - gram @ exact)).sum()))

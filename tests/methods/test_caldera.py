@@ -1,0 +1,132 @@
+"""CALDERA and the data-free decomposition: as planned, better than correcting once, never without a part."""
+
+import pytest
+import torch
+
+from featherweight.errors import FeatherweightError
+from featherweight.methods.caldera import CALDERA
+from featherweight.methods.decompose import Decompose
+from featherweight.methods.gptq import GPTQ
+from featherweight.methods.low_rank import LowRankCorrection
+from featherweight.packed.dense import Dense
+from featherweight.packed.low_rank import LowRank
+from featherweight.solvers.downdate import downdated
+from featherweight.solvers.low_rank import Metric, best_factors
+from problems import make, relative_error, run
+
+WIDE = ((64, 96), (32, 96))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"order": "low-rank first", "downdate": 0.0, "randomized": False},
+        {"rank": (2, 4), "left_bits": (8, 4), "downdate": 1.0, "group_size": None},
+    ],
+    ids=str,
+)
+def test_alternating_beats_correcting_once(settings):
+    problem = make(WIDE)
+    rank = settings.get("rank", 6)
+    once = [GPTQ(bits=2, group_size=settings.get("group_size", 32), symmetric=True, fit="weighted"), LowRankCorrection(rank=6)]
+    done, facts = run(problem, CALDERA(**{"group_size": 32, "iterations": 4, "rank": rank, **settings}))
+    error = relative_error(problem, done)
+    assert error < relative_error(problem, run(problem, *once)[0])
+    for each in facts.values():
+        assert len(each["error_by_iteration"]) == 4 and each["relative_error"] == min(each["error_by_iteration"])
+        assert each["rank"] == 6
+    assert error == pytest.approx(sum(each["relative_error"] for each in facts.values()) / 2, rel=1e-3)
+
+
+def test_more_iterations_never_hurt():
+    problem = make(WIDE)
+    errors = [relative_error(problem, run(problem, CALDERA(group_size=32, rank=6, iterations=n))[0]) for n in (1, 2, 5)]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_every_part_is_there_even_where_one_alone_was_better():
+    problem = make(((16, 24),))  # of full rank, in 16 bits: exact without Q
+    step = CALDERA(rank=16, left_bits=16, right_bits=16, order="low-rank first", iterations=1, group_size=None)
+    stored = step.compress(problem)["linear0"].weight
+    assert [term.kind for term in stored.terms] == ["integer", "low_rank"]
+    assert stored.description() == step.storage(problem.current["linear0"].description(), problem.dtype)
+
+
+def test_the_downdated_hessian_is_what_the_best_left_factor_leaves():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 20, generator=generator) @ torch.randn(20, 20, generator=generator)
+    metric, error = Metric(x.T @ x / 200), torch.randn(8, 20, generator=generator)
+    right = torch.randn(3, 20, generator=generator)
+    left = torch.linalg.solve(right @ metric.hessian @ right.T, right @ metric.hessian @ error.T).T
+    least = metric.energy(error - left @ right)
+    assert Metric(downdated(metric.hessian, right)).energy(error) == pytest.approx(least, rel=1e-3)
+    # and it is M (1 − V Vᵀ) Mᵀ with the right singular vectors of L R M, as the authors have it
+    root = torch.linalg.cholesky(metric.hessian.double())
+    rows = torch.linalg.svd(left.double() @ right.double() @ root).Vh[:3]
+    theirs = metric.hessian.double() - root @ rows.T @ rows @ root.T
+    torch.testing.assert_close(downdated(metric.hessian, right).double(), theirs, rtol=1e-3, atol=1e-3)
+    assert torch.equal(downdated(metric.hessian, right, 0.0), metric.hessian)
+
+
+def test_rounded_plus_sparse_plus_low_rank():
+    problem = make(WIDE)
+    kinds = {}
+    for label, settings in {
+        "plain": {},
+        "sparse": {"sparse_share": 0.02},
+        "loftq": {"grid": "normal", "left_bits": 16, "right_bits": 16, "first": "low-rank"},
+        "aware": {"activation_aware": True},
+    }.items():
+        done, facts = run(problem, Decompose(bits=3, rank=6, iterations=4, **settings))
+        kinds[label] = [term.kind for term in done["linear0"].terms]
+        weights = [(problem.weights[name] - done[name].dequantize()).square().sum() for name in done]
+        energy = [weight.square().sum() for weight in problem.weights.values()]
+        if label != "aware":
+            shares = [float(left / whole) for left, whole in zip(weights, energy, strict=True)]
+            assert [each["relative_error"] for each in facts.values()] == pytest.approx(shares, rel=1e-3)
+            assert shares[0] < 0.03  # rounding to three bits alone: 0.035
+    assert kinds["plain"] == ["integer", "low_rank"] and kinds["sparse"] == ["integer", "sparse_rows", "low_rank"]
+    assert kinds["loftq"] == ["normal_float", "low_rank"]
+
+
+def test_a_planted_low_rank_part_and_planted_entries_are_found():
+    problem = make(((48, 64),))
+    weight = problem.weights["linear0"]
+    generator = torch.Generator().manual_seed(3)
+    weight += torch.randn(48, 2, generator=generator) @ torch.randn(2, 64, generator=generator)
+    weight[5, 7] = weight[9, 9] = 40.0
+    problem.current["linear0"] = Dense(weight)
+    step = Decompose(bits=4, rank=2, left_bits=16, right_bits=16, sparse_share=2 / weight.numel(), first="sparse")
+    stored = step.compress(problem)["linear0"].weight
+    rows, columns = stored.terms[1].positions()
+    assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == {(5, 7), (9, 9)}
+    assert isinstance(stored.terms[2], LowRank)
+    alone = best_factors(weight, Metric(), 2)
+    left = (weight - stored.dequantize()).square().sum()
+    assert left < 0.1 * (weight - alone.left.T @ alone.right).square().sum()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "says"),
+    [
+        (CALDERA, {"bits": 9}, "2 to 8"),
+        (CALDERA, {"iterations": 0}, "iterations"),
+        (CALDERA, {"downdate": 2.0}, "downdate 0 to 1"),
+        (CALDERA, {"order": "mixed"}, "rounded first"),
+        (Decompose, {"first": "sparse"}, "rounded, low-rank"),
+        (Decompose, {"sparse_share": 0.7}, "below 0.5"),
+        (Decompose, {"bits": 6, "grid": "normal"}, "2, 3, 4, 8"),
+    ],
+)
+def test_settings_that_cannot_be(method, settings, says):
+    with pytest.raises(FeatherweightError, match=says):
+        method(**settings)
+
+
+def test_it_starts_from_dense_weights():
+    problem = make(WIDE)
+    stored = run(problem, GPTQ(bits=4, group_size=32))[0]["linear0"].description()
+    for method in (CALDERA(), Decompose()):
+        with pytest.raises(FeatherweightError, match="method: low-rank"):
+            method.storage(stored, problem.dtype)
