@@ -14,7 +14,7 @@ from featherweight.grids.base import Grid, GridParameters
 BLOCK = 128
 
 #: A pass that lowers the objective by less than this part of it is the last one.
-SMALLEST_GAIN = 2e-3
+SMALLEST_GAIN = 5e-3
 
 
 @dataclass(frozen=True)
