@@ -10,11 +10,12 @@ from featherweight.errors import FeatherweightError
 from featherweight.models.axes import find_producers
 from featherweight.models.axis import Axis
 from featherweight.models.draw import draw_transform
+from featherweight.models.folding import fold
 from featherweight.models.probe import DoublePrecision
 from featherweight.models.producers import find_all_producers
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.structure import find_structure
-from featherweight.models.transforms import Diagonal, Hadamard, Permutation, fold
+from featherweight.models.transforms import Diagonal, Hadamard, Permutation
 
 from .families import EXPERTS, FAMILIES, make_config, make_model, some_tokens
 
@@ -176,7 +177,8 @@ def test_malformed_maps_are_refused():
         lambda: Permutation(torch.tensor([0.0, 1.0])),
         lambda: Hadamard(torch.tensor([1.0, 0.5]), 2),
         lambda: Hadamard(torch.ones(6), 4),
-        lambda: Hadamard(torch.ones(6), 3),
+        lambda: Hadamard(torch.ones(6), 0),
+        lambda: Hadamard(torch.ones(6), 3, made="2^2"),
     ):
         with pytest.raises(FeatherweightError):
             make()
@@ -201,12 +203,11 @@ def test_maps_that_break_heads_or_shared_rows_are_refused():
 def test_draws_fit_awkward_heads():
     generator = torch.Generator().manual_seed(0)
     twelve = Axis("x", "b", 24, ("c",), groups=(0,) * 12 + (1,) * 12)
-    assert draw_transform(twelve, R, generator).block == 4
+    assert draw_transform(twelve, R, generator).block == 12
     apart = Axis("x", "b", 4, ("c",), groups=(0, 1, 0, 1))
     with pytest.raises(FeatherweightError, match="side by side"):
         draw_transform(apart, R, generator)
-    with pytest.raises(FeatherweightError, match="odd"):
-        draw_transform(Axis("x", "b", 3, ("c",)), R, generator)
+    assert draw_transform(Axis("x", "b", 3, ("c",)), R, generator).block == 3
     with pytest.raises(FeatherweightError, match="share a row"):
         draw_transform(Axis("x", "b", 2, ("c",), shared=(0, 0)), P, generator)
     with pytest.raises(FeatherweightError, match="no kind"):

@@ -26,7 +26,7 @@ def compress_block(task: BlockTask) -> BlockResult:
     groups = [[axis] for axis in axes] if task.plan.recipe.engine.true_sequential else [axes]
     for group in groups:
         statistics = gather(task, group, result)
-        together = any(method.tunes for method in _methods(task.plan, group))
+        together = any(method.tunes or method.prepares for method in _methods(task.plan, group))
         for part in [group] if together else [[axis] for axis in group]:
             compress_axes(task, part, statistics, result)
     return result

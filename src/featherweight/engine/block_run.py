@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
@@ -22,11 +22,13 @@ def block_run(
     weights: Mapping[str, Tensor],
     current: Mapping[str, PackedWeight],
     statistics: Mapping[str, InputStatistics],
+    outside: Mapping[str, Callable[[Tensor], Tensor]],
 ) -> BlockRun:
     """The task's block, whose modules still hold the original weights, for a method that compresses the linears `names`.
 
     Args:
         weights, current, statistics: of all linears of the block that have a chain.
+        outside: for each, from weights as methods see them to weights as the block reads them.
 
     Raises:
         FeatherweightError: no calibration inputs.
@@ -46,7 +48,9 @@ def block_run(
             return inputs.run(task.model, task.block, batch)
 
     def run(batch: int, overrides: Mapping[str, Tensor]) -> Tensor:
-        replaced = dict(_parameter(task, linears[name], weight) for name, weight in {**stored, **overrides}.items())
+        replaced = dict(
+            _parameter(task, linears[name], outside[name](weight)) for name, weight in {**stored, **overrides}.items()
+        )
         call = inputs.calls[task.block][batch]
         return call.run(
             lambda *args, **kwargs: torch.func.functional_call(module, replaced, args, kwargs), inputs.hidden[batch]

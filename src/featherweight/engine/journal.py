@@ -23,12 +23,14 @@ class Entry:
         sha256: of the file.
         rows: what the ledger says of each packed module in it: `{module: {"description": ..., "measured": ...}}`.
         made_from: hash of everything that decides the file.
+        folded: names of the parameters in it that are not as the checkpoint has them.
     """
 
     shard: str
     sha256: str
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     made_from: str = ""
+    folded: list[str] = field(default_factory=list)
 
 
 class Journal:

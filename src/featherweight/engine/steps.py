@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from featherweight.engine.block_run import block_run
+from featherweight.engine.part import Part
+from featherweight.engine.prepare import prepare_step
 from featherweight.engine.progress import Event
 from featherweight.engine.task import BlockResult, BlockTask
 from featherweight.errors import FeatherweightError
@@ -19,56 +20,17 @@ from featherweight.methods.base import Compressed, Method, Problem
 from featherweight.methods.inside import compress_inside, storage_after
 from featherweight.models.axes import Axis
 from featherweight.packed.base import PackedWeight, described_bytes
-from featherweight.packed.dense import Dense
 from featherweight.packed.placing import place
 from featherweight.statistics.inputs import InputStatistics
-
-
-@dataclass
-class _Part:
-    """One axis on its way through the steps.
-
-    Attributes:
-        axis, statistics: the axis and its input's statistics.
-        chains: methods by linear.
-        weights: reference `[out, in]` float32, by linear.
-        dtype: of the checkpoint, by linear.
-        current: what each linear is stored as so far.
-        seconds: spent in its methods.
-    """
-
-    axis: Axis
-    statistics: InputStatistics | None
-    chains: dict[str, tuple[Method, ...]]
-    weights: dict[str, Tensor]
-    dtypes: dict[str, torch.dtype]
-    current: dict[str, Compressed] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    @classmethod
-    def of(cls, task: BlockTask, axis: Axis, statistics: InputStatistics | None) -> _Part:
-        linears = {linear.name: linear for linear in task.plan.linears(task.block) if linear.name in axis.consumers}
-        chains = {name: task.plan.chains.linears[name] for name in axis.consumers if task.plan.chains.linears.get(name)}
-        weights = {name: linears[name].read(task.model).to(torch.float32) for name in chains}
-        dtypes = {name: task.plan.weights.dtype(linears[name].weight_name) for name in chains}
-        current = {name: Compressed(Dense(weights[name].to(dtypes[name]))) for name in chains}
-        return cls(axis, statistics, chains, weights, dtypes, current)
-
-    def step(self, index: int) -> Iterator[tuple[Method, list[str]]]:
-        """The linears that share a method and its settings at this step, together."""
-        together: dict[Method, list[str]] = {}
-        for name, chain in self.chains.items():
-            if index < len(chain):
-                together.setdefault(chain[index], []).append(name)
-        yield from together.items()
 
 
 def compress_axes(
     task: BlockTask, axes: Sequence[Axis], statistics: Mapping[str, InputStatistics], result: BlockResult
 ) -> None:
     """Every step on all these axes before the next one, since a step may look at what the block makes of the ones before."""
-    parts = [_Part.of(task, axis, statistics.get(axis.name)) for axis in axes]
+    parts = [Part.of(task, axis, statistics.get(axis.name)) for axis in axes]
     for index in range(max((len(chain) for part in parts for chain in part.chains.values()), default=0)):
+        parts = prepare_step(task, parts, index, result)
         before = {name: compressed.weight for part in parts for name, compressed in part.current.items()}
         settings = _tune(task, parts, index)
         for part in parts:
@@ -81,7 +43,7 @@ def compress_axes(
         _put_in_place(task, part, result)
 
 
-def _tune(task: BlockTask, parts: Sequence[_Part], index: int) -> dict[str, Any]:
+def _tune(task: BlockTask, parts: Sequence[Part], index: int) -> dict[str, Any]:
     """Settings by linear of the methods of this step that look at the block's outputs."""
     tuned: dict[Method, list[str]] = {}
     for part in parts:
@@ -94,28 +56,21 @@ def _tune(task: BlockTask, parts: Sequence[_Part], index: int) -> dict[str, Any]
     weights = {name: weight for part in parts for name, weight in part.weights.items()}
     sums = {name: part.statistics for part in parts for name in part.chains if part.statistics is not None}
     settings: dict[str, Any] = {}
+    outside = {name: part.outside for part in parts for name in part.chains}
     for method, names in tuned.items():
         task.report(Event("tune", task.block, detail=f"{method.name}, {len(names)} linears"))
-        settings |= method.tune(block_run(task, names, weights, current, sums))
+        settings |= method.tune(block_run(task, names, weights, current, sums, outside))
     return settings
 
 
-def _run_step(task: BlockTask, part: _Part, index: int, method: Method, names: list[str], settings: Mapping[str, Any]) -> None:
-    problem = Problem(
-        {name: part.weights[name] for name in names},
-        {name: part.current[name].weight for name in names},
-        part.statistics,
-        part.dtypes[names[0]],
-        task.plan.recipe.seed,
-        index,
-        {name: settings[name] for name in names if name in settings},
-    )
+def _run_step(task: BlockTask, part: Part, index: int, method: Method, names: list[str], settings: Mapping[str, Any]) -> None:
+    problem = part.problem(names, task.plan.recipe.seed, index, settings)
     for name, compressed in _solve(method, problem, task.block).items():
         _check(name, problem.current[name], compressed.weight, method, problem.dtype)
         part.current[name] = replace(compressed, facts={**part.current[name].facts, **compressed.facts})
 
 
-def _check_budgets(task: BlockTask, parts: Sequence[_Part], index: int, before: Mapping[str, PackedWeight]) -> None:
+def _check_budgets(task: BlockTask, parts: Sequence[Part], index: int, before: Mapping[str, PackedWeight]) -> None:
     """Linears that share a budget may store together what the plan gives them together."""
     stored, planned = 0, 0
     for part in parts:
@@ -129,12 +84,12 @@ def _check_budgets(task: BlockTask, parts: Sequence[_Part], index: int, before: 
         raise FeatherweightError(f"{task.block} stores more than it planned", found=f"{stored} bytes", expected=f"{planned}")
 
 
-def _put_in_place(task: BlockTask, part: _Part, result: BlockResult) -> None:
-    for name, compressed in part.current.items():
-        place(task.model, name, compressed.weight, dtype=task.dtype)
-        result.packed[name] = compressed.weight
-        result.measured[name] = _measured(compressed, part.weights[name], part.statistics, part.seconds / len(part.current))
-        measured = result.measured[name]
+def _put_in_place(task: BlockTask, part: Part, result: BlockResult) -> None:
+    for name in part.chains:
+        weight = part.stored(name)
+        place(task.model, name, weight, dtype=task.dtype)
+        result.packed[name] = weight
+        measured = result.measured[name] = _measured(part, name, weight)
         task.report(Event("compressed", task.block, linear=name, error=measured["relative_error"], measured=measured))
 
 
@@ -192,15 +147,17 @@ def _check_terms(name: str, before: PackedWeight, after: PackedWeight, method: M
             )
 
 
-def _measured(compressed: Compressed, weight: Tensor, statistics: InputStatistics | None, seconds: float) -> dict[str, Any]:
-    values = compressed.weight.dequantize().to(weight.device)
-    hessian = statistics.hessian if statistics is not None else None
+def _measured(part: Part, name: str, stored: PackedWeight) -> dict[str, Any]:
+    """The ledger's columns; errors are those of the original product, whatever maps were folded."""
+    original, values = part.originals[name], stored.dequantize()
+    restored = part.as_before(name, values.to(original.device))
+    hessian = part.seen.hessian if part.seen is not None else None
     return {
-        **compressed.facts,
-        "stored_bytes": compressed.weight.nbytes,
-        "component_bits": {name: 8 * part.nbytes / weight.numel() for name, part in compressed.weight.tensors().items()},
-        "relative_error": None if hessian is None else relative_output_error(weight, values, hessian),
-        "relative_weight_error": relative_output_error(weight, values),
+        **part.current[name].facts,
+        "stored_bytes": stored.nbytes,
+        "component_bits": {part_name: 8 * tensor.nbytes / original.numel() for part_name, tensor in stored.tensors().items()},
+        "relative_error": None if hessian is None else relative_output_error(original, restored, hessian),
+        "relative_weight_error": relative_output_error(original, restored),
         "sparsity": float((values == 0).float().mean()),
-        "seconds": seconds,
+        "seconds": part.seconds / len(part.chains),
     }

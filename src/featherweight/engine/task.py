@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight.engine.progress import Event
 from featherweight.models.replay import BlockInputs
@@ -47,7 +47,8 @@ class BlockTask:
 
 @dataclass
 class BlockResult:
-    """Packed weights and ledger columns, by linear."""
+    """Packed weights and ledger columns by linear, and parameters that took up maps by name, as they are stored."""
 
     packed: dict[str, PackedWeight] = field(default_factory=dict)
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
+    folded: dict[str, Tensor] = field(default_factory=dict)

@@ -138,8 +138,11 @@ class Walk:
     def _stage(self, shard: int, stage: str, inputs: BlockInputs | None) -> None:
         """Compress and write; or, of a stage that is finished, the same modules and multiplies as in the run that wrote it."""
         if shard < len(self.journal.entries):
-            for name, weight in self._load(self.journal.entries[shard]).items():
+            entry = self.journal.entries[shard]
+            for name, weight in self._load(entry).items():
                 place(self._model, name, weight, dtype=self.dtype)
+            for name in entry.folded:
+                self._model.get_parameter(name).copy_(self._tensors(entry)[name])
             return
         result = compress_block(
             BlockTask(
@@ -155,7 +158,7 @@ class Walk:
                 dtype=self.dtype,
             )
         )
-        self._write(shard, result.packed, result.measured)
+        self._write(shard, result.packed, result.measured, result.folded)
         self.report(Event("block written", stage, done=shard, total=len(self._shards) - 1))
 
     def _advance(self, inputs: list[BlockInputs], block: str, dense_outputs: list[list[Tensor]]) -> None:
@@ -176,23 +179,33 @@ class Walk:
         return hashlib.sha256("".join(entry.sha256 for entry in compressed).encode()).hexdigest()
 
     def _load(self, entry: Entry) -> dict[str, PackedWeight]:
-        tensors = load_file(self.output / entry.shard, device=str(self.device)) if entry.rows else {}
+        tensors = self._tensors(entry) if entry.rows else {}
         packed = {}
         for module, row in entry.rows.items():
             own = {name[len(module) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(module + ".")}
             packed[module] = from_tensors(row["description"], own)
         return packed
 
-    def _write(self, shard: int, packed: Mapping[str, PackedWeight], measured: Mapping[str, dict[str, Any]]) -> None:
+    def _tensors(self, entry: Entry) -> dict[str, Tensor]:
+        return load_file(self.output / entry.shard, device=str(self.device))
+
+    def _write(
+        self,
+        shard: int,
+        packed: Mapping[str, PackedWeight],
+        measured: Mapping[str, dict[str, Any]],
+        folded: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        folded = folded or {}
         rows = [row for row in self.plan.rows if row.block == self.plan.stages[shard]]
         tensors: dict[str, Tensor] = {}
         for row in rows:
             if row.description is None:
-                tensors[row.module] = self.plan.weights.read(row.module)
+                tensors[row.module] = folded[row.module] if row.module in folded else self.plan.weights.read(row.module)
             else:
                 tensors.update({f"{row.module}.{name}": tensor for name, tensor in packed[row.module].tensors().items()})
         digest = write(self.output / self._shards[shard], tensors)
         described = {
             module: {"description": weight.description(), "measured": measured[module]} for module, weight in packed.items()
         }
-        self.journal.add(Entry(self._shards[shard], digest, described, self.made_from(shard)))
+        self.journal.add(Entry(self._shards[shard], digest, described, self.made_from(shard), sorted(folded)))

@@ -51,7 +51,7 @@ class Grid(Protocol):
         """
 
     def encode(self, values: Tensor, parameters: GridParameters) -> Tensor:
-        """Codes of the nearest levels, integers held in the dtype of `values [rows, width]`."""
+        """Codes of the nearest levels, integers `[rows, width / vector_size]`; vector grids' in int32, others' in the values' dtype."""
 
     def decode(self, codes: Tensor, parameters: GridParameters) -> Tensor:
-        """The levels that `codes [rows, width]` stand for."""
+        """The levels that `codes [rows, width / vector_size]` stand for, `[rows, width]`."""

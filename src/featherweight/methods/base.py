@@ -12,6 +12,8 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.methods.block_run import BlockRun
+from featherweight.models.axis import DIAGONAL
+from featherweight.models.transforms import Transform
 from featherweight.packed.base import PackedWeight
 from featherweight.statistics.inputs import InputStatistics
 
@@ -31,6 +33,10 @@ class Problem:
         seed: of the run; `generator(name)` derives one stream per (seed, step, name).
         step: index of this step in the chain.
         settings: what the method's `tune` found, by linear.
+        shared: for `prepare`, where the map will be folded: for each column a number that columns have in common which one
+            row makes (grouped-query heads); a permutation must move them alike. None where every column is free.
+        groups: for `prepare`, where the map will be folded: for each column its attention head, which a permutation must not
+            leave. None where there is one group.
     """
 
     weights: Mapping[str, Tensor]
@@ -40,6 +46,8 @@ class Problem:
     seed: int = 0
     step: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    shared: tuple[int, ...] | None = None
+    groups: tuple[int, ...] | None = None
 
     def generator(self, name: str) -> torch.Generator:
         """A CPU generator that depends on the seed, the step and the linear's name only."""
@@ -96,6 +104,7 @@ class Method(ABC):
         summary: one line for `fw methods`.
         source: paper and equation.
         needs: the statistics to gather: "sum_sq", "hessian", "abs_max".
+        map_kind: of what `prepare` returns: "diagonal", "permutation" or "orthogonal"; the plan decides by it what can be folded.
         points: where `fw compare --sweep` shows the method, from 2 to 8 bits: label to steps; a step that names no method is
             of this one.
         adds_terms: whether a step adds terms to what is stored, which itself stays bit for bit; zeros then may get values.
@@ -105,6 +114,7 @@ class Method(ABC):
     summary: ClassVar[str]
     source: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
+    map_kind: ClassVar[str] = DIAGONAL
     points: ClassVar[Mapping[str, Steps]] = {"default": ({},)}
     adds_terms: ClassVar[bool] = False
 
@@ -122,6 +132,22 @@ class Method(ABC):
     def budget(self) -> Literal["linear", "block"]:
         """Whether `storage` holds for each linear, or for all linears of a block together, of which it gives an even share."""
         return "linear"
+
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepare` must run before `tune` and `compress`."""
+        return False
+
+    def prepare(self, problem: Problem) -> Transform | None:
+        """One map of the problem's input, `x` to `T x`, after which `tune` and `compress` see `W T⁻¹`; None leaves it as it is.
+
+        The problem holds all linears of one input that share this step, in order of execution of the inputs. Where the plan
+        says so, the map is folded into what makes the input (a norm, or rows of linears that are still dense); else it
+        is stored beside each weight (`Rotated`), the identity for None. A diagonal is the engine's to fit: columns that
+        one row makes (`problem.shared`) get the geometric mean of their factors, and factors are those that the stored dtype
+        has. A permutation that will be folded must respect `problem.shared` and `problem.groups`.
+        """
+        return None
 
     @property
     def tunes(self) -> bool:

@@ -9,11 +9,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from featherweight.methods.base import Problem, Steps
-from featherweight.methods.scored import Scored
+from featherweight.methods.permuted import Permuted
 
 
 @dataclass(frozen=True)
-class Magnitude(Scored):
+class Magnitude(Permuted):
     """Drop the weights of smallest `|w|`; no data. The baseline of all pruning.
 
     The original code drops everything up to a threshold; here weights go by rank, so that counts are exact.

@@ -19,6 +19,7 @@ from featherweight.methods.low_rank import LowRankCorrection
 from featherweight.methods.lplr import LPLR
 from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.pqp import PQP
+from featherweight.methods.quip import QuIP
 from featherweight.methods.repair import Repair
 from featherweight.methods.ria import RIA
 from featherweight.methods.round_input import RoundInput
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
     RTN.name: RTN,
     GPTQ.name: GPTQ,
     SpQR.name: SpQR,
+    QuIP.name: QuIP,
     Magnitude.name: Magnitude,
     Wanda.name: Wanda,
     RIA.name: RIA,

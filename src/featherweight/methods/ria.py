@@ -11,11 +11,11 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.masks.scores import ria
 from featherweight.methods.base import Problem, Steps
-from featherweight.methods.scored import Scored
+from featherweight.methods.permuted import Permuted
 
 
 @dataclass(frozen=True)
-class RIA(Scored):
+class RIA(Permuted):
     """Drop by a weight's share of its input and of its output, times the activation: `(|w_ij|/Σ_i|w_ij| + |w_ij|/Σ_j|w_ij|) (√E[x_j²])^a`.
 
     An input or output whose weights are all 0 scores 0 (the authors' code divides by 0 there).
@@ -24,7 +24,7 @@ class RIA(Scored):
         power: a ≥ 0, of the activation; 0 disregards it.
 
     Raises:
-        FeatherweightError: a negative power; what `Scored` refuses.
+        FeatherweightError: a negative power; what `Permuted` refuses.
     """
 
     name: ClassVar[str] = "ria"

@@ -11,12 +11,12 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.masks.scores import saliency
 from featherweight.methods.base import Problem, Steps
-from featherweight.methods.scored import Scored
+from featherweight.methods.permuted import Permuted
 from featherweight.solvers.damping import factorise
 
 
 @dataclass(frozen=True)
-class Saliency(Scored):
+class Saliency(Permuted):
     """Drop the weights of smallest `w_ij² / [H⁻¹]_jj`, all at once and with no update.
 
     SparseGPT uses this score inside its walk, where every drop changes the weights that are still to be judged; alone it
@@ -26,7 +26,7 @@ class Saliency(Scored):
         damping: λ ≥ 0, added to the diagonal relative to its mean.
 
     Raises:
-        FeatherweightError: negative damping; what `Scored` refuses.
+        FeatherweightError: negative damping; what `Permuted` refuses.
     """
 
     name: ClassVar[str] = "saliency"

@@ -11,11 +11,11 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.masks.scores import cumulative_share, wanda
 from featherweight.methods.base import Problem, Steps
-from featherweight.methods.scored import Scored
+from featherweight.methods.permuted import Permuted
 
 
 @dataclass(frozen=True)
-class Wanda(Scored):
+class Wanda(Permuted):
     """Drop the weights of smallest `|w_ij| √E[x_j²]`, in every output as many.
 
     Attributes:
@@ -23,7 +23,7 @@ class Wanda(Scored):
             (`use_variant` of the authors' code, with an exact count in the place of its tolerance); pattern "layer" then.
 
     Raises:
-        FeatherweightError: the variant with another pattern; what `Scored` refuses.
+        FeatherweightError: the variant with another pattern; what `Permuted` refuses.
     """
 
     name: ClassVar[str] = "wanda"

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from featherweight.models.axis import Axis, Producer
     from featherweight.models.cache import cache_folder
     from featherweight.models.draw import draw_transform
+    from featherweight.models.folding import fold
     from featherweight.models.producers import find_all_producers
     from featherweight.models.replay import BlockCall, BlockInputs, capture, finish
     from featherweight.models.skeleton import build_skeleton, materialize, release
     from featherweight.models.source import ModelSource, resolve_model
     from featherweight.models.structure import Linear, Structure, find_structure
-    from featherweight.models.transforms import Diagonal, Hadamard, Permutation, Transform, fold
+    from featherweight.models.transforms import Diagonal, Hadamard, Permutation, Transform
     from featherweight.models.weights import Weights, open_weights
 
 _HOMES = {
@@ -26,12 +27,13 @@ _HOMES = {
     "axis": ("Axis", "Producer"),
     "cache": ("cache_folder",),
     "draw": ("draw_transform",),
+    "folding": ("fold",),
     "producers": ("find_all_producers",),
     "replay": ("BlockCall", "BlockInputs", "capture", "finish"),
     "skeleton": ("build_skeleton", "materialize", "release"),
     "source": ("ModelSource", "resolve_model"),
     "structure": ("Linear", "Structure", "find_structure"),
-    "transforms": ("Diagonal", "Hadamard", "Permutation", "Transform", "fold"),
+    "transforms": ("Diagonal", "Hadamard", "Permutation", "Transform"),
     "weights": ("Weights", "open_weights"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -54,14 +56,11 @@ def draw_permutation(axis: Axis, generator: torch.Generator) -> Permutation:
 
 
 def draw_hadamard(axis: Axis, generator: torch.Generator) -> Hadamard:
-    """Random signs, alike for shared rows, and the largest power-of-two block that fits every head."""
-    block = axis.size & -axis.size
-    for columns in _groups(axis):
-        if int(columns[-1] - columns[0]) != len(columns) - 1:
-            raise _no_fit(axis, ORTHOGONAL, "the columns of a head are not side by side")
-        block = min(block, len(columns) & -len(columns))
-    if block < 2:
-        raise _no_fit(axis, ORTHOGONAL, "heads of an odd size")
+    """Random signs, alike for shared rows, and one block for every head."""
+    groups = _groups(axis)
+    if any(int(columns[-1] - columns[0]) != len(columns) - 1 for columns in groups):
+        raise _no_fit(axis, ORTHOGONAL, "the columns of a head are not side by side")
+    block = math.gcd(*(len(columns) for columns in groups))
     signs = 1.0 - 2.0 * torch.randint(0, 2, (axis.size,), generator=generator).double()
     return Hadamard(signs[_classes(axis)], block)
 

@@ -17,9 +17,9 @@ from featherweight.errors import FeatherweightError
 from featherweight.models.axes import axes_of, trace_block
 from featherweight.models.axis import DIAGONAL, ORTHOGONAL, PERMUTATION, Axis, Producer
 from featherweight.models.draw import draw_transform
+from featherweight.models.folding import check_foldable, folded_tensors
 from featherweight.models.probe import DoublePrecision, RandomBlock, sample_calls
 from featherweight.models.rows import following_rows, moving_rows
-from featherweight.models.transforms import check_foldable, folded_tensors
 
 if TYPE_CHECKING:
     from featherweight.models.replay import BlockCall

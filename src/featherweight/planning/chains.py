@@ -34,6 +34,11 @@ class Chains:
     embedding: Method | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def prepare(self) -> bool:
+        """Whether any method maps inputs before it compresses."""
+        return any(method.prepares for chain in self.linears.values() for method in chain)
+
     @classmethod
     def resolve(cls, recipe: Recipe, structure: Structure) -> Chains:
         """Apply scopes, then overrides in order.
@@ -148,5 +153,12 @@ def _data_free(step: Step | None) -> Method | None:
             found=f"{step.method}, which needs {', '.join(sorted(method.requires))}",
             expected=f"a method that needs no statistics: {free}",
             fix="embedding: {method: rtn, bits: 8}; a step with `scope: head` unties the head, and may need data",
+        )
+    if method.prepares:
+        raise FeatherweightError(
+            f"{step.method} maps the inputs of linears, and an embedding has none",
+            found=f"settings {step.settings}",
+            expected="a method that leaves inputs as they are",
+            fix="embedding: {method: rtn, bits: 8}",
         )
     return method

@@ -10,6 +10,7 @@ import torch
 
 from featherweight.errors import FeatherweightError
 from featherweight.methods.base import Method
+from featherweight.models.axes import find_axes
 from featherweight.models.described import DescribedWeights
 from featherweight.models.shards import model_shards
 from featherweight.models.skeleton import build_skeleton
@@ -18,8 +19,8 @@ from featherweight.models.structure import Structure, find_structure
 from featherweight.models.weights import Weights, open_weights
 from featherweight.planning.chains import ALONE, Chains
 from featherweight.planning.estimate import PROCESS_BYTES
+from featherweight.planning.layout import own_head, plan_rows, storages_of
 from featherweight.planning.memory import Trace, Tracer
-from featherweight.planning.plan import own_head, plan_rows
 from featherweight.planning.recipe import Recipe, load_recipe, shipped_recipes
 from featherweight.planning.rows import Row, Totals
 from featherweight.planning.synthetic import Behaviour, behaviour
@@ -82,6 +83,7 @@ class Shapes:
         structure, weights: as in a plan; the weights are described by the config where there is no checkpoint.
         dtype: of activations, and of parameters that are left alone.
         tracer: of its forward pass.
+        skeleton: the model without weights.
         known: behaviour of the chains that were looked at.
     """
 
@@ -90,6 +92,7 @@ class Shapes:
     weights: Weights
     dtype: torch.dtype
     tracer: Tracer
+    skeleton: Any
     known: dict[str, Behaviour] = field(default_factory=dict)
 
     @classmethod
@@ -103,7 +106,7 @@ class Shapes:
         structure = find_structure(skeleton)
         described = not _is_whole(source)
         weights = DescribedWeights(source.folder, skeleton) if described else open_weights(source.folder, skeleton)
-        return cls(source, structure, weights, skeleton.dtype, Tracer(skeleton, batch))
+        return cls(source, structure, weights, skeleton.dtype, Tracer(skeleton, batch), skeleton)
 
     def rows(self, recipe: Recipe | None) -> tuple[tuple[Row, ...], Chains]:
         """The plan's rows, and the chains behind them; without a recipe nothing is compressed."""
@@ -113,7 +116,9 @@ class Shapes:
         else:
             chains = Chains.resolve(recipe, self.structure)
         head = own_head(self.structure, chains, self.weights)
-        return tuple(plan_rows(self.structure, chains, self.weights, head)), chains
+        axes = find_axes(self.skeleton, self.structure) if chains.prepare else {}  # no producers: no map is folded
+        storages = storages_of(self.structure, axes, chains, self.weights, head)
+        return tuple(plan_rows(self.structure, chains, self.weights, head, storages)), chains
 
     def behaviour(self, chain: tuple[Method, ...]) -> Behaviour:
         """Of one chain, looked at once."""
@@ -214,7 +219,7 @@ def _need(shapes: Shapes, name: str, recipe: Recipe | None, limit: int, context:
     bits = totals.linear_bits if any(row.chain for row in rows) else 8 * shapes.dtype.itemsize
     left = limit - weights - process
     return Need(
-        name, error, bits, weights, any(row.at_most for row in rows), trace.cache, _alive(trace, products) - trace.cache,
+        name, error, bits, weights, any(row.at_most for row in rows) or chains.prepare, trace.cache, _alive(trace, products) - trace.cache,
         process, limit, _largest_context(shapes, products, left),
     )  # fmt: skip
 

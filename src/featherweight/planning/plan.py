@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from featherweight.errors import FeatherweightError
-from featherweight.methods.base import Method
-from featherweight.methods.inside import storage_after
 from featherweight.models.axes import Axis, find_axes
+from featherweight.models.producers import find_all_producers
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.source import ModelSource, resolve_model
 from featherweight.models.structure import Linear, Structure, find_structure
 from featherweight.models.weights import Weights, open_weights
-from featherweight.packed.base import Layout, described_bytes, layout_bytes, layout_of
+from featherweight.packed.base import Layout
 from featherweight.packed.files import file_bytes
 from featherweight.planning.chains import Chains
+from featherweight.planning.layout import head_axis, own_head, plan_rows, row_layout, storages_of
+from featherweight.planning.maps import PlannedMap
 from featherweight.planning.recipe import Recipe, load_recipe
 from featherweight.planning.rows import Row, Totals
 
@@ -41,6 +40,7 @@ class Plan:
         structure, axes, chains: the model as we see it, and the methods of each linear.
         rows: one per stored thing, in file order.
         weights: reader of the original tensors.
+        maps: by stage, what its steps draw before they compress.
         head: the output head where it has a chain of its own; it then comes after the blocks, as one more of them.
     """
 
@@ -51,6 +51,7 @@ class Plan:
     chains: Chains
     rows: tuple[Row, ...]
     weights: Weights
+    maps: Mapping[str, tuple[PlannedMap, ...]]
     head: Linear | None = None
 
     @property
@@ -157,36 +158,31 @@ def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, An
     skeleton = build_skeleton(source.config())
     structure = find_structure(skeleton)
     weights = open_weights(source.folder, skeleton)
-    axes = find_axes(skeleton, structure)
     chains = Chains.resolve(settled, structure)
-    _check_tuning(settled, chains, structure)
+    _check_blockwise(settled, chains, structure)
+    axes = find_all_producers(skeleton, structure) if chains.prepare else find_axes(skeleton, structure)
     head = own_head(structure, chains, weights)
-    if head is not None:
-        axes = {**axes, head.name: (Axis(f"{head.name}.input", head.name, head.shape[1], (head.name,)),)}
-    rows = tuple(plan_rows(structure, chains, weights, head))
-    return Plan(source, settled, structure, axes, chains, rows, weights, head)
+    storages = storages_of(structure, axes, chains, weights, head)
+    rows = tuple(plan_rows(structure, chains, weights, head, storages))
+    axes = axes if head is None else {**axes, head.name: (head_axis(head),)}
+    return Plan(source, settled, structure, axes, chains, rows, weights, storages.maps, head)
 
 
-def row_layout(row: Row, weights: Weights) -> Layout:
-    """The stored tensors of one row under their names in the file."""
-    if row.description is None:
-        return {row.module: (weights.shape(row.module), weights.dtype(row.module))}
-    return {f"{row.module}.{name}": tensor for name, tensor in layout_of(row.description).items()}
-
-
-def _check_tuning(recipe: Recipe, chains: Chains, structure: Structure) -> None:
+def _check_blockwise(recipe: Recipe, chains: Chains, structure: Structure) -> None:
+    """Refuse what needs all linears of a block at once where there are not all at once."""
     tuned = {name: method.name for name, chain in chains.linears.items() for method in chain if method.tunes}
-    learns = next(iter(tuned.values()), "")
     if structure.head in tuned:
         raise FeatherweightError(
             f"{tuned[structure.head]} learns on a block's outputs, and the head is in no block", found="a scope with the head",
             expected="scope: decoder", fix="leave the scope out, or give the head a step of its own",
         )  # fmt: skip
-    if learns and recipe.engine.true_sequential:
-        raise FeatherweightError(
-            f"{learns} learns on a whole block", found="engine.true_sequential, which compresses a block part by part",
-            expected="all linears of a block at once", fix="--set engine.true_sequential=false",
-        )  # fmt: skip
+    prepared = {name: method.name for name, chain in chains.linears.items() for method in chain if method.prepares}
+    for names, does in ((tuned, "learns on a whole block"), (prepared, "changes what makes the inputs of a whole block")):
+        if names and recipe.engine.true_sequential:
+            raise FeatherweightError(
+                f"{next(iter(names.values()))} {does}", found="engine.true_sequential, which compresses a block part by part",
+                expected="all linears of a block at once", fix="--set engine.true_sequential=false",
+            )  # fmt: skip
 
 
 def _settled(recipe: Recipe, source: ModelSource) -> Recipe:
@@ -200,59 +196,3 @@ def _settled(recipe: Recipe, source: ModelSource) -> Recipe:
             fix=f"--length {limit}",
         )
     return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"length": length})})
-
-
-def own_head(structure: Structure, chains: Chains, weights: Weights) -> Linear | None:
-    """The head, if it has a chain."""
-    name = structure.head
-    if name is None or not chains.linears.get(name):
-        return None
-    rows, columns = weights.shape(f"{name}.weight")
-    return Linear(name, (rows, columns), bias=f"{name}.bias" in weights.names())
-
-
-def plan_rows(structure: Structure, chains: Chains, weights: Weights, head: Linear | None) -> Iterator[Row]:
-    """Rows in file order: outside the blocks first, then block by block, then the head if it has a chain."""
-    packed = {linear.weight_name: linear for linears in structure.linears.values() for linear in linears}
-    for block in ("", *structure.blocks):
-        for name in weights.names():
-            if _block_of(name, structure) != block or (head and name == head.weight_name):
-                continue
-            shape, dtype = weights.shape(name), weights.dtype(name)
-            if name in packed and chains.linears[packed[name].name]:
-                linear = packed[name]
-                yield _packed_row(linear.name, "linear", block, chains.linears[linear.name], linear.shape, dtype, "")
-            elif name == f"{structure.embedding}.weight" and chains.embedding:
-                shared = f"shared with the tied head {structure.head}" if structure.tied and not head else ""
-                path = str(structure.embedding)
-                yield _packed_row(path, "embedding", block, (chains.embedding,), (shape[0], shape[1]), dtype, shared)
-            else:
-                reason = structure.parameters.get(name, "no linear")
-                reason = chains.reasons.get(packed[name].name, reason) if name in packed else reason
-                size = layout_bytes({name: (shape, dtype)})
-                yield Row(name, "parameter", block, (), None, shape, size, size, reason=reason)
-    if head:
-        dtype = weights.dtype(head.weight_name)
-        reason = f"untied from {structure.embedding}, which is stored for itself" if structure.tied else ""
-        row = _packed_row(head.name, "head", head.name, chains.linears[head.name], head.shape, dtype, reason)
-        yield replace(row, untied=True, original_bytes=0) if structure.tied else row
-
-
-def _packed_row(
-    module: str, kind: str, block: str, chain: tuple[Method, ...], shape: tuple[int, int], dtype: torch.dtype, reason: str
-) -> Row:
-    from featherweight.packed.dense import Dense
-
-    description: dict[str, Any] = Dense.describe(shape, dtype)
-    original = described_bytes(description)
-    for method in chain:
-        description = storage_after(method, description, dtype)
-    return Row(
-        module, kind, block, tuple(method.name for method in chain), description, shape, original,
-        described_bytes(description), at_most=not all(method.exact for method in chain),
-        shared=any(method.budget == "block" for method in chain), reason=reason,
-    )  # fmt: skip
-
-
-def _block_of(name: str, structure: Structure) -> str:
-    return next((block for block in structure.blocks if name.startswith(block + ".")), "")

@@ -13,7 +13,7 @@ class Row:
 
     Attributes:
         module: full module path; a tied parameter's row names all its users in `reason`.
-        kind: "linear", "embedding", "head" or "parameter".
+        kind: "linear", "embedding", "head", "parameter", or "folded": a parameter that takes up a map of what it makes.
         block: the stage it belongs to: the decoder block's path, "" outside of them, or the head's path where the head has a
             chain.
         chain: the methods' names in order; empty if left alone.
@@ -22,7 +22,7 @@ class Row:
         original_bytes, predicted_bytes: before, and as planned.
         at_most: whether `predicted_bytes` is a bound rather than exact.
         shared: whether it is an even share of what the linears of its block store together, which is exact.
-        reason: why it is left alone, who shares it, or from what it was untied.
+        reason: why it is left alone, who shares it, from what it was untied, or which maps it or its input takes.
         untied: whether the original shares this weight with another row; it then adds no original weights and bytes.
         measured: after the run: stored_bytes, relative_error, seconds, damping, ...
     """
@@ -131,6 +131,7 @@ def describe_storage(description: Mapping[str, Any]) -> str:
     words = [str(description["kind"])]
     if "rank" in description:
         words.append(f"rank {description['rank']}")
+    words += [f"{side} {value['map']}" for side, value in description.items() if isinstance(value, Mapping) and "map" in value]
     if "bits" in description:
         words.append(f"{description['bits']}-bit")
     if "group_size" in description:

@@ -12,8 +12,11 @@ from torch import Tensor
 from featherweight.methods.base import Method, Problem
 from featherweight.methods.block_run import BlockRun
 from featherweight.methods.inside import compress_inside
+from featherweight.models.transforms import Transform
 from featherweight.packed.dense import Dense
 from featherweight.packed.linear import PackedLinear
+from featherweight.packed.maps import as_stored
+from featherweight.packed.rotated import Rotated
 from featherweight.planning.memory import LiveBytes
 from featherweight.statistics.inputs import KINDS, InputStatistics
 
@@ -48,11 +51,18 @@ def behaviour(chain: tuple[Method, ...], dtype: torch.dtype) -> Behaviour:
     weight = weight.to(dtype).float()
     statistics = InputStatistics.from_inputs(inputs, KINDS)
     problem = Problem({"layer": weight}, {"layer": Dense(weight.to(dtype))}, statistics, dtype)
+    maps: list[Transform] = []
     for step, method in enumerate(chain):
+        drawn = method.prepare(problem) if method.prepares else None
+        if drawn is not None:
+            maps.append(as_stored(drawn, dtype))
+            problem, inputs = _mapped(problem, maps[-1]), maps[-1].apply(inputs)
         settings = method.tune(_block(problem, inputs)) if method.tunes else {}
         done = compress_inside(method, replace(problem, settings=settings))["layer"].weight
-        problem = Problem({"layer": weight}, {"layer": done}, statistics, dtype, step=step + 1)
+        problem = replace(problem, current={"layer": done}, step=step + 1)
     packed = problem.current["layer"]
+    for transform in reversed(maps):
+        packed = Rotated.of(packed, transform, dtype=dtype)
     hessian = statistics.mean_hessian()
 
     def energy(rows: Tensor) -> float:
@@ -63,6 +73,18 @@ def behaviour(chain: tuple[Method, ...], dtype: torch.dtype) -> Behaviour:
         energy(packed.dequantize() - weight) / energy(weight),
         few / weight.numel(),
         max(0.0, many - few) / TOKENS / (OUTPUTS + INPUTS),
+    )
+
+
+def _mapped(problem: Problem, transform: Transform) -> Problem:
+    """The same problem for `T x`, of weights that are still dense."""
+    assert problem.statistics is not None
+    weight = transform.contragredient().apply(problem.weights["layer"])
+    return replace(
+        problem,
+        weights={"layer": weight},
+        current={"layer": Dense(weight.to(problem.dtype))},
+        statistics=problem.statistics.transformed(transform),
     )
 
 

@@ -23,7 +23,8 @@ def print_plan(plan: Plan, cost: Estimate) -> None:
     _print_reasons(console, plan.rows)
     for reason, rows in _left_alone(plan.rows).items():
         size = sum(row.bytes for row in rows)
-        console.print(f"left alone, {reason}: {len(rows)} tensors, {human_bytes(size)}", highlight=False)
+        told = reason if rows[0].kind == "folded" else f"left alone, {reason}"
+        console.print(f"{told}: {len(rows)} tensors, {human_bytes(size)}", highlight=False)
     _print_totals(console, plan.totals, any(row.at_most or row.shared for row in plan.rows))
     console.print(
         f"cost: host {human_bytes(cost.host_bytes)}, disk {human_bytes(cost.disk_bytes)}, "
@@ -153,10 +154,14 @@ def _print_totals(console: Console, totals: Totals, at_most: bool) -> None:
 
 
 def _print_reasons(console: Console, rows: Iterable[Row]) -> None:
-    """Who shares a compressed weight, or from what it was untied."""
+    """Who shares a compressed weight, from what it was untied, or which maps of its input it takes."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         if row.chain and row.reason:
-            console.print(f"{row.module}: {row.reason}", highlight=False)
+            groups.setdefault(row.reason, []).append(row)
+    for reason, alike in groups.items():
+        more = f" and {len(alike) - 1} like it" if len(alike) > 1 else ""
+        console.print(f"{alike[0].module}{more}: {reason}", highlight=False)
 
 
 def _left_alone(rows: Iterable[Row]) -> dict[str, list[Row]]:

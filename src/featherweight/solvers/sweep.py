@@ -91,6 +91,7 @@ class _Walk:
         rows, width = self.weight.shape
         self.feedback = self.factor.feedback(self.grid.vector_size)
         self.importance = self.factor.importance()
+        self.group_of = self.groups.of_walked.tolist()
         self.in_order = torch.equal(self.factor.order, torch.arange(width, device=self.weight.device))
         self.original = self._walked()
         self.target = self.original.clone()
@@ -210,7 +211,7 @@ class _Walk:
             columns = slice(start, start + size)
             walked = slice(first + start, first + start + size)
             value = self.target[walked].addmm_(feedback[:start, columns].T, error[:start]) if start else self.target[walked]
-            parameters = self.groups.parameters(int(self.groups.of_walked[first + start]))
+            parameters = self.groups.parameters(self.group_of[first + start])
             codes = self.grid.encode(value.T, parameters)
             decoded = self.grid.decode(codes, parameters).T
             if dropped is not None:

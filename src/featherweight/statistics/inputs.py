@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.models.axis import ORTHOGONAL
+from featherweight.models.transforms import Diagonal, Transform
 
 KINDS = frozenset({"sum_sq", "hessian", "abs_max", "samples"})
 
@@ -88,6 +90,20 @@ class InputStatistics:
         hessian = None if hessian is None else hessian[:, inputs.to(hessian.device)]
         samples = None if self.samples is None else self.samples[..., inputs.to(self.samples.device)]
         return InputStatistics(self.count, chosen(self.sum_sq), hessian, chosen(self.abs_max), samples)
+
+    def transformed(self, transform: Transform) -> InputStatistics:
+        """Those of `T x`: exact, but that of a map that mixes inputs `sum_sq` needs the Hessian, and `abs_max` is not known."""
+
+        def along(sums: Tensor | None, map_: Transform) -> Tensor | None:
+            return None if sums is None else map_.apply(sums)
+
+        once = along(self.hessian, transform)
+        hessian = None if once is None else transform.apply(once.t())
+        samples = along(self.samples, transform)
+        if transform.kind == ORTHOGONAL:
+            return InputStatistics(self.count, None if hessian is None else hessian.diagonal().clone(), hessian, None, samples)
+        squared = Diagonal(transform.values.square()) if isinstance(transform, Diagonal) else transform
+        return InputStatistics(self.count, along(self.sum_sq, squared), hessian, along(self.abs_max, transform), samples)
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, for a file."""
