@@ -9,6 +9,7 @@ from featherweight.methods.decompose import Decompose
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.low_rank import LowRankCorrection
 from featherweight.methods.quip import QuIP
+from featherweight.packed.base import described_bytes
 from featherweight.packed.dense import Dense
 from featherweight.packed.low_rank import LowRank
 from featherweight.solvers.downdate import downdated
@@ -156,3 +157,9 @@ def test_factors_on_the_lattice():
     assert done["linear0"].terms[1].left.kind == "lattice"
     assert 8 * done["linear0"].terms[1].nbytes == 9 * 4 * (64 + 96) + 2 * 32  # exactly four bits, and two scales
     assert relative_error(problem, done) < 0.8 * relative_error(problem, run(problem, base)[0])
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096), (11008, 4096), (4096, 11008)])
+def test_bits_on_the_shapes_of_7b(shape):
+    planned = CALDERA(rank_bits=0.2).storage(Dense.describe(shape, torch.bfloat16), torch.bfloat16)
+    assert 2.19 < 8 * described_bytes(planned) / (shape[0] * shape[1]) < 2.205

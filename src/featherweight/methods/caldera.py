@@ -65,8 +65,8 @@ class CALDERA(Factored):
     grid: Literal["lattice", "uniform"] = "lattice"
     group_size: int | None = 128
     hadamard: bool = True
-    passes: int = 3
-    iterations: int = 10
+    passes: int = 1
+    iterations: int = 5
     order: Order = "rounded first"
     downdate: float = 0.9
 
