@@ -17,6 +17,7 @@ from featherweight.cli import (
     explain,
     fetch,
     generate,
+    layers,
     methods,
     plan,
     recipes,
@@ -43,6 +44,7 @@ app.command("compress")(compress.run)
 app.command("compare")(compare.run)
 app.add_typer(table.app, name="table")
 app.command("search")(search.run)
+app.command("layers")(layers.run)
 app.command("shrink")(shrink.run)
 app.command("statistics")(statistics.run)
 app.command("verify")(verify.run)

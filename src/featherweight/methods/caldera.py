@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.grids.e8 import E8Grid
 from featherweight.grids.uniform import UniformGrid
 from featherweight.methods.base import Compressed, Problem, Steps
 from featherweight.methods.factors import DTYPE, Factored, low_rank_terms, must_be_dense
+from featherweight.methods.incoherence import Incoherence, describe_rotation
+from featherweight.methods.quip import RMS
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.integer import Integer
+from featherweight.packed.lattice import Lattice
+from featherweight.packed.rotated import Rotated
 from featherweight.packed.sum import Sum
 from featherweight.solvers.alternate import Alternated, Update, alternate
 from featherweight.solvers.damping import Factor, factorise
 from featherweight.solvers.downdate import downdated
-from featherweight.solvers.low_rank import Fitted, Metric
+from featherweight.solvers.low_rank import Fitted, Metric, Rounded
 from featherweight.solvers.sweep import sweep
+from featherweight.solvers.vectors import solve_vectors
 
 Order = Literal["low-rank first", "rounded first"]
 
@@ -33,8 +39,11 @@ class CALDERA(Factored):
     had been fitted the best is kept; the authors' early code could return one without a `Q`.
 
     Attributes:
-        bits: of a code of `Q`, 2 to 8.
-        group_size: consecutive inputs that share a scale of `Q`; None for whole rows.
+        bits: of a code of `Q`: 2, 3 or 4 on the lattice, 2 to 8 on the uniform grid.
+        grid: of `Q`: "lattice" (E8, one scale for the linear) or "uniform".
+        group_size: consecutive inputs that share a scale of `Q` on the uniform grid; None for whole rows.
+        hadamard: rotate inputs and outputs by random-signed Hadamard matrices first, as QuIP# does.
+        passes: of coordinate descent after each walk on the lattice, at most.
         iterations: updates of both.
         order: of the two in an iteration.
         downdate: fit `Q` in the norm that is left once `L` is free to make up for errors that `R` can reach: the share of that
@@ -53,8 +62,11 @@ class CALDERA(Factored):
     points: ClassVar[Mapping[str, Steps]] = {f"{bits}bit": ({"bits": bits},) for bits in (2, 3, 4)}
 
     bits: int = 2
+    grid: Literal["lattice", "uniform"] = "lattice"
     group_size: int | None = 128
-    iterations: int = 10
+    hadamard: bool = True
+    passes: int = 1
+    iterations: int = 5
     order: Order = "rounded first"
     downdate: float = 0.9
 
@@ -71,20 +83,26 @@ class CALDERA(Factored):
                 expected="iterations and group_size 1 or more, downdate 0 to 1",
             )  # fmt: skip
 
-    def rule(self) -> UniformGrid:
+    def rule(self) -> UniformGrid | E8Grid:
         """The rounding rule of `Q`."""
+        if self.grid == "lattice":
+            return E8Grid(self.bits, RMS.get(self.bits))
         return UniformGrid(self.bits, symmetric=True, fit_by="weighted", scale_dtype=DTYPE)
 
     def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """The sum of an `Integer` and a `LowRank`, one for each strip.
+        """The sum of a `Lattice` or `Integer` and a `LowRank`, one for each strip; between rotations if there are any.
 
         Raises:
             FeatherweightError: a step before stored `current` otherwise than dense; a rank above the smaller side.
         """
         must_be_dense(self.name, current)
         rows, columns = current["shape"]
-        rounded = Integer.describe((rows, columns), self.bits, self.group_size, symmetric=True, scale_dtype=DTYPE)
-        return Sum.describe([rounded, *self.describe_terms((rows, columns))])
+        shape = (rows, columns)
+        rounded = Lattice.describe(shape, self.bits)
+        if self.grid == "uniform":
+            rounded = Integer.describe(shape, self.bits, self.group_size, symmetric=True, scale_dtype=DTYPE)
+        terms = Sum.describe([rounded, *self.describe_terms(shape)])
+        return Rotated.describe(terms, describe_rotation(columns), describe_rotation(rows)) if self.hadamard else terms
 
     def compress(self, problem: Problem) -> dict[str, Compressed]:
         """Solve linear by linear on the shared Hessian.
@@ -92,12 +110,25 @@ class CALDERA(Factored):
         Raises:
             FeatherweightError: activation-aware without a Hessian, or one that cannot be factorised; a rank above the smaller side.
         """
-        hessian = self.hessian(problem, "decompose")
-        metric, plain = self.metric(hessian), Metric(hessian)
-        return {name: self._compressed(name, problem, metric, plain) for name in problem.current}
+        weights = {name: current.dequantize() for name, current in problem.current.items()}
+        hessian = self.hessian(problem, self.name)
+        if not self.hadamard:
+            metric, plain = self.metric(hessian), Metric(hessian)
+            return {name: self._solved(name, weight, problem, metric, plain) for name, weight in weights.items()}
+        any_weight = next(iter(weights.values()))
+        drawn_for = torch.eye(any_weight.shape[1], device=any_weight.device) if hessian is None else hessian
+        basis = Incoherence.draw({name: len(weight) for name, weight in weights.items()}, drawn_for, None, problem.generator)
+        metric, plain = (
+            (self.metric(None), Metric()) if hessian is None else (self.metric(basis.hessian), Metric(basis.hessian))
+        )
+        compressed = {}
+        for name, weight in weights.items():
+            solved = self._solved(name, basis.weight(name, weight), problem, metric, plain)
+            compressed[name] = replace(solved, weight=Rotated.of(solved.weight, basis.input, basis.outputs[name]))
+        return compressed
 
-    def _compressed(self, name: str, problem: Problem, metric: Metric, plain: Metric) -> Compressed:
-        weight = problem.current[name].dequantize()
+    def _solved(self, name: str, weight: Tensor, problem: Problem, metric: Metric, plain: Metric) -> Compressed:
+        """One linear, in the basis of the metric."""
         generator = problem.generator(name)
         walk = _Walk(self, metric, weight, name)
         updates: dict[str, Update] = {
@@ -107,11 +138,10 @@ class CALDERA(Factored):
         if self.order == "rounded first":
             updates = dict(reversed(updates.items()))
         found = alternate(weight, updates, plain.energy, self.iterations)
-        rounded, factors = found.parts["rounded"], found.parts["low-rank"]
+        rounded = found.parts["rounded"]
         assert isinstance(rounded, PackedWeight)
-        terms = low_rank_terms(factors)
-        energy = plain.energy(weight)
-        facts = {"rank": sum(term.rank for term in terms), "damping": walk.damping, **path_facts(found, energy)}
+        terms = low_rank_terms(found.parts["low-rank"])
+        facts = {"rank": sum(term.rank for term in terms), "damping": walk.damping, **path_facts(found, plain.energy(weight))}
         return Compressed(Sum((rounded, *terms)), facts)
 
 
@@ -129,22 +159,29 @@ class _Walk:
     """Rounds what the low-rank term leaves; the factor of the Hessian is kept while that is not downdated."""
 
     def __init__(self, method: CALDERA, metric: Metric, weight: Tensor, name: str) -> None:
-        self.method, self.metric, self.name = method, metric, name
+        self.method, self.name = method, name
         width = weight.shape[1]
-        self.hessian = metric.hessian if metric.hessian is not None else torch.eye(width, device=weight.device)
-        self.factor: Factor | None = None
-        self.damping = 0.0
+        self.full = metric.hessian if metric.hessian is not None else torch.eye(width, device=weight.device)
+        self.hessian, self.factor = self.full, self._factor(self.full)
 
-    def round(self, rest: Tensor, parts: Mapping[str, Any]) -> Integer:
+    @property
+    def damping(self) -> float:
+        """λ that the last factorisation needed."""
+        return self.factor.damping_used
+
+    def round(self, rest: Tensor, parts: Mapping[str, Rounded]) -> PackedWeight:
         """`Q` for `rest [out, in]`."""
-        fitted = parts.get("low-rank")
-        if self.factor is None or self.method.downdate:
-            hessian = self.hessian
-            if self.method.downdate and isinstance(fitted, Fitted):
-                hessian = downdated(hessian, fitted.right.dequantize(), self.method.downdate)
-            order = hessian.diagonal().argsort(descending=True, stable=True)
-            self.factor = factorise(hessian, self.method.damping, order=order, name=self.name)
-            self.damping = self.factor.damping_used
-        method = self.method
+        method, fitted = self.method, parts.get("low-rank")
+        if method.downdate and isinstance(fitted, Fitted):
+            self.hessian = downdated(self.full, fitted.right.dequantize(), method.downdate)
+            self.factor = self._factor(self.hessian)
+        if method.grid == "lattice":
+            vectors = solve_vectors([rest], self.hessian, self.factor, method.rule(), method.passes)[0]
+            return Lattice.from_codes(vectors.codes, vectors.scale, rest.shape[1], method.bits)
         solved = sweep(rest, self.factor, method.rule(), method.group_size, static_groups=True)
         return Integer.from_codes(solved.codes, solved.scales.to(DTYPE), None, method.bits, method.group_size)
+
+    def _factor(self, hessian: Tensor) -> Factor:
+        """In stored order for vectors of columns, else by falling diagonal."""
+        order = None if self.method.grid == "lattice" else hessian.diagonal().argsort(descending=True, stable=True)
+        return factorise(hessian, self.method.damping, order=order, name=self.name)

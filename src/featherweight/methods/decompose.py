@@ -12,7 +12,7 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.methods.base import Compressed, Problem, Steps
 from featherweight.methods.caldera import path_facts
-from featherweight.methods.factors import Factored, Format, low_rank_terms, must_be_dense
+from featherweight.methods.factors import Factored, FactorGrid, Format, low_rank_terms, must_be_dense
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.sparse_rows import SparseRows
 from featherweight.packed.sum import Sum
@@ -51,7 +51,7 @@ class Decompose(Factored):
     points: ClassVar[Mapping[str, Steps]] = {f"{bits}bit": ({"bits": bits, "sparse_share": 0.005},) for bits in (2, 3, 4)}
 
     bits: int = 4
-    grid: Literal["uniform", "clipped", "normal"] = "uniform"
+    grid: FactorGrid = "uniform"
     group_size: int | None = 64
     sparse_share: float = 0.0
     first: Part = "rounded"
@@ -87,7 +87,7 @@ class Decompose(Factored):
         return Format(self.bits, self.grid, self.group_size)
 
     def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """The sum of an `Integer` or `NormalFloat`, `SparseRows` if there are any, and a `LowRank` for each strip.
+        """The sum of an `Integer` (or as the grid is stored), `SparseRows` if there are any, and a `LowRank` for each strip.
 
         Raises:
             FeatherweightError: a step before stored `current` otherwise than dense; a rank above the smaller side.

@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.grids.e8 import E8Grid
 from featherweight.grids.normal import NormalGrid
-from featherweight.grids.uniform import UniformGrid
+from featherweight.grids.uniform import Fit, UniformGrid
 from featherweight.methods.base import Method, Problem
 from featherweight.packed.base import PackedWeight, described_bytes
 from featherweight.packed.dense import Dense
 from featherweight.packed.integer import Integer
+from featherweight.packed.lattice import Lattice
 from featherweight.packed.low_rank import LowRank
 from featherweight.packed.normal_float import NormalFloat
 from featherweight.packed.sum import Sum
 from featherweight.solvers.low_rank import Fitted, Metric, Rounded, Rounding, best_factors, check_rank, fit_factors
 from featherweight.solvers.nearest import round_to_nearest
 
-FactorGrid = Literal["uniform", "clipped", "normal"]
+FactorGrid = Literal["uniform", "clipped", "normal", "lattice"]
 
 #: In which factors of 16 bits, and all scales, are stored.
 DTYPE = torch.float16
@@ -34,7 +36,7 @@ class Format:
 
     Attributes:
         bits: of a code; 16 for none.
-        grid: of the codes; "clipped" is uniform and cuts the range at 2.5 standard deviations.
+        grid: of the codes; "clipped" is uniform and cuts the range at 2.5 standard deviations, "lattice" has one scale for all.
         group_size: consecutive features that share a scale; None for all of a rank.
 
     Raises:
@@ -50,18 +52,21 @@ class Format:
         if self.bits != 16:
             self.rule()
 
-    def rule(self) -> UniformGrid | NormalGrid:
+    def rule(self) -> UniformGrid | NormalGrid | E8Grid:
         """The rounding rule."""
+        if self.grid == "lattice":
+            return E8Grid(self.bits)
         if self.grid == "normal":
             return NormalGrid(self.bits, DTYPE)
-        return UniformGrid(
-            self.bits, symmetric=True, fit_by="clipped" if self.grid == "clipped" else "weighted", scale_dtype=DTYPE
-        )
+        fit: Fit = "clipped" if self.grid == "clipped" else "weighted"
+        return UniformGrid(self.bits, symmetric=True, fit_by=fit, scale_dtype=DTYPE)
 
     def describe(self, shape: tuple[int, int]) -> dict[str, Any]:
         """Description of a factor so stored."""
         if self.bits == 16:
             return Dense.describe(shape, DTYPE)
+        if self.grid == "lattice":
+            return Lattice.describe(shape, self.bits)
         if self.grid == "normal":
             return NormalFloat.describe(shape, self.bits, self.group_size, DTYPE)
         return Integer.describe(shape, self.bits, self.group_size, symmetric=True, scale_dtype=DTYPE)
@@ -70,11 +75,19 @@ class Format:
         """Round and store; `importance [features]` weighs squared errors where the grid searches its range."""
         if self.bits == 16:
             return Dense(values.to(DTYPE))
+        if self.grid == "lattice":
+            return self._pack_vectors(values)
         solved = round_to_nearest(values, self.rule(), self.group_size, importance)
         scales = solved.scales.to(DTYPE)
         if self.grid == "normal":
             return NormalFloat.from_codes(solved.codes, scales, self.bits, self.group_size)
         return Integer.from_codes(solved.codes, scales, None, self.bits, self.group_size)
+
+    def _pack_vectors(self, values: Tensor) -> Lattice:
+        grid, features = self.rule(), values.shape[1]
+        parameters = grid.fit(values)
+        codes = grid.encode(torch.nn.functional.pad(values, (0, -features % grid.vector_size)), parameters)
+        return Lattice.from_codes(codes, parameters.scale[0], features, self.bits)
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,8 @@ class Factored(Method):
         rank: of the product; several numbers for strips of the rank, the leading directions first.
         rank_bits: without `rank`, the largest rank whose factors take at most so many bits per weight of the linear.
         left_bits, right_bits: of a code of `L` and `R`, 16 for float16; one number, or one for each strip.
-        factor_grid: "uniform" (symmetric, searched range), "clipped" (the range cut at 2.5 standard deviations), "normal".
+        factor_grid: "uniform" (symmetric, searched range), "clipped" (the range cut at 2.5 standard deviations), "normal"
+            (normal-float levels), "lattice" (E8, 2 to 4 bits, one scale for a whole factor).
         factor_group_size: consecutive outputs (of `L`) or inputs (of `R`) that share a scale; None for all of a rank.
         factor_iterations: of alternating least squares, where factors are rounded.
         activation_aware: minimise the error of the outputs rather than that of the weights.
