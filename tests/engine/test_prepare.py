@@ -11,15 +11,20 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import featherweight as fw
+from common import TINY
+from featherweight import FeatherweightError
+from featherweight.engine.progress import Event
 from featherweight.methods.base import Compressed, Method, Problem
 from featherweight.methods.block_run import BlockRun
 from featherweight.methods.registry import METHODS
 from featherweight.models.axis import DIAGONAL, ORTHOGONAL, PERMUTATION, Axis
 from featherweight.models.draw import draw_transform
 from featherweight.models.transforms import Diagonal, Transform
+from featherweight.packed.files import sha256
 from featherweight.planning.plan import Plan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))

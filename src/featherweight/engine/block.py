@@ -25,8 +25,7 @@ def compress_block(task: BlockTask) -> BlockResult:
     axes = [axis for axis in task.plan.axes[task.block] if _needs_or_chain(task.plan, axis)]
     groups = [[axis] for axis in axes] if task.plan.recipe.engine.true_sequential else [axes]
     for group in groups:
-        needs = {axis.name: needed for axis in group if (needed := _needs(task.plan, axis))}
-        statistics = gather(task, group, needs, result)
+        statistics = gather(task, group, needed(task.plan, group), result)
         together = any(method.tunes or method.prepares for method in _methods(task.plan, group))
         for part in [group] if together else [[axis] for axis in group]:
             compress_axes(task, part, statistics, result)
@@ -71,8 +70,10 @@ def gather(
     return sums
 
 
-def _needs(plan: Plan, axis: Axis) -> frozenset[str]:
-    return frozenset().union(*(method.requires for method in _methods(plan, [axis])))
+def needed(plan: Plan, axes: Sequence[Axis]) -> dict[str, frozenset[str]]:
+    """The statistics that the methods of these axes ask for, by the axis's name; axes that need none are left out."""
+    needs = {axis.name: frozenset().union(*(method.requires for method in _methods(plan, [axis]))) for axis in axes}
+    return {name: kinds for name, kinds in needs.items() if kinds}
 
 
 def _methods(plan: Plan, axes: list[Axis]) -> list[Method]:
