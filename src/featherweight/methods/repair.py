@@ -99,8 +99,9 @@ class Repair(Method):
         kept = torch.ones_like(weight, dtype=torch.bool) if support is None else support.to(weight.device)
         values = current.dequantize().to(weight.device)
         best = refit_kept(weight.masked_fill(factor.dead, 0.0), values * ~factor.dead, kept, hessian, self.refit)
-        again = self._on_grid(current, best, kept, factor) if self.keep_grid else None
-        repaired = again or self._stored(name, current, best, kept, problem)
+        repaired = (
+            self._on_grid(current, best, kept, factor) if self.keep_grid else self._stored(name, current, best, kept, problem)
+        )
         before = float(factor.row_energy(weight - values).sum())
         after = float(factor.row_energy(weight - repaired.dequantize().to(weight.device)).sum())
         energy = float(factor.row_energy(weight).sum())
