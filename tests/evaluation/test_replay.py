@@ -22,7 +22,8 @@ SETTINGS = {
         "values": {"codec": "integer", "group_size": 8, "window": 16},
     }),
     "rotated": CacheSettings.from_dict({
-        "keys": {"codec": "rotated", "group_size": 8, "window": 16}, "values": {"codec": "rotated", "bits": 2, "lattice": True, "window": 7},
+        "keys": {"codec": "rotated", "group_size": 8, "window": 16},
+        "values": {"codec": "rotated", "bits": 2, "lattice": True, "window": 7},
     }),
     "qjl": CacheSettings.from_dict({
         "keys": {"codec": "qjl", "outliers": 2, "group_size": 8, "window": 16}, "values": {"codec": "integer", "window": 4},
