@@ -25,7 +25,7 @@ def objective(error, hessian):
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("block", [8, 24, 128])
 def test_the_walk_is_block_ldlq(bits, block):
-    """Against the slow form: `t_k = w_k + (H_kk − H_kr H_rr⁻¹ H_rk)⁻¹ …` by solving for the best remaining weights each time."""
+    """Against the slow form: after each vector the remaining weights are solved for, `w_r += e_k H_kr H_rr⁻¹`."""
     weight, hessian = make()
     grid, factor = E8Grid(bits, 0.9), factorise(hessian)
     damped = factor.damped(hessian).double()
