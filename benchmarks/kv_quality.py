@@ -32,6 +32,7 @@ FAMILIES = {
     "qjl": ("#D55E00", "D", "QJL keys, 2-bit values"),
     "qjl-4": ("#E69F00", "P", "QJL keys, 4-bit values"),
     "rotated": ("#009E73", "^", "rotated, around means"),
+    "balanced": ("#000000", "v", "the same, channels balanced; E8 at 2 bits"),
 }
 COLUMNS = (
     "model", "data", "codec", "family", "key_bits", "value_bits", "cache_bits", "kl", "kl_error", "top1_agreement", "perplexity",
@@ -53,7 +54,14 @@ def codecs(head_dim: int, window: int) -> Iterator[tuple[str, str, dict[str, Any
                 yield name, family, {"keys": keys, "values": _integer(bits, window)}
     for bits in (2, 3, 4):
         keys = {"codec": "rotated", "bits": bits, "group_size": window, "window": window}
-        yield f"rotated-{bits}", "rotated", {"keys": keys, "values": {"codec": "rotated", "bits": bits, "window": window}}
+        values = {"codec": "rotated", "bits": bits, "window": window}
+        lattice = {"lattice": True} if bits == 2 else {}
+        yield f"rotated-{bits}", "rotated", {"keys": keys, "values": values}
+        yield (
+            f"rotated-{bits}, balanced",
+            "balanced",
+            {"keys": {**keys, **lattice, "balance": True}, "values": values | lattice},
+        )
 
 
 def _integer(bits: int, window: int, axis: str = "token") -> dict[str, Any]:
