@@ -156,7 +156,10 @@ def path_facts(found: Alternated, energy: float) -> dict[str, Any]:
 
 
 class _Walk:
-    """Rounds what the low-rank term leaves; the factor of the Hessian is kept while that is not downdated."""
+    """Rounds what the low-rank term leaves; the factor of the Hessian is kept while that is not downdated.
+
+    The metric is damped already; a downdated one needs damping of its own, as the authors give it.
+    """
 
     def __init__(self, method: CALDERA, metric: Metric, weight: Tensor, name: str) -> None:
         self.method, self.name = method, name
