@@ -59,7 +59,7 @@ class CALDERA(Factored):
     summary: ClassVar[str] = "rounded weight plus low-rank term, each fitted in turn to what the other leaves"
     source: ClassVar[str] = "Saha et al. 2024, arXiv:2405.18886, algorithm 1"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
-    points: ClassVar[Mapping[str, Steps]] = {f"{bits}bit": ({"bits": bits},) for bits in (2, 3, 4)}
+    points: ClassVar[Mapping[str, Steps]] = {f"{bits}bit": ({"bits": bits, "rank_bits": 0.2},) for bits in (2, 3, 4)}
 
     bits: int = 2
     grid: Literal["lattice", "uniform"] = "lattice"
