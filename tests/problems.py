@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from featherweight.methods.base import Problem
+from featherweight.methods.block_run import BlockRun
 from featherweight.packed.base import empty
 from featherweight.packed.dense import Dense
 from featherweight.statistics.inputs import InputStatistics
@@ -48,3 +49,23 @@ def relative_error(problem, current):
         error = (weight - current[name].dequantize()).double()
         errors.append(float(((error @ hessian) * error).sum() / ((weight.double() @ hessian) * weight.double()).sum()))
     return sum(errors) / len(errors)
+
+
+def block_run(*chain, broken=False):
+    """`relu(x W0ᵀ) + x W1ᵀ` stands for a block, after a chain; its linears as a problem, and what they are stored as."""
+    problem = make(((24, 32), (24, 32)), torch.float32)
+    weights = dict(problem.weights)
+    current = run(problem, *chain)[0]
+    x = torch.randn(4, 8, 32, generator=torch.Generator().manual_seed(5))
+
+    def forward(batch, overrides):
+        used = {name: overrides.get(name, current[name].dequantize()) for name in weights}
+        if broken:
+            used = {name: weight.detach() for name, weight in used.items()}
+        return torch.relu(x[batch] @ used["linear0"].T) + x[batch] @ used["linear1"].T
+
+    def reference(batch):
+        return torch.relu(x[batch] @ weights["linear0"].T) + x[batch] @ weights["linear1"].T
+
+    statistics = dict.fromkeys(weights, problem.statistics)
+    return problem, current, BlockRun("block", weights, current, statistics, 4, reference, forward)

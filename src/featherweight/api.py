@@ -16,7 +16,9 @@ from featherweight.engine.shrink import Shrunk
 from featherweight.engine.shrink import shrink as run_shrink
 from featherweight.engine.shrink_task import Cut, HeadUnit
 from featherweight.engine.verify import verify
+from featherweight.errors import FeatherweightError
 from featherweight.evaluation.protocol import Measurement
+from featherweight.integrations.cache_choice import CacheChoice, choose_cache
 from featherweight.integrations.load import load as load_folder
 from featherweight.models.source import ModelSource, resolve_model
 from featherweight.packed.linear import dense_cache
@@ -90,6 +92,8 @@ def evaluate(
     length: int | None = None,
     windows: int | None = None,
     variant: Literal["standard", "new"] = "standard",
+    kv_cache: CacheChoice = None,
+    stepwise: bool = False,
     device: str | None = None,
     dtype: torch.dtype | str | None = None,
     offline: bool = False,
@@ -98,6 +102,9 @@ def evaluate(
     """Perplexity of `model` on `data`; with `against`, also KL divergence and top-1 agreement with that model.
 
     Args:
+        kv_cache: what the model reads keys and values from: its own settings if None, "none" for the exact ones, a preset, a
+            YAML file, or settings. The reference reads exact ones.
+        stepwise: feed the tokens one by one to the real cache instead of one forward that reads the same.
         dtype: of activations and dense weights; None is float32 on a CPU and the checkpoint's elsewhere.
 
     Raises:
@@ -106,6 +113,7 @@ def evaluate(
     from featherweight.evaluation.evaluate import evaluate as measure
 
     source = resolve_model(model, offline=offline)
+    cache = choose_cache(source.folder, kv_cache)
     reference = resolve_model(against, offline=offline) if against else None
     dtype = _measuring_dtype(device, dtype)
     loaded = load(source.folder, device=device, dtype=dtype)
@@ -118,6 +126,8 @@ def evaluate(
             windows=windows,
             against=load(reference.folder, device=device, dtype=dtype) if reference else None,
             variant=variant,
+            cache=cache,
+            stepwise=stepwise,
             offline=offline,
             progress=progress,
         )
@@ -210,17 +220,21 @@ def answer(
     batch_size: int | None = None,
     include_path: Path | None = None,
     tasks_data: Path | None = None,
+    kv_cache: CacheChoice = None,
+    length: int | None = None,
     device: str | None = None,
     dtype: torch.dtype | str | None = None,
     offline: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Measurement]:
-    """Accuracy of `model` on questions: ours, or tasks of lm-evaluation-harness; see `find_tasks`.
+    """Accuracy of `model` on questions: ours, tasks of lm-evaluation-harness, or of long contexts; see `find_tasks`, `find_long_tasks`.
 
     Args:
         tasks: "continuation", which ships with the package; what else `load_questions` reads; a task of lm-eval or a set of them.
         letters: of our own questions, ask for a letter instead of comparing likelihoods.
         limit: questions of each task at most; with `letters` 100 if not given.
+        kv_cache: of the tasks of long contexts, which read through the cache; as in `evaluate`.
+        length: of the same, tokens of an example.
         fewshot, batch_size, include_path, tasks_data: of lm-eval, see `load_tasks` and `run_tasks`.
         progress: called after each of our own questions; lm-eval draws its own.
 
@@ -229,16 +243,28 @@ def answer(
             question that does not fit the context.
     """
     from featherweight.evaluation.choice import ASKED, ask_for_letters, choose_by_likelihood
+    from featherweight.evaluation.long_context import find_long_tasks, is_long_context
     from featherweight.integrations.lm_eval import find_tasks, run_tasks
 
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    long = find_long_tasks([name for name in names if is_long_context(name)], limit=limit)
+    short = [name for name in names if not is_long_context(name)]
+    if short and (kv_cache, length) != (None, None):
+        raise FeatherweightError(
+            "a setting of recall: and longbench: tasks was given to others", found=", ".join(short),
+            expected="kv_cache and length with tasks of long contexts only", fix="measure them in a call of their own",
+        )  # fmt: skip
     own, harness = find_tasks(
-        [tasks] if isinstance(tasks, str) else tasks,
+        short,
         letters=letters, fewshot=fewshot, batch_size=batch_size, include_path=include_path, data=tasks_data, offline=offline,
     )  # fmt: skip
     source = resolve_model(model, offline=offline)
+    cache = choose_cache(source.folder, kv_cache) if long else None
     loaded, tokenizer = load(source.folder, device=device, dtype=_measuring_dtype(device, dtype)), source.tokenizer()
     measured: list[Measurement] = []
     with dense_cache(loaded):
+        for task in long:
+            measured += task(loaded, tokenizer, cache=cache, length=length, progress=progress)
         for questions in own:
             if letters:
                 measured += ask_for_letters(loaded, tokenizer, questions, limit=limit or ASKED, progress=progress)

@@ -7,7 +7,7 @@ import torch
 
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation import generate_text
-from featherweight.evaluation.generate import _Decoder
+from featherweight.evaluation.generate import Decoder
 
 PROMPT = "The president of the United States"
 
@@ -48,7 +48,7 @@ def test_characters_of_several_tokens_are_held_back_until_whole(llama):
     text = " naïve 北京 🦔 – “né” 한"
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert any("\ufffd" in tokenizer.decode([token]) for token in tokens)
-    decoder = _Decoder(tokenizer, tokenizer(PROMPT)["input_ids"])
+    decoder = Decoder(tokenizer, tokenizer(PROMPT)["input_ids"])
     pieces = [decoder.add(token) for token in tokens]
     assert "".join(pieces) + decoder.rest() == text
     assert not any("\ufffd" in piece for piece in pieces)
@@ -58,7 +58,7 @@ def test_characters_of_several_tokens_are_held_back_until_whole(llama):
 def test_what_is_left_incomplete_comes_last(llama):
     tokenizer = llama[1]
     tokens = tokenizer("a 🦔", add_special_tokens=False)["input_ids"][:-1]
-    decoder = _Decoder(tokenizer, [])
+    decoder = Decoder(tokenizer, [])
     shown = "".join(decoder.add(token) for token in tokens)
     assert shown.strip() == "a"
     assert (shown + decoder.rest()).endswith("a \ufffd")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from featherweight.errors import FeatherweightError
+from featherweight.grids.floating import E2M1, E4M3
 from featherweight.kernels.keeping import Keeping
 from featherweight.kernels.reference.sweep_block import sweep_block as reference
 from featherweight.kernels.registry import OPS, choose, explain
@@ -74,6 +75,7 @@ def compare(kernel, columns, rows, with_mask, device="cpu", narrow=None, roundin
 
 CASES = [(1, 5, False), (32, 32, False), (70, 40, True), (128, 33, False)]
 EXACT = [(70, 40, True, "cpu", None, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
+NARROW = [(40, 24, True, "cpu", None, E4M3), (20, 33, False, "cpu", None, E2M1)]
 KEEPING = [(16, 40, False, "cpu", False), (70, 33, False, "cpu", True)]
 
 
@@ -85,9 +87,9 @@ def test_in_the_interpreter():
     """Triton reads its switch when it is imported, hence the process of its own."""
     script = (
         f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
-        "from test_sweep_block import CASES, EXACT, KEEPING, compare\n"
+        "from test_sweep_block import CASES, EXACT, KEEPING, NARROW, compare\n"
         "from featherweight.kernels.triton.sweep_block import sweep_block\n"
-        "[compare(sweep_block, *case) for case in CASES + KEEPING + EXACT]\n"
+        "[compare(sweep_block, *case) for case in CASES + KEEPING + EXACT + NARROW]\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300
@@ -106,7 +108,7 @@ def test_compiled(columns, rows, with_mask):
 
 @needs_triton
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("case", KEEPING + EXACT)
+@pytest.mark.parametrize("case", KEEPING + EXACT + NARROW)
 def test_compiled_with_keeping(case):
     from featherweight.kernels.triton.sweep_block import sweep_block
 
@@ -149,6 +151,25 @@ def test_reference_against_single_steps(with_mask):
     assert torch.equal(made[9].float(), expected)
     torch.testing.assert_close(made[10].double(), errors, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(made[11].double(), loss, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("element", [E4M3, E2M1])
+def test_narrow_formats_against_single_steps(element):
+    """The definition, with the nearest of all numbers of the format, and no blocks."""
+    made = arguments(50, 7, True)
+    target, original, feedback, _, scale, zero, group, dropped = made[:8]
+    zero.zero_()
+    numbers = element.decode(torch.arange(2**element.bits)).double().unique()
+    errors, expected = torch.zeros(50, 7, dtype=torch.float64), torch.zeros(50, 7, dtype=torch.float64)
+    for j in range(50):
+        t, s = target[j].double() + feedback[:j, j].double() @ errors[:j], scale[group[j]].double()
+        nearest = numbers[((t / s)[:, None] - numbers).abs().argmin(1)]
+        expected[j] = torch.where(dropped[j], 0.0, nearest * s)
+        errors[j] = original[j].double() - expected[j]
+    reference(*made, element)
+    alike = (made[0].double() - expected).abs().amax(0) < 1e-4  # a value next to a tie takes its row along
+    assert alike.sum() >= 6 and not made[0][dropped].any()
+    assert torch.equal(element.decode(made[9]) * scale[group.long()], made[0])
 
 
 def test_registry_offers_the_reference_last_and_explains():

@@ -1,41 +1,22 @@
 """BESA, PQP and BaWA: on the embedded model, through the engine; what they promise of losses, counts and bytes."""
 
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
 
 import featherweight as fw
-from common import SMALL
+from common import SMALL, TINY
 from featherweight.errors import FeatherweightError
 from featherweight.masks import scores
 from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
-from featherweight.methods.block_run import BlockRun
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.jsq import JSQ
 from featherweight.methods.pqp import PQP
-from problems import make, run
-
-
-def block_run(rounding=None, broken=False):
-    """`relu(x W0ᵀ) + x W1ᵀ` stands for a block, rounded first if asked; its linears as a problem, and what they are stored as."""
-    problem = make(((24, 32), (24, 32)), torch.float32)
-    weights = dict(problem.weights)
-    current = problem.current if rounding is None else run(problem, rounding)[0]
-    x = torch.randn(4, 8, 32, generator=torch.Generator().manual_seed(5))
-
-    def forward(batch, overrides):
-        used = {name: overrides.get(name, current[name].dequantize()) for name in weights}
-        if broken:
-            used = {name: weight.detach() for name, weight in used.items()}
-        return torch.relu(x[batch] @ used["linear0"].T) + x[batch] @ used["linear1"].T
-
-    def reference(batch):
-        return torch.relu(x[batch] @ weights["linear0"].T) + x[batch] @ weights["linear1"].T
-
-    statistics = dict.fromkeys(weights, problem.statistics)
-    return problem, current, BlockRun("block", weights, current, statistics, 4, reference, forward)
+from featherweight.packed.files import sha256
+from problems import block_run
 
 
 @pytest.mark.parametrize(
@@ -150,6 +131,8 @@ def test_errors():
     [
         [{"method": "besa"}, {"method": "gptq", "bits": 4}],
         [{"method": "rtn", "bits": 3}, {"method": "pqp", "granularity": "layer"}],
+        [{"method": "besa", "bits": 3, "group_size": 64}],
+        [{"method": "alps", "ratios": "learned", "iterations": 3}],
     ],
 )
 def test_through_the_engine(steps, tmp_path):
@@ -159,6 +142,42 @@ def test_through_the_engine(steps, tmp_path):
         planned = [row for row in plan.rows if row.block == block and row.chain]
         measured = [row for row in result.rows if row.block == block and row.chain]
         assert sum(row.predicted_bytes for row in planned) == sum(row.bytes for row in measured)
-        assert all(row.measured["block_loss"] <= row.measured["block_loss_even"] for row in measured)
+        losses = [{key.removeprefix("ratios_"): value for key, value in row.measured.items()} for row in measured]
+        assert all(each["block_loss"] <= each["block_loss_even"] for each in losses)
     size = sum(path.stat().st_size for path in (tmp_path / "out").glob("model-*.safetensors"))
     assert size <= plan.totals.file_bytes < size + 32 * 28 + 64
+
+
+def test_a_block_loses_exactly_what_was_asked_and_less_error_than_with_even_ratios(tmp_path):
+    def losses(name, **settings):
+        result = fw.compress(fw.plan("demo", {"steps": [{"method": "besa", **settings}]}, changes=TINY), tmp_path / name)
+        rows = [row for row in result.rows if row.chain]
+        for block in result.plan.structure.blocks:
+            dropped = sum(round(row.measured["sparsity"] * prod(row.shape)) for row in rows if row.block == block)
+            assert dropped == sum(prod(row.shape) // 2 for row in rows if row.block == block)
+        return {row.block: row.measured["block_loss"] for row in rows}
+
+    learned, even = losses("learned", epochs=4), losses("even", epochs=0)
+    first = next(iter(even))  # the only block whose inputs are the same
+    assert learned[first] < 0.97 * even[first]
+
+
+def test_the_dense_chain_as_reference_and_going_on_with_it(tmp_path):
+    def shards(name):
+        return [sha256(path) for path in sorted((tmp_path / name).glob("model-*.safetensors"))]
+
+    def kill(event):
+        if event.stage == "compressed" and event.block == "model.layers.2":
+            raise InterruptedError
+
+    dense = fw.plan("demo", "besa-50-row", changes={**TINY, "engine.reference": "dense"})
+    fw.compress(dense, tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        fw.compress(dense, tmp_path / "killed", report=kill)
+    assert fw.compress(dense, tmp_path / "killed").resumed == 3
+    assert shards("killed") == shards("whole")
+    fw.compress(fw.plan("demo", "besa-50-row", changes=TINY), tmp_path / "block")
+    alike = [ours == theirs for ours, theirs in zip(shards("whole"), shards("block"), strict=True)]
+    assert alike == [True, True, False, False, False]  # the first block's inputs are those of the dense model
+    with pytest.raises(FeatherweightError, match=r"leave engine\.reference out"):
+        fw.plan("demo", "wanda-50", changes={"engine.reference": "dense"})

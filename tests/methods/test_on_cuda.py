@@ -8,6 +8,7 @@ from test_pruning_methods import make, relative_error
 
 from featherweight.methods.alps import ALPS
 from featherweight.methods.gptq import GPTQ
+from featherweight.methods.quip import QuIP
 from featherweight.methods.sparsegpt import SparseGPT
 from featherweight.methods.spqr import SpQR
 
@@ -20,6 +21,8 @@ METHODS = [
     SpQR(max_outlier_share=0.3),
     SpQR(fit="weighted", outlier_bits=8, max_outlier_share=0.3),
     ALPS(),
+    QuIP(2),
+    QuIP(4, rescale=True),
 ]
 
 

@@ -167,7 +167,7 @@ def test_a_fit_expects_what_is_then_dropped(group_size, exact):
     problem = make(((24, 96),), torch.float32)
     factor = factorise(problem.statistics.mean_hessian())
     decision = Recorded(Pattern.parse("layer"), 32, [24], 96, torch.device("cpu"), feedback=factor.feedback())
-    sweep(problem.weights["linear0"], factor, RTN().grid(), group_size, decision=decision)
+    sweep(problem.weights["linear0"], factor, RTN().grid_over(), group_size, decision=decision)
     for first, expected in decision.seen:
         same = (expected == decision.dropped[first : first + len(expected)]).float().mean()
         assert same == 1 if exact else same > 0.8

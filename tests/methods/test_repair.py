@@ -44,6 +44,21 @@ def test_the_error_never_rises_and_everything_else_stays(chain, dtype):
     assert relative_error(problem, after) <= relative_error(problem, before) * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("rounding", [GPTQ(bits=4, group_size=16), RTN(bits=3, group_size=24, symmetric=True)])
+def test_a_walk_on_the_grid_that_is_there(rounding):
+    problem = make(((32, 128), (16, 128)))
+    before, _ = run(problem, rounding, Wanda())
+    after, _ = run(problem, rounding, Wanda(), Repair(keep_grid=True))
+    for name, weight in after.items():
+        assert torch.equal(weight.values.scales, before[name].values.scales) and torch.equal(
+            weight.support, before[name].support
+        )
+        assert weight.values.symmetric or torch.equal(weight.values.zeros, before[name].values.zeros)
+    assert relative_error(problem, after) < 0.7 * relative_error(problem, before)
+    with pytest.raises(FeatherweightError, match="no grid to keep"):
+        run(problem, Wanda(), Repair(keep_grid=True))
+
+
 def test_a_drop_after_rounding_is_made_up_for():
     problem = make(((32, 128), (16, 128)))
     chain = [GPTQ(bits=4, group_size=32), Wanda()]

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+import featherweight as fw
 from featherweight.errors import FeatherweightError
 from featherweight.masks.patterns import Pattern
+from featherweight.methods.bawa import BaWA
 from featherweight.methods.jsq import JSQ
 from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.registry import METHODS
@@ -15,7 +17,8 @@ from featherweight.methods.saliency import Saliency
 from featherweight.methods.scored import Scored
 from featherweight.methods.sparsegpt import SparseGPT
 from featherweight.methods.wanda import Wanda
-from problems import make, relative_error, run
+from featherweight.solvers.allocation import PACKED_TOGETHER
+from problems import block_run, make, relative_error, run
 
 SCORED = [method for method in METHODS.values() if issubclass(method, Scored) and not method().tunes]
 
@@ -97,3 +100,33 @@ def test_the_variant_keeps_the_same_total():
     for name, weight in problem.weights.items():
         assert Pattern.parse("layer", 0.4).kept(weight.shape) == int(varied[name].support.sum())
         assert len(set(varied[name].support.sum(1).tolist())) > 1 == len(set(same[name].support.sum(1).tolist()))
+
+
+@pytest.mark.parametrize("method", [Magnitude(pattern="block", ratio=0.3), Wanda(pattern="block"), RIA(pattern="block")])
+def test_where_a_block_competes_the_smallest_of_all_go(method):
+    problem, _, block = block_run()
+    found = method.compress(replace(problem, settings=method.tune(block)))
+    kept = {name: each.weight.support for name, each in found.items()}
+    dropped = sum(int((~each).sum()) for each in kept.values())
+    assert dropped == 2 * int(24 * 32 * method._pattern().ratio)
+    scores = {name: method.score(name, weight, problem) for name, weight in problem.weights.items()}
+    ordered = torch.cat([each.flatten() for each in scores.values()]).sort().values
+    spared = sum(int((scores[name][kept[name]] < ordered[dropped]).sum()) for name in kept)
+    assert spared < PACKED_TOGETHER  # so many move, for whole bytes
+
+
+def test_a_block_competes_without_data_and_through_the_engine(tmp_path):
+    steps = [{"method": "magnitude", "pattern": "block"}, {"method": "rtn", "bits": 3}]
+    plan = fw.plan("demo", {"steps": steps})
+    result = fw.compress(plan, tmp_path / "out")
+    for block in plan.structure.blocks:
+        rows = [row for row in result.rows if row.block == block and row.chain]
+        assert sum(row.bytes for row in rows) == sum(row.predicted_bytes for row in rows)
+        assert len({round(row.measured["ratio"], 3) for row in rows}) > 1
+
+
+def test_who_cannot_let_a_block_compete():
+    for method in (lambda: BaWA(pattern="block"), lambda: JSQ(pattern="block", clip=None)):
+        with pytest.raises(FeatherweightError, match="pattern: layer"):
+            method()
+    assert JSQ(pattern="block").tunes

@@ -63,7 +63,11 @@ def test_selecting_together_beats_the_walk_and_keeps_counts(pattern):
     weight, hessian = make(24, 96)
     weight[8:] *= 3.0
     rule, linears = Pattern.parse(pattern), [8, 16]
-    values, kept, iterations = select_and_solve(weight, hessian, linears, rule, 300, 20)
+
+    def largest(sizes):
+        return torch.cat([~rule.dropped(part) for part in sizes.split(linears)])
+
+    values, kept, iterations = select_and_solve(weight, hessian, largest, 300, 20)
     assert not values[~kept].any() and iterations < 300
     for part in kept.split(linears):
         assert int(part.sum()) == rule.kept(part.shape)
@@ -81,7 +85,7 @@ def test_selected_masks_come_near_the_best_of_all_masks():
     for seed in range(10):
         weight, hessian = make(1, 10, seed)
         rule = Pattern.parse("row", 0.5)
-        values, _, _ = select_and_solve(weight, hessian, [1], rule, 300, 30)
+        values, _, _ = select_and_solve(weight, hessian, lambda sizes, rule=rule: ~rule.dropped(sizes), 300, 30)
         decision = Select(rule, 10, [1], 10, weight.device)
         walked = sweep(weight, factorise(hessian, 0.0), Exact(torch.float32), decision=decision).decoded
         several = weight.expand(252, 10)

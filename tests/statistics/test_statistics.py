@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from featherweight import FeatherweightError
+from featherweight.statistics.halves import from_upper_half, mirror_, upper_half
 from featherweight.statistics.inputs import InputStatistics
 from featherweight.statistics.store import StatisticsStore, content_key
 
@@ -41,7 +42,7 @@ def test_activations_that_are_not_finite_are_named(bad: float) -> None:
 
 def test_store_gives_back_what_it_got_and_survives_a_broken_file(tmp_path: Path) -> None:
     store = StatisticsStore(tmp_path)
-    sums = {"a": InputStatistics.from_inputs(torch.randn(5, 4), ALL)}
+    sums = {"a": InputStatistics.from_inputs(torch.randn(5, 4), ALL).symmetric()}
     key = content_key(model="m", block=0)
     store.save(key, sums)
     loaded = store.load(key, {"a": frozenset({"hessian"})})
@@ -50,3 +51,12 @@ def test_store_gives_back_what_it_got_and_survives_a_broken_file(tmp_path: Path)
     assert store.load(content_key(model="m", block=1), {"a": ALL}) is None
     (tmp_path / f"{key}.safetensors").write_bytes(b"half a fi")
     assert store.load(key, {"a": ALL}) is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 700])
+def test_half_of_a_symmetric_matrix_tells_the_other(size: int) -> None:
+    x = torch.randn(5, size)
+    matrix = mirror_(x.T @ x)
+    assert torch.equal(matrix, matrix.T)
+    assert upper_half(matrix).numel() == size * (size + 1) // 2
+    assert torch.equal(from_upper_half(upper_half(matrix)), matrix)

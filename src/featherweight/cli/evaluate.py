@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from featherweight.cli import options
+from featherweight.cli.cached import KvCache
 from featherweight.cli.output import counting_bar, print_json
 from featherweight.errors import FeatherweightError
 
 _TASK = (
     "Questions instead of a text, comma separated: continuation (shipped), race-high, race-middle, a file (race-high:FILE), "
-    "a task of lm-eval (arc_easy, race, ...), or a set of them (wanda, besa, spqr, quip, ...)."
+    "a task of lm-eval (arc_easy, race, ...), or a set of them (wanda, besa, spqr, quip, ...); through the cache recall:copy, "
+    "recall:induction, recall:passkey, and longbench:FOLDER."
 )
 
 
@@ -41,6 +43,11 @@ def run(
     variant: Annotated[
         Literal["standard", "new"] | None, typer.Option(help="Protocol: standard as GPTQ, new as SparseGPT.  [standard]")
     ] = None,
+    kv_cache: KvCache = None,
+    stepwise: Annotated[
+        bool,
+        typer.Option("--stepwise", help="With a coded cache: feed it token by token, not in one forward that reads the same."),
+    ] = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
     track: options.Track = None,
@@ -53,14 +60,16 @@ def run(
     from featherweight.reports.tables import print_measurements
 
     tracking = options.tracking(track, track_folder, offline=offline)
-    texts = {"data": data, "against": against, "length": length, "variant": variant}
+    texts = {"data": data, "against": against, "variant": variant, "stepwise": stepwise or None}
+    both = {"length": length, "kv_cache": kv_cache}
     harness = {"fewshot": fewshot, "batch_size": batch_size, "include_path": include_path, "tasks_data": tasks_data}
     tasks = options.split(task)
     _check(tasks, texts, {**harness, "letters": letters or None})
     source = options.find_model(model, offline=offline)
     common: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
-    asked = {**texts, **harness, "tasks": tasks or None, "windows": windows, "letters": letters or None}
-    given: dict[str, Any] = {name: value for name, value in (harness if tasks else texts).items() if value is not None}
+    asked = {**texts, **both, **harness, "tasks": tasks or None, "windows": windows, "letters": letters or None}
+    settings = {**both, **(harness if tasks else texts)}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     with tracking.run("eval", source, {"eval": {name: value for name, value in asked.items() if value is not None}}) as tracked:
         with counting_bar("questions" if tasks else "windows", quiet=json) as progress:
             if tasks:
@@ -84,5 +93,5 @@ def _check(tasks: Sequence[str], texts: Mapping[str, Any], questions: Mapping[st
         raise FeatherweightError(
             f"no such option for {'questions' if tasks else 'a text'}: --{idle[0].replace('_', '-')}",
             found=f"--task {','.join(tasks)}" if tasks else "no --task",
-            expected="--data, --against, --length and --variant for a text; --letters or lm-eval's options for --task",
+            expected="--data, --against, --variant and --stepwise for a text; --letters or lm-eval's options for --task",
         )

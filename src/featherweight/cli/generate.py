@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from featherweight.cli import options
-from featherweight.cli.output import print_json
+from featherweight.cli.cached import KvCache, cost_line, load_with_cache
+from featherweight.cli.output import note, print_json
 
 
 def run(
@@ -15,26 +16,26 @@ def run(
     prompt: Annotated[str, typer.Argument(help="Text to go on from.", show_default=False)],
     tokens: Annotated[int, typer.Option(help="New tokens at most.", min=1)] = 80,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
+    kv_cache: KvCache = None,
     seed: options.Seed = 0,
     device: options.Device = None,
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
-    """Go on from PROMPT with MODEL."""
-    import torch
+    """Go on from PROMPT with MODEL; speed and the cache's bytes on stderr."""
+    from featherweight.evaluation.generate import Tally, generate_text
 
-    from featherweight import api
-    from featherweight.evaluation.generate import generate_text
-
-    source = options.find_model(model, offline=offline)
-    dtype = torch.float32 if device in (None, "cpu") else "auto"
-    loaded = api.load(source.folder, device=device, dtype=dtype)
-    pieces = generate_text(loaded, source.tokenizer(), prompt, max_new_tokens=tokens, temperature=temperature, seed=seed or 0)
+    loaded, tokenizer = load_with_cache(model, kv_cache, device, offline=offline)
+    tally = Tally()
+    pieces = generate_text(
+        loaded, tokenizer, prompt, max_new_tokens=tokens, temperature=temperature, seed=seed or 0, tally=tally
+    )
     if json:
-        print_json({"model": model, "prompt": prompt, "text": "".join(pieces)})
+        print_json({"model": model, "prompt": prompt, "text": "".join(pieces), **tally.as_dict()})
         return
     first = next(pieces, "")  # whatever is wrong with the input shows before anything is printed
     print(prompt + first, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+    note(cost_line(tally))

@@ -9,6 +9,7 @@ import typer
 
 from featherweight.cli import (
     bench,
+    chat,
     compare,
     compress,
     demo,
@@ -23,6 +24,7 @@ from featherweight.cli import (
     report,
     search,
     shrink,
+    statistics,
     table,
     verify,
 )
@@ -44,11 +46,13 @@ app.add_typer(table.app, name="table")
 app.command("search")(search.run)
 app.command("layers")(layers.run)
 app.command("shrink")(shrink.run)
+app.command("statistics")(statistics.run)
 app.command("verify")(verify.run)
 app.command("eval")(evaluate.run)
 app.command("report")(report.run)
 app.command("bench")(bench.run)
 app.command("generate")(generate.run)
+app.command("chat")(chat.run)
 app.command("fetch")(fetch.run)
 app.command("methods")(methods.run)
 app.command("recipes")(recipes.run)

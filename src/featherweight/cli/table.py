@@ -82,11 +82,16 @@ def pqp(
     data: Annotated[str, typer.Option(help="Texts, comma separated, see `fw eval --data`.")] = "wikitext2",
     windows: Annotated[int | None, typer.Option(help="Windows of each text at most.", min=1)] = None,
     eval_length: Annotated[int | None, typer.Option(help="Tokens of a window that is measured.", min=2)] = None,
-    ratio: Annotated[float, typer.Option(help="Fraction of the weights dropped.")] = 0.5,
+    ratio: Annotated[float | None, typer.Option(help="Fraction of the weights dropped.  [0.5, or what N:M says]")] = None,
+    pattern: Annotated[str | None, typer.Option(help="N:M, such as 2:4, for the rows that can have it.")] = None,
     bits: Annotated[int, typer.Option(help="Of what is kept.")] = 4,
     group_size: Annotated[int, typer.Option(help="Inputs that share a scale; -1 for whole rows, as published.")] = -1,
     ours: Annotated[bool, typer.Option(help="Rows that the published table does not have.")] = True,
     rows: Annotated[str, typer.Option(help="Rows by part of their names, comma separated; all if not given.")] = "",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "--tasks", help="Questions besides, see `fw eval --task`; a set such as pqp.")
+    ] = None,
+    questions: Annotated[int | None, typer.Option(help="Of each task at most.", min=1)] = None,
     calibration: options.Calibration = None,
     samples: options.Samples = None,
     length: options.Length = None,
@@ -107,14 +112,87 @@ def pqp(
         length=eval_length,
         dtype=dtype,
         ratio=ratio,
+        pattern=pattern,
         bits=bits,
         group_size=None if group_size == -1 else group_size,
         ours=ours,
         rows=_words(rows),
+        tasks=tuple(options.split(task)),
+        questions=questions,
         changes=options.recipe_changes(calibration, samples, length, seed, settings),
     )
     sources = [options.find_model(model, offline=offline, yes=yes) for model in models]
     _show("pqp", *pqp_table(sources, output, chosen, device=device, offline=offline, report=note), json)
+
+
+@app.command("sparseqjl")
+def sparseqjl(
+    models: Models,
+    output: TableOutput,
+    data: Annotated[str, typer.Option(help="Texts, comma separated, see `fw eval --data`.")] = "wikitext2,c4,ptb",
+    task: Annotated[str, typer.Option(help="longbench:FOLDER, recall:passkey, ..., comma separated.")] = "",
+    n_data: Annotated[int | None, typer.Option(help="Examples of each task at most.", min=1)] = None,
+    windows: Annotated[int | None, typer.Option(help="Windows of each text at most.", min=1)] = None,
+    eval_length: Annotated[int | None, typer.Option(help="Tokens of a window that is measured.", min=2)] = None,
+    context: Annotated[int, typer.Option(help="Tokens at which the bytes of the cache are told.", min=1)] = 32768,
+    key_quantization_bits: Annotated[
+        int, typer.Option(help="Signs of a key, for heads of 128; other heads in proportion.", min=1)
+    ] = 256,
+    key_quantization_bits_initial_layers: Annotated[int, typer.Option(help="The same in the initial layers.", min=1)] = 512,
+    initial_layers_count: Annotated[int, typer.Option(help="How many layers are initial.", min=0)] = 15,
+    outlier_count_general: Annotated[int, typer.Option(help="Outlier channels of a group of keys.", min=0)] = 8,
+    outlier_count_initial_layers: Annotated[int, typer.Option(help="The same in the initial layers.", min=0)] = 8,
+    value_quantization_bits: Annotated[int, typer.Option(help="Of a value.")] = 2,
+    group_size: Annotated[int, typer.Option(help="Tokens that share outliers; channels that share a scale.", min=1)] = 32,
+    buffer_size: Annotated[int, typer.Option(help="Newest tokens that stay exact.", min=1)] = 128,
+    qjl_ratio: Annotated[
+        float | None, typer.Option(help="Signs relative to 4 a channel, in place of both numbers: 0.5 is 256 for heads of 128.")
+    ] = None,
+    sparse: Annotated[bool, typer.Option(help="Rows of the pruned model.")] = True,
+    sparsity: Annotated[float, typer.Option(help="Fraction of the weights dropped.")] = 0.5,
+    blocksize: Annotated[int, typer.Option(help="Columns that SparseGPT selects together.", min=1)] = 128,
+    calibration: options.Calibration = None,
+    samples: options.Samples = None,
+    length: options.Length = None,
+    seed: options.Seed = 42,
+    settings: options.Changes = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    offline: options.Offline = False,
+    yes: options.Yes = False,
+    json: options.Json = False,
+) -> None:
+    """SparseQJL: dense, SparseGPT, QJL and both, with the exact cache and through the coded one."""
+    from featherweight.search.tables.sparseqjl import CacheFlags, Settings, sparseqjl_table
+
+    cache = CacheFlags(
+        key_quantization_bits=key_quantization_bits,
+        key_quantization_bits_initial_layers=key_quantization_bits_initial_layers,
+        initial_layers_count=initial_layers_count,
+        outlier_count_general=outlier_count_general,
+        outlier_count_initial_layers=outlier_count_initial_layers,
+        value_quantization_bits=value_quantization_bits,
+        group_size=group_size,
+        buffer_size=buffer_size,
+        qjl_ratio=qjl_ratio,
+        seed=seed or 0,
+    )
+    chosen = Settings(
+        texts=_words(data),
+        tasks=_words(task),
+        examples=n_data,
+        windows=windows,
+        length=eval_length,
+        dtype=dtype,
+        context=context,
+        sparse=sparse,
+        sparsity=sparsity,
+        blocksize=blocksize,
+        cache=cache,
+        changes=options.recipe_changes(calibration, samples, length, seed, settings),
+    )
+    sources = [options.find_model(model, offline=offline, yes=yes) for model in models]
+    _show("sparseqjl", *sparseqjl_table(sources, output, chosen, device=device, offline=offline, report=note), json)
 
 
 def _show(name: str, sheets: list[Sheet], paths: list[Path], json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -25,16 +25,18 @@ def compress_block(task: BlockTask) -> BlockResult:
     axes = [axis for axis in task.plan.axes[task.block] if _needs_or_chain(task.plan, axis)]
     groups = [[axis] for axis in axes] if task.plan.recipe.engine.true_sequential else [axes]
     for group in groups:
-        statistics = gather(task, group, result)
+        needs = {axis.name: needed for axis in group if (needed := _needs(task.plan, axis))}
+        statistics = gather(task, group, needs, result)
         together = any(method.tunes or method.prepares for method in _methods(task.plan, group))
         for part in [group] if together else [[axis] for axis in group]:
             compress_axes(task, part, statistics, result)
     return result
 
 
-def gather(task: BlockTask, axes: list[Axis], done: BlockResult) -> dict[str, InputStatistics]:
-    """Statistics of the axes that need any: from the store if it has them, else by running the block on every batch."""
-    needs = {axis.name: needed for axis in axes if (needed := _needs(task.plan, axis))}
+def gather(
+    task: BlockTask, axes: Sequence[Axis], needs: Mapping[str, frozenset[str]], done: BlockResult
+) -> dict[str, InputStatistics]:
+    """Statistics `needs` of the axes, by name: from the store if it has them, else by running the block on every batch."""
     if not needs or task.inputs is None:
         return {}
     settings = task.plan.recipe
@@ -63,9 +65,10 @@ def gather(task: BlockTask, axes: list[Axis], done: BlockResult) -> dict[str, In
             task.report(
                 Event("warning", task.block, detail=f"{tokens} tokens for the {axis.size} inputs of {axis.consumers[0]}")
             )
+    sums = {name: found.symmetric() for name, found in collector.sums.items()}
     if task.keep:
-        task.store.save(key, collector.sums)
-    return collector.sums
+        task.store.save(key, sums)
+    return sums
 
 
 def _needs(plan: Plan, axis: Axis) -> frozenset[str]:

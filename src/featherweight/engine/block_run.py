@@ -11,6 +11,7 @@ from torch import Tensor
 from featherweight.engine.task import BlockTask
 from featherweight.errors import FeatherweightError
 from featherweight.methods.block_run import BlockRun
+from featherweight.models.replay import BlockInputs
 from featherweight.models.structure import Linear
 from featherweight.packed.base import PackedWeight
 from featherweight.statistics.inputs import InputStatistics
@@ -30,27 +31,24 @@ def block_run(
         weights, current, statistics: of all linears of the block that have a chain.
         outside: for each, from weights as methods see them to weights as the block reads them.
 
-    Raises:
-        FeatherweightError: no calibration inputs.
+    Without calibration inputs it has no batches, and running it is an error.
     """
-    inputs = task.inputs
-    if inputs is None:
-        raise FeatherweightError(
-            f"nothing runs through {task.block}", found="a recipe without calibration data", expected="calibration windows"
-        )
     module = task.model.get_submodule(task.block)
     linears = {linear.name: linear for linear in task.plan.linears(task.block)}
     stored = {name: weight.dequantize().to(weights[name].device) for name, weight in current.items()}
 
     @cache
     def reference(batch: int) -> Tensor:
+        if task.reference is not None:
+            return task.reference[batch]
         with torch.no_grad():
-            return inputs.run(task.model, task.block, batch)
+            return _inputs(task).run(task.model, task.block, batch)
 
     def run(batch: int, overrides: Mapping[str, Tensor]) -> Tensor:
         replaced = dict(
             _parameter(task, linears[name], outside[name](weight)) for name, weight in {**stored, **overrides}.items()
         )
+        inputs = _inputs(task)
         call = inputs.calls[task.block][batch]
         return call.run(
             lambda *args, **kwargs: torch.func.functional_call(module, replaced, args, kwargs), inputs.hidden[batch]
@@ -64,11 +62,19 @@ def block_run(
         chosen(weights),
         {name: current[name] for name in names},
         {name: statistics[name] for name in names if name in statistics},
-        len(inputs.hidden),
+        0 if task.inputs is None else len(task.inputs.hidden),
         reference,
         run,
         task.plan.recipe.seed,
     )
+
+
+def _inputs(task: BlockTask) -> BlockInputs:
+    if task.inputs is None:
+        raise FeatherweightError(
+            f"nothing runs through {task.block}", found="a recipe without calibration data", expected="calibration windows"
+        )
+    return task.inputs
 
 
 def _parameter(task: BlockTask, linear: Linear, weight: Tensor) -> tuple[str, Tensor]:

@@ -149,7 +149,7 @@ def try_layers(
 def _try_block(task: BlockTask, candidates: Sequence[Candidate]) -> list[Attempt]:
     linears = {linear.name: linear for linear in task.plan.linears(task.block) if task.plan.chains.linears[linear.name]}
     axes = [axis for axis in task.plan.axes[task.block] if linears.keys() & set(axis.consumers)]
-    statistics = gather(task, axes, BlockResult())
+    statistics = gather(task, axes, {axis.name: frozenset({"hessian"}) for axis in axes}, BlockResult())
     attempts = []
     for axis in axes:
         for name in (consumer for consumer in axis.consumers if consumer in linears):

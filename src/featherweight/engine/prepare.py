@@ -108,7 +108,8 @@ def _fold(
     touched = {*part.chains, *(producer.name for producer in planned.producers)}
     for linear in task.plan.linears(task.block):
         if linear.name in touched and linear.name in owners:
-            weight = owners[linear.name].weights[linear.name]
+            owner = owners[linear.name]
+            weight = owner.outside(owner.weights[linear.name])
             _put(task, linear.weight_name, weight.t() if linear.transposed else weight)
 
 

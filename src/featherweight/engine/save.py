@@ -15,7 +15,8 @@ from torch import Tensor
 
 from featherweight.engine.verify import PROBE, compare_logits, reload_logits
 from featherweight.errors import FeatherweightError
-from featherweight.integrations.config import quantization_config
+from featherweight.integrations.config import cache_section, quantization_config
+from featherweight.kv_cache.constants import DrawnConstants
 from featherweight.packed.files import write, write_text
 from featherweight.planning.rows import Row, Totals
 from featherweight.version import __version__
@@ -98,7 +99,10 @@ def _config(walk: Walk, rows: Iterable[Row]) -> dict[str, Any]:
         for section in (config, config.get("text_config")):
             if isinstance(section, dict):
                 section["tie_word_embeddings"] = False
-    config["quantization_config"] = quantization_config(descriptions, walk.plan.recipe.name)
+    cache, section = walk.plan.cache, None
+    if cache is not None:
+        section = cache_section(cache.settings.as_dict(), DrawnConstants(cache.settings, cache.shapes).fingerprint())
+    config["quantization_config"] = quantization_config(descriptions, walk.plan.recipe.name, section)
     return config
 
 
@@ -119,6 +123,7 @@ def _ledger(walk: Walk, rows: Iterable[Row], totals: Totals, proof: Mapping[str,
         "seconds": seconds,
         "files": {entry.shard: entry.sha256 for entry in walk.journal.entries},
         "total": vars(totals),
+        **({"kv_cache": plan.cache.as_dict()} if plan.cache else {}),
         "proof": dict(proof),
         "rows": [row.as_dict() for row in rows],
     }

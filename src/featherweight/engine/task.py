@@ -31,6 +31,8 @@ class BlockTask:
         keep: whether this block's statistics are kept.
         report: progress sink.
         dtype: in which the block runs.
+        reference: what the block of the dense chain makes of each batch, where methods that learn are to match that; None for
+            what the dense block makes of `inputs`.
     """
 
     plan: Plan
@@ -43,6 +45,7 @@ class BlockTask:
     keep: bool
     report: Callable[[Event], None]
     dtype: torch.dtype
+    reference: list[Tensor] | None = None
 
 
 @dataclass

@@ -57,6 +57,7 @@ class Walk:
         self.journal = Journal.open(self.output, self.identity())
         self._model = build_skeleton(self.plan.source.config())
         self._shards = self.plan.shard_names()
+        self._dense: BlockInputs | None = None
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to go on."""
@@ -94,6 +95,8 @@ class Walk:
         inputs = [self._capture(probe_tokens, len(probe_tokens))]
         if self.windows and any(map(self.plan.gathers, self.plan.stages[len(self.journal.entries) :])):
             inputs.append(self._capture(self.windows.tokens, self.plan.recipe.calibration.batch_size))
+            if self.plan.recipe.engine.reference == "dense" and self.plan.recipe.engine.inputs == "compressed":
+                self._dense = BlockInputs(list(inputs[1].hidden), inputs[1].calls)
         for shard, stage in enumerate(self.plan.stages[1:], 1):
             materialize(self._model, stage, self.plan.weights, self.dtype, self.device)
             if stage in inputs[0].calls:
@@ -126,8 +129,11 @@ class Walk:
         """A block, and what it makes of its inputs."""
         dense = self.plan.recipe.engine.inputs == "dense"
         outputs = [self._forward(part, block) for part in inputs] if dense else []
-        self._stage(shard, block, inputs[1] if len(inputs) > 1 else None)
+        reference = None if self._dense is None else self._forward(self._dense, block)
+        self._stage(shard, block, inputs[1] if len(inputs) > 1 else None, reference)
         self._advance(inputs, block, outputs)
+        if self._dense is not None and reference is not None:
+            self._dense.advance(reference)
 
     def _head(self, shard: int, head: str, inputs: list[BlockInputs]) -> None:
         """The head; while its inputs are looked at, it computes no logits."""
@@ -135,7 +141,7 @@ class Walk:
         with override_forwards(self._model, {head: lambda hidden: hidden}):
             self._stage(shard, head, seen)
 
-    def _stage(self, shard: int, stage: str, inputs: BlockInputs | None) -> None:
+    def _stage(self, shard: int, stage: str, inputs: BlockInputs | None, reference: list[Tensor] | None = None) -> None:
         """Compress and write; or, of a stage that is finished, the same modules and multiplies as in the run that wrote it."""
         if shard < len(self.journal.entries):
             entry = self.journal.entries[shard]
@@ -150,12 +156,13 @@ class Walk:
                 model=self._model,
                 block=stage,
                 inputs=inputs,
-                prefix="dense" if self.plan.recipe.engine.inputs == "dense" else self._prefix(shard),
+                prefix=self._prefix(1 if self.plan.recipe.engine.inputs == "dense" else shard),
                 tokens=self.windows.sha256 if self.windows else "",
                 store=self.store,
                 keep={"none": False, "first": shard == 1, "all": True}[self.plan.recipe.engine.keep_statistics],
                 report=self.report,
                 dtype=self.dtype,
+                reference=reference,
             )
         )
         self._write(shard, result.packed, result.measured, result.folded)

@@ -8,10 +8,12 @@ from featherweight.data import evaluation_windows, load_corpus
 from featherweight.data.corpus import Variant
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.divergence import compare
-from featherweight.evaluation.forward import CausalModel, Progress, context_of
+from featherweight.evaluation.forward import CausalModel, Progress, context_of, dtype_of
 from featherweight.evaluation.perplexity import perplexity
-from featherweight.evaluation.protocol import Measurement
+from featherweight.evaluation.protocol import Measurement, Protocol
 from featherweight.evaluation.reference import StoredReference
+from featherweight.evaluation.through_cache import ThroughCache, cache_label, through_cache
+from featherweight.kv_cache import CacheSettings
 
 DEFAULT_LENGTH = 2048  # the context of the published LLaMA-1 tables
 
@@ -31,6 +33,8 @@ def evaluate(
     against: CausalModel | StoredReference | None = None,
     variant: Variant = "standard",
     data_files: str | None = None,
+    cache: CacheSettings | None = None,
+    stepwise: bool = False,
     offline: bool = False,
     progress: Progress | None = None,
 ) -> list[Measurement]:
@@ -45,14 +49,17 @@ def evaluate(
         against: the reference model, or its stored logits.
         variant: "standard" or "new" rules of the published corpora.
         data_files: the file to read in place of a hub name's own.
+        cache: how the model, not the reference, stores keys and values; None reads them as they are.
+        stepwise: with `cache`, see `ThroughCache`.
         offline: never reach for the network.
         progress: called after each window.
 
     Returns:
-        "perplexity" alone, or what `compare` returns.
+        "perplexity" alone, or what `compare` returns; with a cache also its "key_bits", "value_bits" and "cache_bits".
 
     Raises:
-        FeatherweightError: a window beyond the model's context, logits that are not finite, and what `load_corpus` and
+        FeatherweightError: a window beyond the model's context, or too short for the cache; logits that are not
+            finite, and what `load_corpus` and
             `evaluation_windows` raise.
     """
     length = length or default_length(model)
@@ -66,6 +73,11 @@ def evaluate(
         )
     corpus = load_corpus(data, split="evaluation", offline=offline, variant=variant, data_files=data_files)
     taken = evaluation_windows(corpus, tokenizer, length=length, windows=windows)
+    model, label = through_cache(model, cache, stepwise=stepwise), cache_label(cache)
     if against is None:
-        return [perplexity(model, taken, progress=progress)]
-    return compare(model, against, taken, progress=progress)
+        measured = [perplexity(model, taken, cache=label, progress=progress)]
+    else:
+        measured = compare(model, against, taken, cache=label, progress=progress)
+    if isinstance(model, ThroughCache):
+        return model.measurements(Protocol.of(taken, dtype=dtype_of(model), cache=label)) + measured
+    return measured

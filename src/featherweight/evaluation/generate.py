@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.forward import context_of, device_of, measuring
+from featherweight.kv_cache.attach import attached
 
 INCOMPLETE = "\ufffd"  # how a tokenizer decodes bytes that are not yet a whole character
 
@@ -23,6 +26,7 @@ def generate_text(
     temperature: float = 0.0,
     seed: int = 0,
     cache: Any = None,
+    tally: Tally | None = None,
 ) -> Iterator[str]:
     """Pieces of text as they are generated, token by token through a key-value cache; together they are the continuation.
 
@@ -36,35 +40,94 @@ def generate_text(
         max_new_tokens: at most so many.
         temperature: 0 takes the most likely token; otherwise tokens are drawn from `softmax(logits / temperature)`.
         seed: of the draw's own generator, on the CPU; no global state is read or changed.
-        cache: an empty transformers cache to fill, such as one of our codecs; None for the model's own.
+        cache: an empty transformers cache to fill, such as one of our codecs; None for the one attached to the model, or else
+            the model's own.
+        tally: where the times and the cache are noted.
 
     Raises:
         FeatherweightError: an empty prompt, a negative temperature or count, more tokens than the model's context, or
             logits that are not finite.
     """
     prompt_ids = tokenizer(prompt, verbose=False)["input_ids"]
-    _check(model, len(prompt_ids), max_new_tokens, temperature)
+    check_request(model, len(prompt_ids), max_new_tokens, temperature)
+    tally = Tally() if tally is None else tally
+    tally.cache = attached_cache(model) if cache is None else cache
     generator = torch.Generator("cpu").manual_seed(seed)
-    ends = _end_tokens(model, tokenizer)
-    decoder = _Decoder(tokenizer, prompt_ids)
-    fresh = torch.tensor([prompt_ids], dtype=torch.int64, device=device_of(model))
-    for step in range(max_new_tokens):
-        with measuring(model):
-            output = model(input_ids=fresh, past_key_values=cache, use_cache=True)
-            chosen = _choose(output.logits[0, -1].float().cpu(), temperature, generator, step)
-        cache = output.past_key_values
-        if chosen in ends:
-            break
-        piece = decoder.add(chosen)
+    decoder = Decoder(tokenizer, prompt_ids)
+    for token in generate_tokens(
+        model, prompt_ids, max_new_tokens, temperature, generator, end_tokens(model, tokenizer), tally
+    ):
+        piece = decoder.add(token)
         if piece:
             yield piece
-        fresh = torch.tensor([[chosen]], dtype=torch.int64, device=fresh.device)
     rest = decoder.rest()
     if rest:
         yield rest
 
 
-class _Decoder:
+@dataclass
+class Tally:
+    """What a generation took; several in a row add up.
+
+    Attributes:
+        cache: keys and values; filled as the tokens come, the next call goes on from there.
+        prompt_tokens, tokens: read, and made.
+        prompt_seconds: until the first token, all prompts.
+        seconds: of the tokens after the first of each prompt.
+        steps: how many these were.
+    """
+
+    cache: Any = None
+    prompt_tokens: int = 0
+    tokens: int = 0
+    prompt_seconds: float = 0.0
+    seconds: float = 0.0
+    steps: int = 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of decoding; None where no token followed a first."""
+        return self.steps / self.seconds if self.steps else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `--json` form; of a compressed cache also what it holds."""
+        told = {name: value for name, value in vars(self).items() if name != "cache"}
+        cache = self.cache.as_dict() if hasattr(self.cache, "exact_nbytes") else None
+        return {**told, "tokens_per_second": self.tokens_per_second, "cache": cache}
+
+
+def attached_cache(model: Any) -> Any:
+    """An empty cache in the codecs that are attached to a model; None for a model without."""
+    from featherweight.kv_cache import CompressedCache
+
+    return CompressedCache.from_model(model) if attached(model) is not None else None
+
+
+def generate_tokens(
+    model: Any, ids: list[int], count: int, temperature: float, generator: torch.Generator, ends: frozenset[int], tally: Tally
+) -> Iterator[int]:
+    """At most `count` tokens that follow `ids`, which follow what `tally.cache` holds; ends before a token of `ends`."""
+    fresh = torch.tensor([ids], dtype=torch.int64, device=device_of(model))
+    tally.prompt_tokens += len(ids)
+    for step in range(count):
+        started = perf_counter()
+        with measuring(model):
+            output = model(input_ids=fresh, past_key_values=tally.cache, use_cache=True)
+            chosen = _choose(output.logits[0, -1].float().cpu(), temperature, generator, step)
+        tally.cache = output.past_key_values
+        if step:
+            tally.seconds += perf_counter() - started
+            tally.steps += 1
+        else:
+            tally.prompt_seconds += perf_counter() - started
+        if chosen in ends:
+            return
+        tally.tokens += 1
+        yield chosen
+        fresh = torch.tensor([[chosen]], dtype=torch.int64, device=fresh.device)
+
+
+class Decoder:
     """Text of a growing list of tokens, a piece at a time.
 
     Decoding a token alone loses its leading space and splits characters of several bytes, so each piece is the
@@ -114,13 +177,15 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator, step
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens at which text ends, by the model's generation settings and the tokenizer."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = configured if isinstance(configured, (list, tuple)) else [configured]
     return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)
 
 
-def _check(model: Any, prompt_tokens: int, max_new_tokens: int, temperature: float) -> None:
+def check_request(model: Any, prompt_tokens: int, max_new_tokens: int, temperature: float) -> None:
+    """Raise the error of a request that cannot be served; `prompt_tokens` counts what is in the cache already."""
     if prompt_tokens == 0:
         raise FeatherweightError("the prompt is empty", found="0 tokens", expected="some text", fix="give a prompt")
     if max_new_tokens < 1 or not 0 <= temperature < float("inf"):

@@ -78,8 +78,11 @@ class Protocol:
             asked = f"{self.windows} questions{'' if self.limit is None else f' (limit {self.limit})'} by {self.rule}"
             version = f"{self.harness}, version {self.task_version}"
             return f"{self.corpus}, {asked}, {self.fewshot}-shot, {self.dtype}, {version}, prompts {self.task_sha256[:8]}"
+        if self.rule == "recall":
+            return f"{self.corpus}, {self.windows} examples of {self.context} tokens, cache {self.cache}, {self.dtype}"
         if self.rule not in ("joined", "documents"):
-            return f"{self.corpus}, {self.windows} questions by {self.rule}, {self.dtype}, set {self.corpus_sha256[:8]}"
+            cache = "" if self.cache == "none" else f", cache {self.cache}"
+            return f"{self.corpus}, {self.windows} questions by {self.rule}{cache}, {self.dtype}, set {self.corpus_sha256[:8]}"
         parts = [
             self.corpus if self.variant == "standard" else f"{self.corpus} ({self.variant})",
             f"{self.windows} windows of {self.context}",

@@ -21,10 +21,8 @@ SIGN_BITS = (0, 4, 1, 5, 2, 6, 3, 7)
 
 #: Positions of the three entries ½ of the 29 base vectors of norm² 12, all others of which are 3/2.
 HALVES = (
-    ("123 023 013 012 367 357 347 356 346 345 267 257 247 256 246 245 167 157 146 156 146 045 067 057 047 056 046 014 237")
-    .replace("157 146 156", "157 147 156")
-    .split()
-)
+    "123 023 013 012 367 357 347 356 346 345 267 257 247 256 246 245 167 157 147 156 146 045 067 057 047 056 046 014 237"
+).split()
 
 #: Entries in falling order of all other base vectors: one 5/2 or none, and as many 3/2 as the norm allows.
 SHAPES = tuple(

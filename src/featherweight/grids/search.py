@@ -50,7 +50,7 @@ def search_mse(grid: UniformGrid, values: Tensor, low: Tensor, high: Tensor) -> 
             best.offer(parameters, decoded.sub_(values).abs_().pow_(NORM).sum(-1, keepdim=True))
         return best.parameters
 
-    return _by_chunks(search, values, low, high, None)
+    return by_chunks(search, values, low, high, None)
 
 
 def search_weighted(grid: UniformGrid, values: Tensor, low: Tensor, high: Tensor, importance: Tensor | None) -> GridParameters:
@@ -89,7 +89,7 @@ def search_weighted(grid: UniformGrid, values: Tensor, low: Tensor, high: Tensor
             best.offer(GridParameters(refitted.scale[None], refitted.zero[None]), error[None])
         return best.parameters
 
-    return _by_chunks(search, values, low, high, importance)
+    return by_chunks(search, values, low, high, importance)
 
 
 class Best:
@@ -138,7 +138,7 @@ def _refit(grid: UniformGrid, values: Tensor, parameters: GridParameters, import
     return GridParameters(grid.with_scale(scale, torch.zeros_like(scale)).scale, parameters.zero)
 
 
-def _by_chunks(search: Search, values: Tensor, low: Tensor, high: Tensor, importance: Tensor | None) -> GridParameters:
+def by_chunks(search: Search, values: Tensor, low: Tensor, high: Tensor, importance: Tensor | None) -> GridParameters:
     """`search` over chunks of rows, joined."""
     size = CHUNK_ON_CPU if values.device.type == "cpu" else CHUNK_ELSEWHERE
     rows = max(1, size // max(1, AT_ONCE * values.shape[-1]))

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featherweight.errors import FeatherweightError
 
 METHOD = "featherweight"
 FORMAT_VERSION = 1
+#: Of the section `kv_cache`.
+CACHE_VERSION = 1
 
 
-def quantization_config(modules: Mapping[str, Mapping[str, Any]], recipe: str) -> dict[str, Any]:
-    """The section for packed modules: `{module: description}`."""
-    return {
+def quantization_config(
+    modules: Mapping[str, Mapping[str, Any]], recipe: str, kv_cache: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The section for packed modules, `{module: description}`, and for the cache where it is compressed."""
+    section = {
         "quant_method": METHOD,
         "format_version": FORMAT_VERSION,
         "recipe": recipe,
         "modules": {name: dict(description) for name, description in modules.items()},
     }
+    return section if kv_cache is None else {**section, "kv_cache": dict(kv_cache)}
 
 
-def check_version(found: int) -> None:
+def cache_section(settings: Mapping[str, Any], constants: Sequence[Any]) -> dict[str, Any]:
+    """The part `kv_cache`: the settings, and the fingerprint of what they draw."""
+    return {"format_version": CACHE_VERSION, "settings": dict(settings), "constants": list(constants)}
+
+
+def check_version(found: int, known: int = FORMAT_VERSION) -> None:
     """Refuse a checkpoint of a newer format.
 
     Raises:
         FeatherweightError: with the fix.
     """
-    if found > FORMAT_VERSION:
+    if found > known:
         raise FeatherweightError(
             "the checkpoint is of a newer format",
             found=f"format_version {found}",
-            expected=f"at most {FORMAT_VERSION}",
+            expected=f"at most {known}",
             fix="pip install --upgrade featherweight",
         )

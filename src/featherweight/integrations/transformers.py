@@ -14,7 +14,9 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from featherweight.integrations.config import FORMAT_VERSION, METHOD, check_version
+from featherweight.integrations.config import CACHE_VERSION, FORMAT_VERSION, METHOD, check_version
+from featherweight.kv_cache.attach import attach_cache
+from featherweight.kv_cache.settings import CacheSettings
 from featherweight.packed.base import empty, layout_of
 from featherweight.packed.placing import place
 
@@ -29,11 +31,15 @@ class FeatherweightConfig(QuantizationConfigMixin):  # type: ignore[misc]
         format_version: int = FORMAT_VERSION,
         recipe: str = "",
         quant_method: str = METHOD,
+        kv_cache: dict[str, Any] | None = None,
         **future: Any,
     ) -> None:
         check_version(format_version)
         del future
         self.quant_method = quant_method
+        if kv_cache is not None:
+            check_version(int(kv_cache.get("format_version", 1)), CACHE_VERSION)
+            self.kv_cache = kv_cache
         self.modules, self.format_version, self.recipe = modules or {}, format_version, recipe
 
 
@@ -63,6 +69,9 @@ class FeatherweightQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **keywords: Any) -> nn.Module:
         restore_dtypes(model, self.quantization_config.modules, self._files)
+        section = getattr(self.quantization_config, "kv_cache", None)
+        if section is not None and model.can_generate():
+            attach_cache(model, CacheSettings.from_dict(section["settings"]), section["constants"])
         return model
 
     def is_serializable(self, *arguments: Any, **keywords: Any) -> bool:

@@ -73,6 +73,14 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("reference", f"{_ROOM}.reference.int8_matmul", "int8_matmul", _always),
     ),
     "dequantize_matmul": (Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),),
+    "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),
+    "cache_scores": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_scores", _always),),
+    "cache_mix": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_mix", _always),),
+    "qjl_encode": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_encode", _always),),
+    "qjl_decode": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_decode", _always),),
+    "qjl_scores": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_scores", _always),),
+    "rotated_scores": (Kernel("reference", f"{_ROOM}.reference.rotated", "rotated_scores", _always),),
+    "rotated_mix": (Kernel("reference", f"{_ROOM}.reference.rotated", "rotated_mix", _always),),
 }
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+from featherweight.kernels.registry import choose
 
 Part = Literal["keys", "values"]
 
@@ -73,17 +75,19 @@ class CacheCodec(ABC):
 
         Query heads are `heads` times a whole number, those of one key head next to each other. The reference decodes.
         """
-        keys = self.decode(codes, constants, query.dtype)
-        grouped = query.unflatten(1, (keys.shape[1], -1))
-        return (grouped @ keys.unsqueeze(2).transpose(-1, -2)).flatten(1, 2)
+        return choose("cache_scores", self._signature(query, codes), query.device)(query, self, codes, constants)
 
     def mix(self, weights: Tensor, codes: Codes, constants: Constants) -> Tensor:
         """`Σ_t p_t v̂_t [batch, query heads, queries, head_dim]` for `weights [batch, query heads, queries, tokens]`."""
-        values = self.decode(codes, constants, weights.dtype)
-        grouped = weights.unflatten(1, (values.shape[1], -1))
-        return (grouped @ values.unsqueeze(2)).flatten(1, 2)
+        return choose("cache_mix", self._signature(weights, codes), weights.device)(weights, self, codes, constants)
 
-    def bits(self, head_dim: int, dtype: torch.dtype) -> float:
+    def _signature(self, asked: Tensor, codes: Codes) -> dict[str, Any]:
+        """What a kernel is asked about: the codec, its settings, and how many queries meet one head of the cache."""
+        heads = next(iter(codes.values())).shape[1]
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"codec": self.name, "queries": asked.shape[1] // heads * asked.shape[2], **settings}
+
+    def stored_bits(self, head_dim: int, dtype: torch.dtype) -> float:
         """Stored bits of one coded value, scales, norms and indices included."""
         entries = self.layout(head_dim, dtype).values()
         return sum(8 * torch.Size(shape).numel() * kind.itemsize / tokens for tokens, shape, kind in entries) / head_dim

@@ -9,8 +9,11 @@ from typing import Any
 from featherweight.errors import FeatherweightError, nearest
 from featherweight.kv_cache.codec import CacheCodec
 from featherweight.kv_cache.exact import Exact
+from featherweight.kv_cache.integer import Integer
+from featherweight.kv_cache.qjl import QJL
+from featherweight.kv_cache.rotated import Rotated
 
-CODECS: dict[str, type[CacheCodec]] = {codec.name: codec for codec in (Exact,)}
+CODECS: dict[str, type[CacheCodec]] = {codec.name: codec for codec in (Exact, Integer, Rotated, QJL)}
 
 
 def make_codec(settings: Mapping[str, Any]) -> CacheCodec:

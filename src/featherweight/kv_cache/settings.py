@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -12,6 +12,9 @@ from featherweight.errors import FeatherweightError, nearest
 from featherweight.kv_cache.codec import CacheCodec
 from featherweight.kv_cache.exact import Exact
 from featherweight.kv_cache.registry import codec_settings, make_codec
+
+Prefill = Literal["chunked", "exact"]
+PREFILLS: tuple[str, ...] = get_args(Prefill)
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class CacheSettings:
         first_layers: how many layers at the bottom take `first_keys` and `first_values` instead.
         first_keys, first_values: their codecs; None for the same as the others.
         seed: of the projections; every layer draws its own.
+        prefill: a prompt that comes in one forward is read exactly. One that comes in several: "chunked" codes after every forward,
+            so a later part reads the code of the earlier ones; "exact" codes nothing before the first token that comes alone, so
+            the whole prompt is held exact in all layers meanwhile.
 
     Raises:
         FeatherweightError: a codec that cannot store what it is asked to, or a negative number of layers.
@@ -34,6 +40,7 @@ class CacheSettings:
     first_keys: CacheCodec | None = None
     first_values: CacheCodec | None = None
     seed: int = 0
+    prefill: Prefill = "chunked"
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -47,6 +54,11 @@ class CacheSettings:
                 )  # fmt: skip
         if self.first_layers < 0:
             raise FeatherweightError("first_layers is negative", found=self.first_layers, expected="0 or more")
+        if self.prefill not in PREFILLS:
+            raise FeatherweightError(
+                "prefill is unknown", found=self.prefill, expected=" or ".join(PREFILLS),
+                fix=f"did you mean {nearest(str(self.prefill), PREFILLS, 1)[0]}?",
+            )  # fmt: skip
         if (self.first_keys or self.first_values) and not self.first_layers:
             raise FeatherweightError(
                 "the first layers have a codec of their own, but there are none", found="first_layers: 0",
@@ -66,6 +78,7 @@ class CacheSettings:
     def as_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` reads them."""
         told: dict[str, Any] = {"keys": codec_settings(self.keys), "values": codec_settings(self.values), "seed": self.seed}
+        told["prefill"] = self.prefill
         if self.first_layers:
             told["first_layers"] = self.first_layers
             for name, codec in (("first_keys", self.first_keys), ("first_values", self.first_values)):
@@ -80,7 +93,7 @@ class CacheSettings:
         Raises:
             FeatherweightError: an unknown key, codec or setting.
         """
-        known = ("keys", "values", "first_layers", "first_keys", "first_values", "seed")
+        known = ("keys", "values", "first_layers", "first_keys", "first_values", "seed", "prefill")
         for key in told:
             if key not in known:
                 raise FeatherweightError(
@@ -88,4 +101,7 @@ class CacheSettings:
                     fix=f"did you mean {nearest(key, known, 1)[0]}?",
                 )  # fmt: skip
         codecs = {key: make_codec(told[key]) for key in known if key.endswith(("keys", "values")) and told.get(key)}
-        return cls(**codecs, first_layers=int(told.get("first_layers", 0)), seed=int(told.get("seed", 0)))
+        return cls(
+            **codecs, first_layers=int(told.get("first_layers", 0)), seed=int(told.get("seed", 0)),
+            prefill=told.get("prefill", "chunked"),
+        )  # fmt: skip

@@ -105,13 +105,13 @@ class Pattern:
         rows, inputs = scores.shape
         self.check(inputs)
         if self.of:
-            return _smallest(scores.reshape(-1, self.of), self.of - self.keep).view(rows, inputs)
+            return smallest(scores.reshape(-1, self.of), self.of - self.keep).view(rows, inputs)
         if self.name == "row":
-            return _smallest(scores, _count(inputs, self.ratio))
-        return _smallest(scores.reshape(1, -1), _count(rows * inputs, self.ratio)).view(rows, inputs)
+            return smallest(scores, _count(inputs, self.ratio))
+        return smallest(scores.reshape(1, -1), _count(rows * inputs, self.ratio)).view(rows, inputs)
 
 
-def _smallest(scores: Tensor, count: int) -> Tensor:
+def smallest(scores: Tensor, count: int) -> Tensor:
     """True at the `count` smallest of every row of `scores [rows, n]`; of equal ones the first go first."""
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.methods.base import Compressed, Problem, Steps
+from featherweight.methods.besa import BESA
+from featherweight.methods.block_run import BlockRun
 from featherweight.methods.scored import Patterned
 from featherweight.packed.dense import Dense
 from featherweight.packed.masked import Masked
 from featherweight.solvers.admm import select_and_solve
+from featherweight.solvers.allocation import ranks
 from featherweight.solvers.damping import factorise
 from featherweight.solvers.refit import STEPS
 
@@ -30,6 +34,8 @@ class ALPS(Patterned):
     Settings: `ratio` and `pattern` ("layer", "row" or "N:M"), and
 
     Attributes:
+        ratios: "even", each linear loses its ratio; "learned", BESA learns on the block's output how much each row loses, and
+            which weights go is still decided here (ours). The block's budget is exact; for pattern "layer".
         damping: λ ≥ 0, added to the diagonal relative to its mean.
         iterations: at most; most linears stop after 30 to 40 because nothing moves any more.
         refit: steps of conjugate gradients on the kept values.
@@ -48,6 +54,7 @@ class ALPS(Patterned):
         **{f"50-{bits}bit": ({"ratio": 0.5}, {"method": "gptq", "bits": bits, "group_size": 128}) for bits in (4, 8)},
     }
 
+    ratios: Literal["even", "learned"] = "even"
     damping: float = 0.01
     iterations: int = 300
     refit: int = STEPS
@@ -55,11 +62,37 @@ class ALPS(Patterned):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
+        if self.ratios == "learned":
+            if self.pattern != "layer":
+                raise FeatherweightError(
+                    "learned ratios differ from row to row", found=f"pattern {self.pattern}", expected="pattern layer",
+                    fix="leave pattern out, or use ratios: even",
+                )  # fmt: skip
+            self._allocation()
         for setting, least in (("damping", 0), ("iterations", 1), ("refit", 0)):
             if not getattr(self, setting) >= least:
                 raise FeatherweightError(
                     f"{setting} out of range", found=getattr(self, setting), expected=f"{least} or more", fix="leave it out"
                 )
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The inputs' sums of squares besides, where ratios are learned."""
+        return self.needs | ({"sum_sq"} if self.tunes else set())
+
+    @property
+    def budget(self) -> Literal["linear", "block"]:
+        """Of the block where rows and linears trade weights."""
+        return "block" if self.tunes else "linear"
+
+    @property
+    def tunes(self) -> bool:
+        """Where ratios are learned."""
+        return self.ratios == "learned"
+
+    def tune(self, run: BlockRun) -> Mapping[str, Any]:
+        """What each row loses."""
+        return self._allocation().tune(run)
 
     def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         """Dense values beneath a mask.
@@ -80,14 +113,20 @@ class ALPS(Patterned):
         Raises:
             FeatherweightError: no Hessian, or one that cannot be factorised; what `storage` refuses.
         """
-        names, pattern = list(problem.current), self._pattern()
-        described = {name: self.storage(current.description(), problem.dtype) for name, current in problem.current.items()}
+        names = list(problem.current)
+        for current in problem.current.values():
+            self.storage(current.description(), problem.dtype)
         stacked = torch.cat([problem.weights[name] for name in names])
         hessian, count = problem.hessian(self.name, "magnitude")
         factor = factorise(hessian, self.damping, name=" and ".join(names), samples=count)
         rows = [len(problem.weights[name]) for name in names]
         alive = stacked.masked_fill(factor.dead, 0.0)
-        solution, kept, iterations = select_and_solve(alive, factor.damped(hessian), rows, pattern, self.iterations, self.refit)
+
+        def largest(sizes: Tensor) -> Tensor:
+            parts = zip(names, sizes.split(rows), strict=True)
+            return torch.cat([~self._dropped(part, problem.settings.get(name)) for name, part in parts])
+
+        solution, kept, iterations = select_and_solve(alive, factor.damped(hessian), largest, self.iterations, self.refit)
         errors, energies = factor.row_energy(stacked - solution), factor.row_energy(stacked)
         compressed = {}
         for name, values, mask, error, energy in zip(
@@ -100,5 +139,26 @@ class ALPS(Patterned):
                 "damping": factor.damping_used,
                 "dead_columns": int(factor.dead.sum()),
             }
-            compressed[name] = Compressed(Masked.of(Dense(values.to(problem.dtype)), mask, described[name]), facts)
+            compressed[name] = Compressed(
+                self._masked(values.to(problem.dtype), mask), {**_learned_facts(problem, name), **facts}
+            )
         return compressed
+
+    def _masked(self, values: Tensor, mask: Tensor) -> Masked:
+        form = self._pattern().name if self._pattern().per_row else "unstructured"
+        return Masked.of(Dense(values), mask, Masked.describe(Dense(values).description(), int(mask.sum()), form))
+
+    def _dropped(self, sizes: Tensor, learned: Any) -> Tensor:
+        """The smallest of `sizes [rows, in]`, as many of each row as was learned if anything was."""
+        if learned is None:
+            return self._pattern().dropped(sizes)
+        return ranks(sizes) < learned.counts.to(sizes.device)[:, None]
+
+    def _allocation(self) -> BESA:
+        return BESA(ratio=self._pattern().ratio)
+
+
+def _learned_facts(problem: Problem, name: str) -> Mapping[str, Any]:
+    """Of the learning: its losses are those of masks without any update."""
+    found = problem.settings.get(name)
+    return {} if found is None else {f"ratios_{key}": value for key, value in found.facts.items()}

@@ -118,6 +118,11 @@ class Method(ABC):
     points: ClassVar[Mapping[str, Steps]] = {"default": ({},)}
     adds_terms: ClassVar[bool] = False
 
+    @classmethod
+    def completed(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`settings` as a recipe gives them, with those filled in that follow from others."""
+        return settings
+
     @property
     def requires(self) -> frozenset[str]:
         """The statistics that these settings need; `needs`, unless a method overrides it."""

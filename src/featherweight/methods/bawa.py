@@ -65,6 +65,7 @@ class BaWA(Scored):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
+        self.refuse_block("bawa's exponents make the scores of each linear differ in scale")
         if self.steps < 0 or self.batches < 1:
             raise FeatherweightError(
                 "bawa cannot search so", found=f"steps {self.steps}, batches {self.batches}",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from featherweight.masks.scores import ria, wanda
 from featherweight.methods.base import Steps
+from featherweight.methods.clipping import Clip
 from featherweight.methods.learned import Learned
 
 
@@ -19,6 +20,12 @@ class BESA(Learned):
 
     Attributes:
         metric: "wanda", "ria" or "magnitude": which weights of a row go first.
+        bits: of the codes on which what is kept is rounded in the same step, their ranges learned with the ratios as in `clip`
+            (the joint form of the paper); None leaves values as they are.
+        group_size, symmetric, scale_dtype: of those codes.
+
+    Raises:
+        FeatherweightError: what `Learned` and `clip` refuse.
     """
 
     name: ClassVar[str] = "besa"
@@ -27,6 +34,21 @@ class BESA(Learned):
     points: ClassVar[Mapping[str, Steps]] = {"50-4bit": ({"ratio": 0.5}, {"method": "gptq", "bits": 4, "group_size": 128})}
 
     metric: Literal["wanda", "ria", "magnitude"] = "wanda"
+    bits: int | None = None
+    group_size: int | None = 128
+    symmetric: bool = False
+    scale_dtype: Literal["float16", "bfloat16"] = "float16"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        self.rounding()
+
+    def rounding(self) -> Clip | None:
+        """On learned ranges, if `bits` are given."""
+        if self.bits is None:
+            return None
+        return Clip(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric, scale_dtype=self.scale_dtype)
 
     def score(self, weight: Tensor, values: Tensor, rms: Tensor) -> Tensor:
         """The metric of the current values."""

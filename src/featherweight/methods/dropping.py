@@ -9,10 +9,14 @@ from torch import Tensor
 
 from featherweight.grids.base import Grid, GridParameters
 from featherweight.grids.exact import Exact
+from featherweight.grids.uniform import UniformGrid
 from featherweight.kernels.registry import choose
 from featherweight.masks.patterns import Pattern
 from featherweight.packed.base import PackedWeight
+from featherweight.solvers.damping import Factor
 from featherweight.solvers.decision import Decision
+from featherweight.solvers.result import Solved
+from featherweight.solvers.sweep import sweep
 
 #: Columns between two products in `drop_exactly`.
 BLOCK = 128
@@ -115,6 +119,24 @@ class Select(Hold):
         return torch.cat([self.pattern.dropped(each) for each in scores]).T
 
 
+class Fixed(Hold):
+    """Drops a given mask, and rounds on grids that are given too.
+
+    Args:
+        dropped: as in `Hold`; columns walked as stored.
+        scales, zeros: of every group, `[rows, groups]` float32, as they are stored.
+    """
+
+    def __init__(self, dropped: Tensor, scales: Tensor, zeros: Tensor) -> None:
+        super().__init__(dropped)
+        self.scales, self.zeros, self.group = scales, zeros, 0
+
+    def start_group(self, grid: Grid, values: Tensor, importance: Tensor) -> GridParameters:
+        """The next group's."""
+        group, self.group = slice(self.group, self.group + 1), self.group + 1
+        return GridParameters(self.scales[:, group], self.zeros[:, group])
+
+
 def drop_exactly(values: Tensor, dropped: Tensor, feedback: Tensor) -> Tensor:
     """What a walk without rounding makes of some columns: 0 where dropped, the others corrected for that.
 
@@ -160,3 +182,24 @@ def hold_dropped(current: Sequence[PackedWeight], order: Tensor, static: bool = 
     ]
     dropped = torch.cat(whole).T
     return Hold(dropped[order], dropped if static else None)
+
+
+def better_walked(
+    weight: Tensor, support: Tensor | None, solved: Solved, factor: Factor, grid: UniformGrid, group_size: int | None
+) -> tuple[Solved, str]:
+    """The walk of `weight [rows, in]` on the grids of `solved`, or `solved` itself where its damped objective is no larger.
+
+    Args:
+        weight: float32.
+        support: what is kept, `[rows, in]`; None for all.
+        solved: on consecutive groups of stored inputs.
+        factor: of the inputs' Hessian, columns in the stored order.
+        grid, group_size: of `solved`.
+
+    Returns:
+        The better one, and its name for the ledger: "sweep" or "nearest".
+    """
+    dropped = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device) if support is None else ~support
+    walked = sweep(weight, factor, grid, group_size, decision=Fixed(dropped.T, solved.scales, solved.zeros))
+    before, after = (float(factor.row_energy(weight - each.decoded).sum()) for each in (solved, walked))
+    return (walked, "sweep") if after < before else (solved, "nearest")

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.grids.uniform import Fit
+from featherweight.grids.floating import FloatingGrid
+from featherweight.grids.uniform import Fit, UniformGrid
 from featherweight.methods.base import Compressed, Problem, Steps
 from featherweight.methods.dropping import hold_dropped
 from featherweight.methods.integers import IntegerMethod
-from featherweight.packed.integer import Integer
+from featherweight.packed.base import PackedWeight
 from featherweight.solvers.damping import Factor, factorise
 from featherweight.solvers.nearest import round_to_nearest
 from featherweight.solvers.result import Solved
@@ -25,7 +26,7 @@ Order = Literal["none", "static", "dynamic"]
 
 @dataclass(frozen=True)
 class GPTQ(IntegerMethod):
-    """Minimise `tr((W − Ŵ) H (W − Ŵ)ᵀ)` greedily on a uniform grid; `H` is the mean of `x xᵀ`.
+    """Minimise `tr((W − Ŵ) H (W − Ŵ)ᵀ)` greedily on a grid; `H` is the mean of `x xᵀ`.
 
     All linears of one input are solved in one walk. Of the walk and round-to-nearest the one with the smaller objective
     is kept, linear by linear. Against the authors' code: groups are fitted on up-to-date weights (`stale_groups` restores
@@ -45,7 +46,7 @@ class GPTQ(IntegerMethod):
     """
 
     name: ClassVar[str] = "gptq"
-    summary: ClassVar[str] = "second-order rounding with error feedback on a uniform grid per group"
+    summary: ClassVar[str] = "second-order rounding with error feedback on a grid per group (integers, FP8, FP4)"
     source: ClassVar[str] = "Frantar et al. 2022, arXiv:2210.17323, algorithm 1"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
     points: ClassVar[Mapping[str, Steps]] = {
@@ -54,6 +55,7 @@ class GPTQ(IntegerMethod):
             label: ({"bits": bits, "group_size": 128, "order": "static"},)
             for label, bits in {"3bit-g128": 3, "4bit": 4, "6bit": 6, "8bit": 8}.items()
         },
+        **{grid: ({"grid": grid, "order": "static"},) for grid in ("fp8", "nvfp4", "mxfp4")},
     }
 
     fit: Fit = "weighted"
@@ -72,7 +74,7 @@ class GPTQ(IntegerMethod):
             raise FeatherweightError("damping is negative", found=self.damping, expected="0 or more", fix="use damping: 0.01")
 
     def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """An `Integer` in the place of dense values, beneath their mask where a step before dropped weights.
+        """An `Integer` or `Floating` in the place of dense values, beneath their mask where a step before dropped weights.
 
         Raises:
             FeatherweightError: `current` is neither dense nor dense beneath a mask.
@@ -100,11 +102,11 @@ class GPTQ(IntegerMethod):
         hessian, count = problem.hessian(self.name, "rtn")
         order = None if self.order == "none" else hessian.diagonal().argsort(descending=True, stable=True)
         factor = factorise(hessian, self.damping, order=order, name=" and ".join(names), samples=count)
-        static = self.order == "static"
+        static, grid = self.order == "static", self.grid_over(stacked)
         swept = sweep(
             stacked,
             factor,
-            self.grid(),
+            grid,
             self.group_size,
             static_groups=static,
             stale_groups=self.stale_groups,
@@ -114,16 +116,17 @@ class GPTQ(IntegerMethod):
         compressed, start = {}, 0
         for name, weight in zip(names, weights, strict=True):
             rows = slice(start, start + len(weight))
-            better, facts = self._better(weight, swept, rows, factor, hessian, index)
+            better, facts = self._better(weight, swept, rows, grid, factor, hessian, index)
             compressed[name] = Compressed(self.masked_like(problem.current[name], better), facts)
             start += len(weight)
         return compressed
 
     def _better(
-        self, weight: Tensor, swept: Solved, rows: slice, factor: Factor, hessian: Tensor, index: Tensor | None
-    ) -> tuple[Integer, dict[str, Any]]:
+        self, weight: Tensor, swept: Solved, rows: slice, grid: UniformGrid | FloatingGrid, factor: Factor, hessian: Tensor,
+        index: Tensor | None,
+    ) -> tuple[PackedWeight, dict[str, Any]]:  # fmt: skip
         """The walk's rows or round-to-nearest, whichever has the smaller objective."""
-        nearest = round_to_nearest(weight, self.grid(), self.group_size, hessian.diagonal())
+        nearest = round_to_nearest(weight, grid, self.group_size, hessian.diagonal())
         objective = float(factor.row_energy(weight - swept.decoded[rows]).sum())
         nearest_objective = float(factor.row_energy(weight - nearest.decoded).sum())
         energy = float(factor.row_energy(weight).sum())
@@ -138,8 +141,8 @@ class GPTQ(IntegerMethod):
             "cholesky_dtype": str(factor.dtype).removeprefix("torch."),
         }
         if wins:
-            return self.pack(swept, rows, index), facts
-        return self.pack(nearest, slice(None), self._index(nearest, weight)), facts
+            return self.pack(swept, rows, grid, index), facts
+        return self.pack(nearest, slice(None), grid, self._index(nearest, weight)), facts
 
     def _index(self, swept: Solved, weight: Tensor) -> Tensor | None:
         """Group of every input, where it is stored."""

@@ -1,19 +1,21 @@
-"""What the methods that round to integers have in common: grid, groups, storage."""
+"""What the methods that round to a grid in groups of inputs have in common: grid, groups, storage."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.grids.floating import FloatingGrid
 from featherweight.grids.uniform import Fit, UniformGrid
 from featherweight.methods.base import Method, Steps
+from featherweight.methods.grid_settings import GridName, ScaleDtype, check_grid, completed, make_grid
 from featherweight.packed.base import PackedWeight
-from featherweight.packed.dtypes import dtype_from
+from featherweight.packed.floating import Floating
 from featherweight.packed.integer import Integer
 from featherweight.packed.masked import Masked
 from featherweight.solvers.result import Solved
@@ -23,7 +25,7 @@ BITS = (2, 3, 4, 5, 6, 8)
 
 @dataclass(frozen=True)
 class IntegerMethod(Method):
-    """Settings of an integer grid per group of inputs.
+    """Settings of a grid per group of inputs.
 
     Attributes:
         bits: of a code: 2, 3, 4, 5, 6 or 8.
@@ -31,10 +33,13 @@ class IntegerMethod(Method):
         symmetric: fix the zero point in the middle, so that none is stored.
         fit: how a group's range is found: "minmax", "mse", "weighted" or "clipped".
         tails: whether the last group may be smaller where the group size does not divide the inputs.
-        scale_dtype: "float16" or "bfloat16".
+        scale_dtype: of the stored scales; "float8_e4m3fn" and "float8_e8m0fnu" with floating grids only.
+        grid: "integer"; or the numbers of a floating-point format: "fp8" (E4M3), "fp4" (E2M1), "nvfp4" (E2M1 in groups of 16
+            with float8_e4m3fn scales) and "mxfp4" (E2M1 in groups of 32 with scales that are powers of two). In a recipe a
+            floating grid settles what is left out (`completed`).
 
     Raises:
-        FeatherweightError: a setting outside these.
+        FeatherweightError: a setting outside these, or one that the grid has otherwise.
     """
 
     points: ClassVar[Mapping[str, Steps]] = {f"{bits}bit": ({"bits": bits, "group_size": 128},) for bits in (2, 3, 4, 6, 8)}
@@ -44,7 +49,8 @@ class IntegerMethod(Method):
     symmetric: bool = False
     fit: Fit = "minmax"
     tails: bool = True
-    scale_dtype: Literal["float16", "bfloat16"] = "float16"
+    scale_dtype: ScaleDtype = "float16"
+    grid: GridName = "integer"
 
     def __post_init__(self) -> None:
         """Check the settings; a group size of -1 means whole rows."""
@@ -61,26 +67,34 @@ class IntegerMethod(Method):
                 expected="a positive number of inputs, or null for one scale per row",
                 fix="use group_size: 128",
             )
-        if self.scale_dtype not in ("float16", "bfloat16"):
-            raise FeatherweightError(
-                "scales cannot be stored so",
-                found=self.scale_dtype,
-                expected="float16, bfloat16",
-                fix="use scale_dtype: float16",
-            )
-        self.grid()
+        for setting, choices in (("scale_dtype", get_args(ScaleDtype)), ("grid", get_args(GridName))):
+            if getattr(self, setting) not in choices:
+                raise FeatherweightError(
+                    f"{self.name} has no such {setting}", found=getattr(self, setting), expected=", ".join(choices),
+                    fix=f"leave {setting} out",
+                )  # fmt: skip
+        check_grid(self.name, self.grid, vars(self))
+        self.grid_over()
 
-    def grid(self) -> UniformGrid:
-        """The grid of these settings."""
-        return UniformGrid(self.bits, self.symmetric, self.fit, dtype_from(self.scale_dtype))
+    @classmethod
+    def completed(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With what the grid settles, see `grid_settings`."""
+        return completed(cls, settings)
+
+    def grid_over(self, weight: Tensor | None = None) -> UniformGrid | FloatingGrid:
+        """The grid of these settings; with the tensor scale of `weight`, of any shape, where there is one."""
+        grid = make_grid(self.grid, self.bits, self.symmetric, self.fit, self.scale_dtype)
+        return grid if weight is None or isinstance(grid, UniformGrid) else grid.over(weight)
 
     def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """An `Integer` of the same shape, whatever the checkpoint's dtype; beneath the mask where `current` has one."""
+        """An `Integer` or `Floating` of the same shape, whatever the checkpoint's dtype; beneath the mask that `current` has."""
         rows, columns = current["shape"]
         self.check_groups((rows, columns))
-        values = Integer.describe(
-            (rows, columns), self.bits, self.group_size, self.symmetric, dtype_from(self.scale_dtype), self.indexed()
-        )
+        grid, shape = self.grid_over(), (rows, columns)
+        if isinstance(grid, FloatingGrid):
+            values = Floating.describe(shape, grid, self.group_size, self.indexed())
+        else:
+            values = Integer.describe(shape, self.bits, self.group_size, self.symmetric, grid.scale_dtype, self.indexed())
         return Masked.describe_like(current, values) if current["kind"] == "masked" else values
 
     def indexed(self) -> bool:
@@ -104,20 +118,19 @@ class IntegerMethod(Method):
             fix=f"{smaller}tails: true for a smaller last group, or group_size: null for one scale per row",
         )
 
-    def masked_like(self, current: PackedWeight, packed: Integer) -> PackedWeight:
+    def masked_like(self, current: PackedWeight, packed: PackedWeight) -> PackedWeight:
         """`packed` beneath the mask of `current`, where it has one."""
         if not isinstance(current, Masked):
             return packed
         described = Masked.describe_like(current.description(), packed.description())
         return Masked.of(packed, current.support, described)
 
-    def pack(self, solved: Solved, rows: slice, group_index: Tensor | None = None) -> Integer:
-        """The stored form of some rows of a solution."""
-        return Integer.from_codes(
-            solved.codes[rows],
-            solved.scales[rows].to(dtype_from(self.scale_dtype)),
-            None if self.symmetric else solved.zeros[rows],
-            self.bits,
-            self.group_size,
-            group_index,
-        )
+    def pack(
+        self, solved: Solved, rows: slice, grid: UniformGrid | FloatingGrid, group_index: Tensor | None = None
+    ) -> PackedWeight:
+        """The stored form of some rows of a solution on `grid`."""
+        codes, scales = solved.codes[rows], solved.scales[rows]
+        if isinstance(grid, FloatingGrid):
+            return Floating.from_codes(codes, scales, grid, self.group_size, group_index)
+        zeros = None if self.symmetric else solved.zeros[rows]
+        return Integer.from_codes(codes, scales.to(grid.scale_dtype), zeros, self.bits, self.group_size, group_index)

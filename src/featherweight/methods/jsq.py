@@ -68,20 +68,25 @@ class JSQ(Scored):
                 expected="sensitivity 0 or more, clip of at least 0 and less than 1, or null to search",
                 fix="leave them out for 2.1 and 0.01",
             )  # fmt: skip
+        if self.clip is None:
+            self.refuse_block("jsq searches its clip linear by linear")
 
     @property
     def tunes(self) -> bool:
-        """Only where the clip is searched."""
-        return self.clip is None
+        """Where the clip is searched, or the block's linears compete."""
+        return self.clip is None or super().tunes
 
     def score(self, name: str, values: Tensor, problem: Problem) -> Tensor:
         """See the class."""
-        clip = problem.settings[name].share if name in problem.settings else self.clip
+        found = problem.settings.get(name)
+        clip = found.share if isinstance(found, Clip) else self.clip
         return self._scores(values, problem.calibrated("activations", self.name, "magnitude"), clip or 0.0)
 
     @torch.no_grad()
-    def tune(self, run: BlockRun) -> dict[str, Clip]:
-        """The best clip of each linear, the ones before it at theirs."""
+    def tune(self, run: BlockRun) -> Mapping[str, Any]:
+        """The best clip of each linear, the ones before it at theirs; or what each loses of the block."""
+        if self.clip is not None:
+            return super().tune(run)
         batches = range(min(BATCHES, run.batches))
         values = {name: current.dequantize().to(run.weights[name].device) for name, current in run.current.items()}
 

@@ -15,6 +15,7 @@ from featherweight.errors import FeatherweightError
 from featherweight.masks.patterns import Pattern
 from featherweight.methods.base import Compressed, Method, Problem
 from featherweight.methods.block_run import BlockRun
+from featherweight.methods.clipping import Clip, Clipper, finite
 from featherweight.packed.masked import Masked
 from featherweight.solvers.allocation import SoftMask, candidates, project_counts, ranks, tilted_logits
 
@@ -29,10 +30,12 @@ class Allocation:
     Attributes:
         counts: weights that each row loses, `[out]` int64.
         facts: for the ledger: block losses of the learned and of the even ratios, steps, why learning ended early.
+        clip: logits of the ranges on which what is kept is rounded; None for no clipping, or no rounding.
     """
 
     counts: Tensor
     facts: Mapping[str, Any]
+    clip: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Learned(Method):
     through soft masks (`SoftMask`) on `loss + sparsity_weight · ((ā − ratio) / ratio)²`, one step a calibration batch.
     Afterwards counts are projected so that the block loses exactly `⌊n · ratio⌋` of each linear's n weights in sum. Of what
     was learned and the even ratios, the one with the smaller loss on all calibration batches is taken: learning never hurts
-    there. The originals end near their target and write that.
+    there. The originals end near their target and write that. A method with `rounding` learns the ranges of its grids in the
+    same steps, `W̃ = Q(W) ⊙ M`.
 
     Attributes:
         ratio: fraction of the block's weights that goes.
@@ -111,8 +115,12 @@ class Learned(Method):
         """What else to minimise, given the soft keep masks `[out, in]` by linear."""
         return 0.0
 
+    def rounding(self) -> Clip | None:
+        """How what is kept is rounded in this same step; None leaves it as it is."""
+        return None
+
     def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """The values of `current` beneath a mask with an even share of the block's budget.
+        """The values of `current`, rounded if the method does that, beneath a mask with an even share of the block's budget.
 
         Raises:
             FeatherweightError: `current` is masked already, or cannot hold a mask.
@@ -123,7 +131,9 @@ class Learned(Method):
                 expected="one step that prunes", fix="remove one of them",
             )  # fmt: skip
         rows, inputs = current["shape"]
-        return Masked.describe(current, self._pattern().kept((rows, inputs)))
+        rounding = self.rounding()
+        values = current if rounding is None else rounding.storage(current, dtype)
+        return Masked.describe(values, self._pattern().kept((rows, inputs)))
 
     def tune(self, run: BlockRun) -> dict[str, Allocation]:
         """Learn the ratios of every linear of the block together.
@@ -133,19 +143,27 @@ class Learned(Method):
         """
         values = {name: current.dequantize().to(run.weights[name].device) for name, current in run.current.items()}
         masks = {name: SoftMask.of(self._scores(name, run, values[name])) for name in values}
+        rounding = self.rounding()
+        clipper = None if rounding is None else rounding.clipper(values)
         with torch.enable_grad():
-            logits, facts = self._learn(run, values, masks)
+            logits, facts = self._learn(run, values, masks, clipper)
         learned = self._projected(values, [self._ratios(each) for each in logits.values()])
         even = self._projected(values, [torch.full_like(logits[name][:, 0], self.ratio) for name in values])
-        losses = [
-            run.mean_loss(
-                {name: values[name] * (masks[name].rank >= counts[name].to(values[name].device)[:, None]) for name in values}
-            )
-            for counts in (learned, even)
-        ]
-        chosen = learned if losses[0] < losses[1] else even
-        facts |= {"block_loss": min(losses), "block_loss_even": losses[1], "solver": "learned" if chosen is learned else "even"}
-        return {name: Allocation(chosen[name], facts) for name in values}
+        clip = None if clipper is None else clipper.learned()
+        tried = (
+            [(learned, clip), (even, None)] if clip is None else [(learned, clip), (learned, None), (even, clip), (even, None)]
+        )
+        losses = []
+        for counts, ends in tried:
+            rounded = values if clipper is None else clipper.decoded(ends)
+            kept = {name: masks[name].rank >= counts[name].to(each.device)[:, None] for name, each in values.items()}
+            losses.append(run.mean_loss({name: each * kept[name] for name, each in rounded.items()}))
+        best = min(range(len(tried)), key=lambda index: losses[index] if losses[index] == losses[index] else float("inf"))
+        counts, ends = tried[best] if losses[best] < losses[-1] else tried[-1]
+        facts |= {"block_loss": min(losses[best], losses[-1]), "block_loss_even": losses[-1]}
+        facts |= {"solver": "learned" if counts is learned else "even"}
+        facts |= {} if clip is None else {"clipped": ends is not None}
+        return {name: Allocation(counts[name], facts, None if ends is None else ends[name]) for name in values}
 
     def compress(self, problem: Problem) -> dict[str, Compressed]:
         """Drop as many of each row as was learned.
@@ -155,41 +173,52 @@ class Learned(Method):
         """
         compressed = {}
         rms = problem.input_rms(self.name, "magnitude")
+        rounding = self.rounding()
         for name, current in problem.current.items():
-            allocation = problem.settings[name]
-            rank = ranks(self.score(problem.weights[name], current.dequantize(), rms))
+            allocation, values = problem.settings[name], current.dequantize()
+            rank = ranks(self.score(problem.weights[name], values, rms))
             kept = rank >= allocation.counts.to(rank.device)[:, None]
-            described = Masked.describe(current.description(), int(kept.sum()))
+            leaf = current
+            if rounding is not None:
+                rounding.check_groups(current.shape, name)
+                leaf = rounding.pack(rounding.ranges(values).solve(allocation.clip), slice(None), rounding.integers())
+            described = Masked.describe(leaf.description(), int(kept.sum()))
             ratios = allocation.counts.double() / kept.shape[1]
             facts = {**allocation.facts, "ratio_lowest": float(ratios.min()), "ratio_highest": float(ratios.max())}
-            compressed[name] = Compressed(Masked.of(current, kept, described), facts)
+            compressed[name] = Compressed(Masked.of(leaf, kept, described), facts)
         return compressed
 
     def _learn(
-        self, run: BlockRun, values: Mapping[str, Tensor], masks: Mapping[str, SoftMask]
+        self, run: BlockRun, values: Mapping[str, Tensor], masks: Mapping[str, SoftMask], clipper: Clipper | None
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Logits by linear after the last finite step, and how it went."""
+        """Logits by linear after the last finite step, and how it went; the clipper's are learned in place."""
         logits = {}
         for name, weight in values.items():
             rows = len(weight) if self.granularity == "row" else 1
             logits[name] = tilted_logits(0.5 if self._smooth() else self.ratio, rows, weight.device).requires_grad_()
-        optimizer = self._optimizer(list(logits.values()))
+        optimizers = [self._optimizer(list(logits.values()))]
+        rounding = self.rounding()
+        if clipper is not None and rounding is not None:
+            optimizers.append(rounding.optimizer(clipper))
         sizes = {name: weight.numel() for name, weight in values.items()}
         steps, ended = 0, ""
         for step in range(self.epochs * run.batches):
             probabilities = {name: self._probabilities(each) for name, each in logits.items()}
             keep = {name: masks[name].keep(probabilities[name]) for name in values}
-            loss = run.loss(step % run.batches, {name: values[name] * keep[name] for name in values})
+            rounded = values if clipper is None else clipper.rounded()
+            loss = run.loss(step % run.batches, {name: rounded[name] * keep[name] for name in values})
             run.check_gradients(loss, self.name)
             loss = loss + self.extra_loss(run, step % run.batches, keep)
             means = torch.stack([self._ratios(each).mean() * sizes[name] for name, each in logits.items()])
             penalty = (means.sum() / sum(sizes.values()) / self.ratio - 1) ** 2
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             (loss + self.sparsity_weight * penalty).backward()
-            if not bool(torch.isfinite(loss)) or any(not bool(torch.isfinite(each.grad).all()) for each in logits.values()):
+            if not finite([loss, *(each.grad for optimizer in optimizers for each in optimizer.param_groups[0]["params"])]):
                 ended = f"the loss was not finite at step {step}"
                 break
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             steps += 1
         facts = {"learning_steps": steps, **({"learning_ended": ended} if ended else {})}
         return {name: each.detach() for name, each in logits.items()}, facts

@@ -110,7 +110,7 @@ class QuIP(Method):
             packed = Rotated.of(packed, basis.factors, dtype=basis.factors.values.dtype)
         energy = float(factor.row_energy(rotated).sum())
         error = float(factor.row_energy(rotated - inner.dequantize()).sum())
-        walk, *_, last = solved.objectives
+        walk, last = solved.objectives[0], solved.objectives[-1]
         return Compressed(
             packed,
             {

@@ -8,10 +8,12 @@ from typing import Any
 
 from featherweight.errors import FeatherweightError, nearest
 from featherweight.methods.alps import ALPS
+from featherweight.methods.awq import AWQ
 from featherweight.methods.base import Method
 from featherweight.methods.bawa import BaWA
 from featherweight.methods.besa import BESA
 from featherweight.methods.caldera import CALDERA
+from featherweight.methods.clipping import Clip
 from featherweight.methods.decompose import Decompose
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.jsq import JSQ
@@ -25,6 +27,7 @@ from featherweight.methods.ria import RIA
 from featherweight.methods.round_input import RoundInput
 from featherweight.methods.rtn import RTN
 from featherweight.methods.saliency import Saliency
+from featherweight.methods.smoothquant import SmoothQuant
 from featherweight.methods.sparsegpt import SparseGPT
 from featherweight.methods.spqr import SpQR
 from featherweight.methods.structured import Structured
@@ -34,7 +37,10 @@ from featherweight.methods.wanda import Wanda
 METHODS: dict[str, type[Method]] = {
     RTN.name: RTN,
     GPTQ.name: GPTQ,
+    Clip.name: Clip,
     SpQR.name: SpQR,
+    AWQ.name: AWQ,
+    SmoothQuant.name: SmoothQuant,
     QuIP.name: QuIP,
     Magnitude.name: Magnitude,
     Wanda.name: Wanda,
@@ -78,7 +84,7 @@ def method_from(name: str, settings: Mapping[str, Any]) -> Method:
                 expected=", ".join(known),
                 fix=f"did you mean {nearest(setting, known, 1)[0]}?",
             )
-    return _typed(name, settings)
+    return _typed(name, METHODS[name].completed(settings))
 
 
 def _typed(name: str, settings: Mapping[str, Any]) -> Method:

@@ -12,7 +12,7 @@ from featherweight.solvers.nearest import round_to_nearest
 
 @dataclass(frozen=True)
 class RTN(IntegerMethod):
-    """Every weight to the nearest of `2^bits` levels of its group, `ŵ = s (clamp(round(w/s) + z) − z)`; no data.
+    """Every weight to the nearest level of its group's grid, of integers `ŵ = s (clamp(round(w/s) + z) − z)`; no data.
 
     Weights that a step before dropped stay exactly 0.
 
@@ -20,7 +20,7 @@ class RTN(IntegerMethod):
     """
 
     name: ClassVar[str] = "rtn"
-    summary: ClassVar[str] = "round to nearest on a uniform grid per group; needs no data"
+    summary: ClassVar[str] = "round to nearest on a grid per group (integers, FP8, FP4); needs no data"
     source: ClassVar[str] = "the min-max quantiser of GPTQ's code; baseline of Frantar et al. 2022, arXiv:2210.17323"
 
     def compress(self, problem: Problem) -> dict[str, Compressed]:
@@ -32,7 +32,9 @@ class RTN(IntegerMethod):
         compressed = {}
         for name, current in problem.current.items():
             self.check_groups(current.shape, name)
-            solved = round_to_nearest(current.dequantize(), self.grid(), self.group_size)
-            packed = self.masked_like(current, self.pack(solved, slice(None)))
+            weight = current.dequantize()
+            grid = self.grid_over(weight)
+            solved = round_to_nearest(weight, grid, self.group_size)
+            packed = self.masked_like(current, self.pack(solved, slice(None), grid))
             compressed[name] = Compressed(packed, {"solver": "rtn"})
         return compressed

@@ -11,10 +11,12 @@ import torch
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import Grid
 from featherweight.grids.exact import Exact
-from featherweight.grids.uniform import Fit
+from featherweight.grids.floating import FloatingGrid
+from featherweight.grids.uniform import Fit, UniformGrid
 from featherweight.masks.patterns import Pattern
 from featherweight.methods.base import Compressed, Method, Problem, Steps
 from featherweight.methods.dropping import Hold, Select, hold_dropped
+from featherweight.methods.grid_settings import GridName, completed
 from featherweight.methods.rtn import RTN
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.dense import Dense
@@ -50,7 +52,7 @@ class SparseGPT(Method):
         block_size: columns selected together.
         damping: λ ≥ 0, added to the diagonal relative to its mean.
         bits: of a code; None keeps values in the checkpoint's dtype.
-        group_size, symmetric, fit: of the grid, as in `IntegerMethod`; only with `bits`.
+        group_size, symmetric, fit, grid: as in `IntegerMethod`; only with `bits`, which a floating grid brings along.
         fit_on: "kept" or "dense": whether a grid is fitted on the weights that are kept or on all.
         mask_from: None selects; "current" holds the mask of the step before and solves anew for the weights it keeps,
             starting from the original ones (`ratio` and `pattern` are then not used).
@@ -83,6 +85,12 @@ class SparseGPT(Method):
     fit_on: Literal["kept", "dense"] = "kept"
     mask_from: Literal["current"] | None = None
     refit: int = 0
+    grid: GridName = "integer"
+
+    @classmethod
+    def completed(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With what the grid settles, see `grid_settings`."""
+        return completed(cls, settings)
 
     def __post_init__(self) -> None:
         """Check the settings; a group size of -1 means whole rows."""
@@ -160,9 +168,10 @@ class SparseGPT(Method):
         hessian, count = problem.hessian(self.name, "magnitude")
         factor = factorise(hessian, self.damping, name=" and ".join(names), samples=count)
         rounding = self._rounding()
-        grid: Grid = Exact(problem.dtype) if rounding is None else rounding.grid()
+        grid = None if rounding is None else rounding.grid_over(stacked)
         decision = self._decision(problem, names, factor)
-        solved = sweep(stacked, factor, grid, None if rounding is None else self.group_size, decision=decision)
+        exact: Grid = Exact(problem.dtype)
+        solved = sweep(stacked, factor, grid or exact, None if grid is None else self.group_size, decision=decision)
         if self.refit:
             alive, kept = stacked.masked_fill(factor.dead, 0.0), ~decision.dropped.T
             solved = replace(solved, decoded=refit_kept(alive, solved.decoded, kept, factor.damped(hessian), self.refit))
@@ -182,12 +191,14 @@ class SparseGPT(Method):
             }
             kept = ~decision.dropped[:, rows].T
             described = self.storage(problem.current[name].description(), problem.dtype)
-            compressed[name] = Compressed(Masked.of(self._values(solved, rows, problem.dtype), kept, described), facts)
+            compressed[name] = Compressed(Masked.of(self._values(solved, rows, grid, problem.dtype), kept, described), facts)
         return compressed
 
-    def _values(self, solved: Solved, rows: slice, dtype: torch.dtype) -> PackedWeight:
+    def _values(self, solved: Solved, rows: slice, grid: UniformGrid | FloatingGrid | None, dtype: torch.dtype) -> PackedWeight:
         rounding = self._rounding()
-        return Dense(solved.decoded[rows].to(dtype)) if rounding is None else rounding.pack(solved, rows)
+        if rounding is None or grid is None:
+            return Dense(solved.decoded[rows].to(dtype))
+        return rounding.pack(solved, rows, grid)
 
     def _decision(self, problem: Problem, names: list[str], factor: Factor) -> Hold:
         on_kept, feedback = self.fit_on == "kept", None if self.bits is None else factor.feedback()
@@ -203,9 +214,10 @@ class SparseGPT(Method):
         return Pattern.parse("layer" if self.pattern == "block" else self.pattern, self.ratio)
 
     def _rounding(self) -> _Rounding | None:
-        if self.bits is None:
+        if self.bits is None and self.grid == "integer":
             return None
-        return _Rounding(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric, fit=self.fit)
+        given = {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric, "fit": self.fit}
+        return _Rounding(**_Rounding.completed({**given, "grid": self.grid}))
 
     def _check_current(self, current: Mapping[str, Any], name: str = "") -> None:
         held = self.mask_from == "current"

@@ -13,12 +13,12 @@ from featherweight.errors import FeatherweightError
 from featherweight.methods.base import Compressed, Method, Problem, Steps
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.dense import Dense
-from featherweight.packed.integer import Integer
+from featherweight.packed.grouped import Grouped
 from featherweight.packed.sliced import Sliced
 from featherweight.solvers.refit import absorb_dropped
 
 #: Storages that can lose inputs and outputs one by one.
-SLICEABLE = ("dense", "integer")
+SLICEABLE = ("dense", "integer", "floating")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Structured(Method):
         shape = list(current["shape"])
         shape[side] -= int(shape[side] * self.ratio)
         inner = {**current, "shape": shape}
-        if current["kind"] == "integer" and side == 1 and current["group_size"] is not None and shape != current["shape"]:
+        if side == 1 and current.get("group_size") is not None and shape != current["shape"]:
             inner["group_index"] = True
         return Sliced.describe((current["shape"][0], current["shape"][1]), inner)
 
@@ -125,7 +125,7 @@ class Structured(Method):
             if self.repair:
                 inner: PackedWeight = Dense(self._repaired(values, kept, problem, name).to(problem.dtype))
             else:
-                whole = current.indexed() if isinstance(current, Integer) and side == 1 and left < current.shape[1] else current
+                whole = current.indexed() if isinstance(current, Grouped) and side == 1 and left < current.shape[1] else current
                 inner = whole.take(kept, None) if side == 0 else whole.take(None, kept)
             placed = (None, kept) if side == 0 else (kept, None)
             compressed[name] = Compressed(Sliced.of(inner, current.shape, *placed), facts)

@@ -1,6 +1,7 @@
 """How weights are stored, one storage a file; importing the room makes every storage known by its kind."""
 
 from featherweight.packed.dense import Dense
+from featherweight.packed.floating import Floating
 from featherweight.packed.integer import Integer
 from featherweight.packed.lattice import Lattice
 from featherweight.packed.low_rank import LowRank
@@ -14,6 +15,17 @@ from featherweight.packed.sum import Sum
 from featherweight.packed.two_level import TwoLevel
 
 __all__ = [
-    "Dense", "Integer", "Lattice", "LowRank", "Masked", "NormalFloat", "Rotated", "RoundedInput", "Sliced", "SparseRows", "Sum",
+    "Dense",
+    "Floating",
+    "Integer",
+    "Lattice",
+    "LowRank",
+    "Masked",
+    "NormalFloat",
+    "Rotated",
+    "RoundedInput",
+    "Sliced",
+    "SparseRows",
+    "Sum",
     "TwoLevel",
-]  # fmt: skip
+]

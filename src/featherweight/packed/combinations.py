@@ -9,7 +9,7 @@ from math import comb
 import torch
 from torch import Tensor
 
-from featherweight.packed.bits import pack, packed_width, unpack
+from featherweight.kernels.bits import pack, packed_width, unpack
 
 #: Largest M of the places, and of the combinations; most combinations that a code tells apart.
 LARGEST_INDEXED, LARGEST_COMBINED, MOST_COMBINATIONS = 256, 16, 256

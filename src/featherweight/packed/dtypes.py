@@ -8,7 +8,17 @@ from featherweight.errors import FeatherweightError, nearest
 
 _BY_NAME = {
     str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int16, torch.int32, torch.uint8)
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int16,
+        torch.int32,
+        torch.uint8,
+        torch.float8_e4m3fn,
+        torch.float8_e8m0fnu,
+    )
 }
 
 

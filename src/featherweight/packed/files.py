@@ -21,8 +21,8 @@ METADATA = {"format": "pt"}
 #: Names of dtypes in a file's header, in the order in which safetensors lays tensors out, last first.
 _NAMES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.float8_e5m2: "F8_E5M2", torch.float8_e4m3fn: "F8_E4M3",
-    torch.int16: "I16", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32",
-    torch.float64: "F64", torch.int64: "I64",
+    torch.float8_e8m0fnu: "F8_E8M0", torch.int16: "I16", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32",
+    torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
 }  # fmt: skip
 
 

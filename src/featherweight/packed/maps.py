@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featherweight.kernels.bits import pack, packed_width, unpack
 from featherweight.models.axis import DIAGONAL, ORTHOGONAL, PERMUTATION
 from featherweight.models.hadamard import construct
 from featherweight.models.transforms import Diagonal, Hadamard, Permutation, Transform, trusted
 from featherweight.packed.base import Layout
-from featherweight.packed.bits import pack, packed_width, unpack
 from featherweight.packed.dtypes import dtype_from, dtype_name
 from featherweight.packed.sparse_rows import position_dtype, read_positions
 

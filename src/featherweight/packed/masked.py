@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.kernels.bits import pack, packed_width, unpack
 from featherweight.packed.base import Described, Layout, PackedWeight, from_tensors, layout_bytes, layout_of
-from featherweight.packed.bits import pack, packed_width, unpack
 from featherweight.packed.combinations import forms_of, mask_width, read_mask, write_mask
 from featherweight.packed.dense import Dense
 from featherweight.packed.dtypes import dtype_from
-from featherweight.packed.integer import Integer
+from featherweight.packed.grouped import Grouped
 
 #: Name of the tensor that holds one entry per weight, by kind of leaf: what the mask compacts.
-_COMPACTED = {"dense": "values", "integer": "codes"}
+_COMPACTED = {"dense": "values", "integer": "codes", "floating": "codes"}
 
 PREFIX = "values_"
 
@@ -82,7 +82,7 @@ class Masked(Described):
         """Keep `values` where `mask [out, in]` is True.
 
         Args:
-            values: a leaf, dense or integer.
+            values: a leaf: dense, integer or floating.
             mask: as many True as `described` says, distributed as its pattern says.
             described: from `describe` or `describe_like`.
 
@@ -145,21 +145,16 @@ class Masked(Described):
         """The leaf with its dropped entries filled in; unless `packed` integer codes are left at 8 bits (faster)."""
         inner = self.described["values"]
         tensors = {name.removeprefix(PREFIX): tensor for name, tensor in self.stored.items() if name != "mask"}
+        leaf = from_tensors(inner, tensors)
         if self.described["mask"] == "implied":
-            return from_tensors(inner, tensors)
-        lines = _lines(self.described)
-        name, count = _COMPACTED[inner["kind"]], self.described["kept"] // lines
-        if inner["kind"] == "dense":
-            kept = tensors[name]
+            return leaf
+        if not isinstance(leaf, Grouped):
+            kept = tensors[_COMPACTED[leaf.kind]]
             empty = torch.zeros(self.shape, dtype=kept.dtype, device=kept.device)
             return Dense(empty.masked_scatter_(self.support, kept))
-        codes = unpack(tensors[name], inner["bits"], count)
-        empty = _zero_codes(inner, tensors).expand(self.shape).contiguous()
-        codes = empty.masked_scatter_(self.support, codes)
-        if packed:
-            return from_tensors(inner, {**tensors, name: pack(codes, inner["bits"])})
-        zeros = _zeros(inner, tensors)
-        return Integer(self.shape[1], 8, inner["group_size"], codes, tensors["scales"], zeros, tensors.get("group_index"))
+        kept = unpack(leaf.codes, leaf.bits, self.described["kept"] // _lines(self.described))
+        codes = leaf.zero_codes().expand(self.shape).contiguous().masked_scatter_(self.support, kept)
+        return from_tensors(inner, {**tensors, "codes": pack(codes, leaf.bits)}) if packed else leaf.with_codes(codes)
 
 
 def _layout(description: Mapping[str, Any]) -> Layout:
@@ -197,30 +192,15 @@ def _write_mask(mask: Tensor, description: Mapping[str, Any]) -> Tensor:
 def _entries(leaf: PackedWeight) -> Tensor:
     """What the leaf stores per weight, `[out, in]`: values, or codes as uint8."""
     stored = leaf.tensors()[_COMPACTED[leaf.kind]]
-    return unpack(stored, leaf.bits, leaf.inputs) if isinstance(leaf, Integer) else stored
+    return unpack(stored, leaf.bits, leaf.inputs) if isinstance(leaf, Grouped) else stored
 
 
 def _nothing(leaf: PackedWeight) -> Tensor:
     """What stands for 0 in `_entries`, broadcasting to `[out, in]`."""
-    if isinstance(leaf, Integer):
-        return _zero_codes(leaf.description(), leaf.tensors())
+    if isinstance(leaf, Grouped):
+        return leaf.zero_codes()
     return torch.zeros((), dtype=_entries(leaf).dtype, device=_entries(leaf).device)
 
 
 def _put_bits(entries: Tensor, inner: Mapping[str, Any]) -> Tensor:
-    return pack(entries, inner["bits"]) if inner["kind"] == "integer" else entries.contiguous()
-
-
-def _zeros(inner: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
-    """Zero points `[out, groups]` uint8 of an integer leaf."""
-    if "zeros" in tensors:
-        return unpack(tensors["zeros"], inner["bits"], inner["groups"])
-    return torch.full_like(tensors["scales"], 2 ** (inner["bits"] - 1), dtype=torch.uint8)
-
-
-def _zero_codes(inner: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
-    """The zero point of every weight, `[out, in]` uint8, or `[out, 1]` with one per row."""
-    zeros, group_size = _zeros(inner, tensors), inner["group_size"]
-    if "group_index" in tensors:
-        return zeros[:, tensors["group_index"].long()]
-    return zeros if group_size is None else zeros.repeat_interleave(group_size, 1)[:, : inner["shape"][1]]
+    return entries.contiguous() if inner["kind"] == "dense" else pack(entries, inner["bits"])

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from featherweight.grids.normal import decode_normal
+from featherweight.kernels.bits import pack, packed_width, unpack
 from featherweight.packed.base import Described, Layout
-from featherweight.packed.bits import pack, packed_width, unpack
 from featherweight.packed.cuts import as_indices, whole_groups
 from featherweight.packed.dtypes import dtype_from, dtype_name
-from featherweight.packed.integer import group_count
+from featherweight.packed.grouped import group_count
 
 
 @dataclass(frozen=True, eq=False)

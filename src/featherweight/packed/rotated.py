@@ -60,9 +60,10 @@ class Rotated(Described):
                 raise FeatherweightError(f"the map does not fit the {side}s", found=each.size, expected=size)
         described = {side: None if each is None else description_of(each, dtype) for side, each in maps.items()}
         stored = {PREFIX + name: tensor for name, tensor in inner.tensors().items()}
+        device = next(iter(stored.values())).device
         for side, each in maps.items():
             if each is not None:
-                stored |= {f"{side}_{name}": tensor for name, tensor in write_map(each, dtype).items()}
+                stored |= {f"{side}_{name}": tensor.to(device) for name, tensor in write_map(each, dtype).items()}
         return cls(cls.describe(inner.description(), **described), stored)
 
     @classmethod

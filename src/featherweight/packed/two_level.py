@@ -11,8 +11,8 @@ from torch import Tensor
 
 from featherweight.grids.two_level import Quantized, TwoLevelGrid, decode_second_level
 from featherweight.grids.uniform import decode_uniform
+from featherweight.kernels.bits import pack, packed_width, unpack
 from featherweight.packed.base import Layout, PackedWeight
-from featherweight.packed.bits import pack, packed_width, unpack
 from featherweight.packed.cuts import as_indices, whole_groups
 from featherweight.packed.sparse_rows import read_positions
 

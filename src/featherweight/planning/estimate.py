@@ -69,7 +69,10 @@ def _block_bytes(plan: Plan) -> dict[str, int]:
 
 
 def _working_bytes(plan: Plan, itemsize: int) -> int:
-    """One block, what lies outside the blocks, the activations twice, one block's Hessians and a factorisation, one batch."""
+    """One block, what lies outside the blocks, the activations twice, one block's Hessians and a factorisation, one batch.
+
+    With the dense chain beside the compressed one, the activations four times.
+    """
     weights = dict.fromkeys(plan.stages, 0)
     for row in plan.rows:
         weights[row.block] += row.weights
@@ -78,7 +81,8 @@ def _working_bytes(plan: Plan, itemsize: int) -> int:
         row.shape[1] for row in plan.rows if row.kind == "head"
     ]
     hidden = int(plan.source.config().get_text_config(decoder=True).hidden_size)
-    activations = 2 * _tokens(plan) * hidden * itemsize
+    streams = 4 if plan.recipe.engine.reference == "dense" and plan.recipe.engine.inputs == "compressed" else 2
+    activations = streams * _tokens(plan) * hidden * itemsize
     batch = plan.recipe.calibration.batch_size * int(plan.recipe.calibration.length or 0)
     transient = 4 * batch * max(widths, default=0) * itemsize
     hessians = 4 * (sum(width**2 for width in widths) + 3 * max(widths, default=0) ** 2) if plan.needs_data else 0

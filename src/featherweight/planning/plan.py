@@ -19,6 +19,7 @@ from featherweight.models.structure import Linear, Structure, find_structure
 from featherweight.models.weights import Weights, open_weights
 from featherweight.packed.base import Layout
 from featherweight.packed.files import file_bytes
+from featherweight.planning.cache import CachePlan, plan_cache
 from featherweight.planning.chains import Chains
 from featherweight.planning.layout import head_axis, own_head, plan_rows, row_layout, storages_of
 from featherweight.planning.maps import PlannedMap
@@ -42,6 +43,7 @@ class Plan:
         weights: reader of the original tensors.
         maps: by stage, what its steps draw before they compress.
         head: the output head where it has a chain of its own; it then comes after the blocks, as one more of them.
+        cache: how the output stores keys and values, where the recipe says so.
     """
 
     source: ModelSource
@@ -53,6 +55,7 @@ class Plan:
     weights: Weights
     maps: Mapping[str, tuple[PlannedMap, ...]]
     head: Linear | None = None
+    cache: CachePlan | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -79,6 +82,8 @@ class Plan:
         described = {name: recipe.pop(name) for name in ("name", "description", "source")}
         del described
         recipe["engine"].pop("keep_statistics")
+        if self.cache is None:
+            recipe.pop("kv_cache")
         return {
             "model": self.fingerprint,
             "recipe": recipe,
@@ -144,6 +149,7 @@ class Plan:
             "hash": self.hash,
             "rows": [row.as_dict() for row in self.rows],
             "total": vars(self.totals),
+            **({"kv_cache": self.cache.as_dict()} if self.cache else {}),
         }
 
 
@@ -155,7 +161,11 @@ def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, An
     """
     source = model if isinstance(model, ModelSource) else resolve_model(model, offline=offline)
     settled = _settled(load_recipe(recipe), source)
-    skeleton = build_skeleton(source.config())
+    config = source.config()
+    skeleton = build_skeleton(config)
+    cache = plan_cache(settled, config, skeleton.dtype)
+    if cache is not None:
+        settled = settled.model_copy(update={"kv_cache": cache.settings.as_dict()})
     structure = find_structure(skeleton)
     weights = open_weights(source.folder, skeleton)
     chains = Chains.resolve(settled, structure)
@@ -165,7 +175,7 @@ def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, An
     storages = storages_of(structure, axes, chains, weights, head)
     rows = tuple(plan_rows(structure, chains, weights, head, storages))
     axes = axes if head is None else {**axes, head.name: (head_axis(head),)}
-    return Plan(source, settled, structure, axes, chains, rows, weights, storages.maps, head)
+    return Plan(source, settled, structure, axes, chains, rows, weights, storages.maps, head, cache)
 
 
 def _check_blockwise(recipe: Recipe, chains: Chains, structure: Structure) -> None:
@@ -175,6 +185,11 @@ def _check_blockwise(recipe: Recipe, chains: Chains, structure: Structure) -> No
         raise FeatherweightError(
             f"{tuned[structure.head]} learns on a block's outputs, and the head is in no block", found="a scope with the head",
             expected="scope: decoder", fix="leave the scope out, or give the head a step of its own",
+        )  # fmt: skip
+    if recipe.engine.reference == "dense" and not tuned:
+        raise FeatherweightError(
+            "nothing here learns on a block's outputs", found="engine.reference: dense", expected="a step such as besa, pqp or clip",
+            fix="leave engine.reference out",
         )  # fmt: skip
     prepared = {name: method.name for name, chain in chains.linears.items() for method in chain if method.prepares}
     for names, does in ((tuned, "learns on a whole block"), (prepared, "changes what makes the inputs of a whole block")):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from featherweight.errors import FeatherweightError, nearest
 
@@ -96,6 +96,8 @@ class EngineSettings(_Part):
     Attributes:
         true_sequential: gather again inside a block after each axis is compressed.
         inputs: a block sees what the "compressed" or the "dense" blocks before it make.
+        reference: what methods that learn are to match: what the dense "block" makes of those inputs, or what it makes in the
+            "dense" model, which doubles the memory of activations.
         accumulate: dtype of the statistics' sums.
         compute: dtype in which blocks run; "auto" is float32 on a CPU and the checkpoint's elsewhere.
         keep_statistics: of the "first" block, of "all", or "none", for the next run on the same model and data.
@@ -103,6 +105,7 @@ class EngineSettings(_Part):
 
     true_sequential: bool = False
     inputs: Literal["compressed", "dense"] = "compressed"
+    reference: Literal["block", "dense"] = "block"
     accumulate: Literal["float32", "float64"] = "float32"
     compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     keep_statistics: Literal["first", "all", "none"] = "first"
@@ -116,19 +119,36 @@ class Recipe(_Part):
         overrides: exceptions by glob; later ones win.
         embedding: a data-free method for the embedding; None leaves it alone.
         head: the head's first method; of a tied head, the same as `embedding`.
+        kv_cache: how keys and values are stored while the output generates: a preset's name, or codecs of keys and values.
         seed: of the methods' own randomness.
     """
 
     name: str = "custom"
     description: str = ""
     source: str = ""
-    steps: tuple[ScopedStep, ...] = Field(min_length=1)
+    steps: tuple[ScopedStep, ...] = ()
     overrides: tuple[Override, ...] = ()
     embedding: Step | None = None
     head: Step | None = None
+    kv_cache: str | dict[str, Any] | None = None
     calibration: Calibration = Calibration()
     engine: EngineSettings = EngineSettings()
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Recipe:
+        if not (self.steps or self.kv_cache):
+            raise ValueError("a recipe needs steps or kv_cache")
+        return self
+
+    @field_validator("kv_cache")
+    @classmethod
+    def _is_a_cache(cls, told: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        if told is not None:
+            from featherweight.kv_cache.presets import read_settings
+
+            read_settings(told, head_dim=128)  # what depends on the model is checked by the plan
+        return told
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form, defaults included."""
@@ -216,10 +236,12 @@ def _assign(data: Any, path: str, value: Any) -> None:
     for part in parents:
         key: Any = int(part) if isinstance(place, list) and part.isdigit() else part
         try:
-            if isinstance(place, dict) and place.get(key, ...) is None:
+            if isinstance(place, dict) and place.get(key, None if parents[0] == "kv_cache" else ...) is None:
                 place[key] = {}
             place = place[key]
         except (KeyError, IndexError, TypeError):
+            if isinstance(place, str):
+                raise _settings_of_a_name(path, place) from None
             available = list(place) if isinstance(place, dict) else [str(index) for index in range(len(place))]
             raise FeatherweightError(
                 "no such setting",
@@ -227,4 +249,13 @@ def _assign(data: Any, path: str, value: Any) -> None:
                 expected=f"one of {', '.join(map(str, available))} at {part!r}",
                 fix=f"did you mean {' or '.join(nearest(part, map(str, available), 2))}?",
             ) from None
+    if isinstance(place, str):
+        raise _settings_of_a_name(path, place)
     place[int(last) if isinstance(place, list) else last] = value
+
+
+def _settings_of_a_name(path: str, name: str) -> FeatherweightError:
+    return FeatherweightError(
+        "a name has no settings to change", found=f"{path}, where the recipe says {name}", expected="settings written out",
+        fix="--set 'kv_cache={keys: {codec: integer, bits: 4, axis: channel}}'",
+    )  # fmt: skip

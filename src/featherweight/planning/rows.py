@@ -129,9 +129,11 @@ def describe_storage(description: Mapping[str, Any]) -> str:
     """A packed weight's description in words, nodes first."""
     inner = [describe_storage(value) for value in description.values() if isinstance(value, Mapping) and "kind" in value]
     words = [str(description["kind"])]
+    words += [f"{side} {value['map']}" for side, value in description.items() if isinstance(value, Mapping) and "map" in value]
+    if "element" in description:
+        words.append(description["element"])
     if "rank" in description:
         words.append(f"rank {description['rank']}")
-    words += [f"{side} {value['map']}" for side, value in description.items() if isinstance(value, Mapping) and "map" in value]
     if "bits" in description:
         words.append(f"{description['bits']}-bit")
     if "group_size" in description:
@@ -139,6 +141,8 @@ def describe_storage(description: Mapping[str, Any]) -> str:
         words.append(f"g{group}" if group else "per row")
     if "symmetric" in description:
         words.append("symmetric" if description["symmetric"] else "asymmetric")
+    if "element" in description:
+        words.append(f"{description['scale_dtype']} scales")
     if description.get("group_index"):
         words.append("indexed")
     return " ".join(words) + (f"({', '.join(inner)})" if inner else "")

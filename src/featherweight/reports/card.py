@@ -20,7 +20,14 @@ base_model: {{ ledger.model.name }}
 
 | | |
 |---|---|
+{% if ledger.total.linear_bits -%}
 | compressed weights | {{ "%.3f"|format(ledger.total.linear_bits) }} bits each, everything stored counted |
+{% endif -%}
+{% if ledger.kv_cache is defined -%}
+| cache in code | keys {{ "%.2f"|format(ledger.kv_cache.key_bits) }} bits a value, values \
+{{ "%.2f"|format(ledger.kv_cache.value_bits) }}; {{ "{:,.0f}".format(ledger.kv_cache.token_bytes) }} bytes a token instead of \
+{{ "{:,}".format(ledger.kv_cache.exact_token_bytes) }} |
+{% endif -%}
 | whole model | {{ "%.3f"|format(ledger.total.model_bits) }} bits a weight, embeddings included |
 | weight files | {{ "{:,}".format(ledger.total.file_bytes) }} bytes |
 | original tensors | {{ "{:,}".format(ledger.total.original_bytes) }} bytes |

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from featherweight.evaluation.protocol import Measurement
+from featherweight.planning.cache import CachePlan
 from featherweight.planning.estimate import Estimate
 from featherweight.planning.plan import Plan
 from featherweight.planning.rows import Row, Totals
@@ -26,6 +27,8 @@ def print_plan(plan: Plan, cost: Estimate) -> None:
         told = reason if rows[0].kind == "folded" else f"left alone, {reason}"
         console.print(f"{told}: {len(rows)} tensors, {human_bytes(size)}", highlight=False)
     _print_totals(console, plan.totals, any(row.at_most or row.shared for row in plan.rows))
+    if plan.cache is not None:
+        console.print(cache_line(plan.cache), highlight=False)
     console.print(
         f"cost: host {human_bytes(cost.host_bytes)}, disk {human_bytes(cost.disk_bytes)}, "
         f"{cost.operations / 1e12:.2f} TFLOP, about {cost.seconds:.0f} s of matrix work here",
@@ -45,6 +48,16 @@ def print_result(result: Any) -> None:
         f"{result.folder} in {result.seconds:.1f} s"
         + (f", of which {result.resumed} files were finished before" if result.resumed else ""),
         highlight=False,
+    )
+
+
+def cache_line(cache: CachePlan) -> str:
+    """Codecs, bits and bytes of the cache."""
+    keys, values = cache.settings.keys.name, cache.settings.values.name
+    told = cache.as_dict()
+    return (
+        f"cache: keys {keys} {cache.key_bits:.2f} bits, values {values} {cache.value_bits:.2f} bits; "
+        f"{cache.token_bytes:,.0f} bytes a token in code instead of {cache.exact_token_bytes:,}, {told['tokens_per_gib']:,} tokens per GiB"
     )
 
 
@@ -86,6 +99,8 @@ def print_measurements(model: str, measurements: Iterable[Measurement]) -> None:
             console.print(f"{model}: {protocol}", highlight=False)
             shown.add(protocol)
         value = with_error(measurement.value, measurement.stderr, ".5g")
+        if measurement.name.endswith("_relative") and math.isnan(measurement.value):
+            value = "not countable: the exact cache itself does not do the task"
         console.print(f"  {measurement.name:28} {value}", highlight=False)
 
 
@@ -145,8 +160,9 @@ def human_bytes(size: float) -> str:
 def _print_totals(console: Console, totals: Totals, at_most: bool) -> None:
     bound = "≤ " if at_most else ""
     nominal = "" if totals.nominal_bits is None else f" (nominal, as the paper counts: {totals.nominal_bits:.3f})"
+    compressed = f"compressed weights {bound}{totals.linear_bits:.3f} bits each{nominal}, " if totals.linear_bits else ""
     console.print(
-        f"compressed weights {bound}{totals.linear_bits:.3f} bits each{nominal}, whole model {bound}{totals.model_bits:.3f}; "
+        f"{compressed}whole model {bound}{totals.model_bits:.3f} bits a weight; "
         f"tensors {human_bytes(totals.original_bytes)} -> {bound}{human_bytes(totals.predicted_bytes)}; "
         f"weight files {bound}{totals.file_bytes:,} bytes",
         highlight=False,

@@ -142,7 +142,7 @@ def _settings(method: str) -> list[str]:
 
 
 def _bits(method: str, settings: dict[str, Any]) -> Any:
-    if method not in METHODS:
+    if method not in METHODS or settings.get("grid", "integer") != "integer":  # a floating grid has its own
         return None
     defaults = {field.name: field.default for field in fields(METHODS[method])}
     return settings.get("bits", defaults.get("bits"))

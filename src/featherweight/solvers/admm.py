@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from featherweight.masks.patterns import Pattern
 from featherweight.solvers.refit import refit_kept
 
 #: Penalty to begin with, and iterations between two changes of it.
@@ -16,9 +17,9 @@ GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 
 
 def select_and_solve(
-    weight: Tensor, hessian: Tensor, linears: list[int], pattern: Pattern, iterations: int, refits: int
+    weight: Tensor, hessian: Tensor, largest: Callable[[Tensor], Tensor], iterations: int, refits: int
 ) -> tuple[Tensor, Tensor, int]:
-    """Minimise `tr((W − X) H (W − X)ᵀ)` over `X` with as many zeros as `pattern` asks for, in place and value.
+    """Minimise `tr((W − X) H (W − X)ᵀ)` over which entries of `X` may stay, and their values.
 
     With inputs scaled such that `H` has a unit diagonal, the augmented Lagrangian is minimised in turn over `X` (a linear
     system) and over its sparse copy `D` (the largest entries of `X + V/ρ`), and ρ grows until the same weights are chosen
@@ -27,8 +28,7 @@ def select_and_solve(
     Args:
         weight: `W [rows, in]` float32, linears of one input stacked.
         hessian: `H [in, in]`, damped.
-        linears: rows of each; each fulfils the pattern by itself.
-        pattern: which weights compete.
+        largest: from sizes `[rows, in]` to the weights that would stay, `[rows, in]` bool.
         iterations: at most.
         refits: steps of the refit.
 
@@ -39,13 +39,13 @@ def select_and_solve(
     unit = hessian / scale / scale[:, None]
     target = weight * scale
     goal, penalty = target @ unit, PENALTY
-    kept = _largest(target, linears, pattern)
+    kept = largest(target.abs())
     sparse, dual = torch.where(kept, target, 0.0), torch.zeros_like(target)
     inverse, before, taken = _inverse(unit, penalty), kept, 0
     for taken in range(1, iterations + 1):
         full = (goal - dual).add_(sparse, alpha=penalty) @ inverse
         wanted = full + dual / penalty
-        kept = _largest(wanted, linears, pattern)
+        kept = largest(wanted.abs())
         sparse = torch.where(kept, wanted, 0.0)
         dual.add_(full.sub_(sparse), alpha=penalty)
         if taken % PATIENCE:
@@ -57,10 +57,6 @@ def select_and_solve(
         penalty *= next(factor for share, factor in GROWTH if moved >= share)
         inverse = _inverse(unit, penalty)
     return refit_kept(weight, sparse / scale, kept, hessian, refits), kept, taken
-
-
-def _largest(values: Tensor, linears: list[int], pattern: Pattern) -> Tensor:
-    return torch.cat([~pattern.dropped(part.abs()) for part in values.split(linears)])
 
 
 def _inverse(hessian: Tensor, penalty: float) -> Tensor:

@@ -113,11 +113,11 @@ def project_counts(ratios: Sequence[Tensor], inputs: Sequence[int], budgets: Seq
     rest = torch.where(counts < widths, exact - counts, -1.0)
     counts[rest.argsort(descending=True, stable=True)[: total - int(counts.sum())]] += 1
     parts = list(counts.long().split([len(each) for each in ratios]))
-    _move_to_whole_bytes(parts, list(inputs), list(budgets))
+    move_to_whole_bytes(parts, list(inputs), list(budgets))
     return parts
 
 
-def _move_to_whole_bytes(counts: list[Tensor], inputs: list[int], budgets: list[int]) -> None:
+def move_to_whole_bytes(counts: list[Tensor], inputs: list[int], budgets: list[int]) -> None:
     """Pass what exceeds a multiple of `PACKED_TOGETHER` over a linear's own budget on to the next linear, in place.
 
     Where the next one has no room for it, what is missing to the next multiple comes from there instead.

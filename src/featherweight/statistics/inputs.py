@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.models.axis import ORTHOGONAL
 from featherweight.models.transforms import Diagonal, Transform
+from featherweight.statistics.halves import mirror_
 
 KINDS = frozenset({"sum_sq", "hessian", "abs_max", "samples"})
 
@@ -90,6 +91,10 @@ class InputStatistics:
         hessian = None if hessian is None else hessian[:, inputs.to(hessian.device)]
         samples = None if self.samples is None else self.samples[..., inputs.to(self.samples.device)]
         return InputStatistics(self.count, chosen(self.sum_sq), hessian, chosen(self.abs_max), samples)
+
+    def symmetric(self) -> InputStatistics:
+        """The same, its Hessian made symmetric to the last bit in place, as a product need not be."""
+        return self if self.hessian is None else replace(self, hessian=mirror_(self.hessian))
 
     def transformed(self, transform: Transform) -> InputStatistics:
         """Those of `T x`: exact, but that of a map that mixes inputs `sum_sq` needs the Hessian, and `abs_max` is not known."""

@@ -13,7 +13,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from featherweight.statistics.halves import from_upper_half, upper_half
 from featherweight.statistics.inputs import InputStatistics
+
+#: A Hessian in a file: the half of it that tells the other.
+HALF = "hessian_half"
 
 
 def content_key(**facts: Any) -> str:
@@ -22,7 +26,7 @@ def content_key(**facts: Any) -> str:
 
 
 class StatisticsStore:
-    """A folder of `<key>.safetensors`, one per collected group of axes.
+    """A folder of `<key>.safetensors`, one per collected group of axes; of a Hessian, its upper half.
 
     Args:
         folder: where; None keeps nothing.
@@ -45,20 +49,23 @@ class StatisticsStore:
                 for name in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                     axis, _, kind = name.rpartition("/")
                     if axis in grouped:
-                        grouped[axis][kind] = file.get_tensor(name)
+                        tensor = file.get_tensor(name)
+                        grouped[axis].update({"hessian": from_upper_half(tensor)} if kind == HALF else {kind: tensor})
         except (SafetensorError, KeyError, ValueError, OSError):
             return None
         loaded = {axis: InputStatistics.from_tensors(counts[axis], tensors) for axis, tensors in grouped.items()}
         return loaded if all(loaded[axis].provides(needs[axis]) for axis in needs) else None
 
     def save(self, key: str, statistics: Mapping[str, InputStatistics]) -> None:
-        """Keep `statistics` under `key`, atomically."""
+        """Keep `statistics` under `key`, atomically; their Hessians must be symmetric to the last bit (`InputStatistics.symmetric`)."""
         path = self._path(key)
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
-            f"{axis}/{kind}": tensor.contiguous().cpu()
+            f"{axis}/{HALF if kind == 'hessian' else kind}": (
+                upper_half(tensor.cpu()) if kind == "hessian" else tensor.contiguous().cpu()
+            )
             for axis, sums in statistics.items()
             for kind, tensor in sums.tensors().items()
         }

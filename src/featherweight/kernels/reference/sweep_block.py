@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.keeping import LIMITS, Keeping
+from featherweight.kernels.narrow import Narrow
 
 #: Columns between two products with everything decided earlier in the block.
 SUB_BLOCK = 32
@@ -24,7 +25,7 @@ def sweep_block(
     codes: Tensor,
     error: Tensor,
     loss: Tensor,
-    rounding: str | torch.dtype = "integer",
+    rounding: str | torch.dtype | Narrow = "integer",
     keeping: Keeping | None = None,
 ) -> None:
     """Round `k` columns one after the other, each corrected by the errors of those before it in the block.
@@ -44,8 +45,9 @@ def sweep_block(
         codes: written, uint8.
         error: written, `E`.
         loss: `Σ_j r_jj² (t_j − ŵ_j)²` is added, `[rows]` float32.
-        rounding: "integer" as above; "real" for `q_j = clamp(round(t_j / s + z), 0, largest_code)`; or a dtype, to which
-            `t_j` is rounded (no codes are written then).
+        rounding: "integer" as above; "real" for `q_j = clamp(round(t_j / s + z), 0, largest_code)`; a narrow format, to which
+            `t_j / s` is rounded (`q_j` is its bit pattern, `z` is 0); or a dtype, to which `t_j` is rounded (no codes are
+            written then).
         keeping: weights that are kept beside their codes; None rounds all.
     """
     groups, weights, scales, zeros = group.tolist(), importance.tolist(), scale.unbind(), zero.unbind()
@@ -63,6 +65,11 @@ def sweep_block(
             if isinstance(rounding, torch.dtype):
                 decoded = value.to(rounding, copy=True).to(torch.float32)
                 decoded = decoded if drop is None else decoded.masked_fill_(drop, 0.0)
+            elif not isinstance(rounding, str):
+                decoded = rounding.nearest(value / s)
+                decoded = decoded if drop is None else decoded.masked_fill_(drop, 0.0)
+                code.copy_(rounding.encode(decoded))
+                decoded.mul_(s)
             else:
                 _encode(value, s, z, largest_code, drop, code, rounding == "integer")
                 decoded = torch.sub(code, z).mul_(s)

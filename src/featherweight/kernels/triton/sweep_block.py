@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from featherweight.kernels.keeping import LIMITS, Keeping
+from featherweight.kernels.narrow import Narrow
 
 #: Rows of one program, columns that it holds in registers at once (32 of them spill), and its warps.
 ROWS, SUB_BLOCK, WARPS = 32, 16, 1
@@ -23,6 +24,7 @@ INTEGER: Any = tl.constexpr(0)
 REAL: Any = tl.constexpr(1)
 BFLOAT16: Any = tl.constexpr(2)
 FLOAT16: Any = tl.constexpr(3)
+NARROW: Any = tl.constexpr(5)
 ROUNDINGS = {"integer": 0, "real": 1, torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}
 
 
@@ -36,6 +38,18 @@ def _to_dtype(value, rounding: tl.constexpr):
     elif rounding == FLOAT16:
         value = value.to(tl.float16).to(tl.float32)
     return value
+
+
+@triton.jit
+def _to_narrow(value, bits: tl.constexpr, mantissa: tl.constexpr, smallest_exponent: tl.constexpr, largest: tl.constexpr):
+    """The nearest number of a narrow format, ties to the even mantissa, and its bit pattern; that of −0 is 0."""
+    size = tl.minimum(tl.abs(value), largest)
+    exponent = tl.maximum((size.to(tl.int32, bitcast=True) >> 23) - 127, smallest_exponent)
+    step = ((exponent - mantissa + 127) << 23).to(tl.float32, bitcast=True)
+    steps = (tl.div_rn(size, step) + ROUNDER) - ROUNDER
+    code = (exponent - smallest_exponent).to(tl.float32) * (1 << mantissa) + steps
+    sign = (value < 0) & (steps > 0)
+    return tl.where(value < 0, -steps * step, steps * step), tl.where(sign, code + (1 << (bits - 1)), code)
 
 
 @triton.jit
@@ -73,7 +87,8 @@ def _walk(
     target, original, feedback, importance, scale, zero, group, dropped, codes, error, loss, kept, residual,
     columns, rows, target_stride, original_stride, feedback_stride, dropped_stride, codes_stride, error_stride,
     kept_stride, residual_stride, largest_code, threshold, limit, has_dropped: tl.constexpr, rounding: tl.constexpr,
-    has_keeping: tl.constexpr, narrow: tl.constexpr, rows_each: tl.constexpr, width: tl.constexpr,
+    has_keeping: tl.constexpr, narrow: tl.constexpr, rows_each: tl.constexpr, width: tl.constexpr, bits: tl.constexpr,
+    mantissa: tl.constexpr, smallest_exponent: tl.constexpr, largest: tl.constexpr,
 ):  # fmt: skip
     """The arguments of `sweep_block` as pointers; the strides are those of the first dimension."""
     row = tl.program_id(0) * rows_each + tl.arange(0, rows_each)
@@ -110,6 +125,12 @@ def _walk(
                 code = tl.minimum(tl.maximum(tl.div_rn(t, s) + z, 0.0), largest_code)
                 code = (code + ROUNDER) - ROUNDER
                 w_hat = (code - z) * s
+            elif rounding == NARROW:
+                number, code = _to_narrow(tl.div_rn(t, s), bits, mantissa, smallest_exponent, largest)
+                if has_dropped:
+                    gone = _pick(drop, cell) > 0
+                    number, code = tl.where(gone, 0.0, number), tl.where(gone, 0.0, code)
+                w_hat = number * s
             else:
                 code = z
                 w_hat = _to_dtype(t, rounding)
@@ -134,7 +155,7 @@ def _walk(
             value += tl.where(lane > step, line, 0.0)[:, None] * e[None, :]
         tl.store(target + here[:, None] * target_stride + row[None, :], decoded_tile, mask=mask)
         tl.store(error + here[:, None] * error_stride + row[None, :], error_tile, mask=mask)
-        if rounding < BFLOAT16:
+        if rounding < BFLOAT16 or rounding == NARROW:
             tl.store(codes + here[:, None] * codes_stride + row[None, :], code_tile.to(tl.uint8), mask=mask)
         tl.debug_barrier()  # the errors just stored are loaded again, by other threads, for the next columns
     tl.store(loss + row, tl.load(loss + row, mask=inside, other=0.0) + cost, mask=inside)
@@ -153,7 +174,7 @@ def sweep_block(
     codes: Tensor,
     error: Tensor,
     loss: Tensor,
-    rounding: str | torch.dtype = "integer",
+    rounding: str | torch.dtype | Narrow = "integer",
     keeping: Keeping | None = None,
 ) -> None:
     """As `featherweight.kernels.reference.sweep_block`, the same arguments; float32 throughout, no TF32.
@@ -168,9 +189,13 @@ def sweep_block(
     mask = codes if dropped is None else dropped.view(torch.uint8)
     kept, residual = (codes, error) if keeping is None else (keeping.kept.view(torch.uint8), keeping.residual)
     threshold, narrow = (0.0, False) if keeping is None else (keeping.threshold, keeping.narrow)
+    if isinstance(rounding, (str, torch.dtype)):
+        how, form = ROUNDINGS[rounding], (0, 0, 0, 0.0)
+    else:
+        how, form = NARROW.value, (rounding.bits, rounding.mantissa, rounding.smallest_exponent, rounding.largest)
     _walk[(triton.cdiv(rows, ROWS),)](
         target, original, feedback, importance, scale, zero, group, mask, codes, error, loss, kept, residual,
         columns, rows, target.stride(0), original.stride(0), feedback.stride(0), mask.stride(0), codes.stride(0),
         error.stride(0), kept.stride(0), residual.stride(0), float(largest_code), threshold, LIMITS[narrow],
-        dropped is not None, ROUNDINGS[rounding], keeping is not None, narrow, ROWS, SUB_BLOCK, num_warps=WARPS,
+        dropped is not None, how, keeping is not None, narrow, ROWS, SUB_BLOCK, *form, num_warps=WARPS,
     )  # fmt: skip

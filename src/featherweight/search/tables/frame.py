@@ -67,6 +67,7 @@ class Workshop:
     offline: bool = False
     report: Callable[[str], None] = lambda line: None
     _plans: dict[str, Plan] = field(default_factory=dict)
+    _in_parts: set[Path] = field(default_factory=set)
 
     @property
     def place(self) -> Path:
@@ -92,7 +93,9 @@ class Workshop:
         if not (folder / LEDGER).is_file():
             self.report(f"{self.source.name}: compressing {line.name}")
         donors = [path.parent for path in sorted(self.place.glob(f"*/{LEDGER}")) if path.parent != folder]
-        api.compress(plan, folder, device=self.device, offline=self.offline, donors=donors)
+        result = api.compress(plan, folder, device=self.device, offline=self.offline, donors=donors)
+        if result.seconds and result.resumed > 1:  # the first file holds nothing that is compressed here
+            self._in_parts.add(folder)
         return folder
 
     def get(self, line: Line, measure: Measure, *, keep: bool = True) -> dict[str, Any]:
@@ -116,7 +119,10 @@ class Workshop:
         return self.cells.get(made_from, take)
 
     def size(self, line: Line) -> dict[str, Any]:
-        """`bits_per_weight` of compressed weights, `model_bits_per_weight`, `file_bytes`."""
+        """`bits_per_weight` of compressed weights, `model_bits_per_weight`, `file_bytes`, `seconds` of compressing.
+
+        No seconds of the dense model, of one that a run did not make from start to end, and of one with files of another.
+        """
         return self.get(line, Measure("size", {}, self._size))
 
     def _size(self, folder: Path) -> dict[str, Any]:
@@ -124,12 +130,14 @@ class Workshop:
             plan = self.plan(_ANY)
             bits = plan.original_bits
             size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-            return {"bits_per_weight": bits, "model_bits_per_weight": bits, "file_bytes": size}
-        total = read_ledger(folder)["total"]
+            return {"bits_per_weight": bits, "model_bits_per_weight": bits, "file_bytes": size, "seconds": None}
+        ledger = read_ledger(folder)
+        total = ledger["total"]
         return {
             "bits_per_weight": total["linear_bits"],
             "model_bits_per_weight": total["model_bits"],
             "file_bytes": total["file_bytes"],
+            "seconds": None if folder in self._in_parts else ledger["seconds"],
         }
 
     def _identity(self, recipe: Recipe | None) -> dict[str, Any]:

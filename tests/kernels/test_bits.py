@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from featherweight.errors import FeatherweightError
-from featherweight.packed.bits import pack, packed_width, unpack
+from featherweight.kernels.bits import pack, packed_width, unpack
 
 
 def naive_pack(codes: list[int], bits: int) -> list[int]:

@@ -1,0 +1,5 @@
+"""`python -m featherweight` is `fw`."""
+
+from featherweight.cli.main import main
+
+main()

@@ -1,0 +1,72 @@
+"""Tensors that grow by tokens without being copied at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+_LEAST = 64  # entries to spare after a copy, at least
+_SPARE = 4  # a quarter of the entries
+
+
+class Growing:
+    """A tensor `[batch, heads, entries, ...]` to which entries are added at the end, and taken from either end.
+
+    A full buffer is replaced by one a quarter larger, so each entry is copied some five times however many there are, and at
+    most a fifth of the memory is spare.
+    """
+
+    def __init__(self, empty: Tensor) -> None:
+        """From a tensor without entries, which tells shape, dtype and device."""
+        self._buffer, self._start, self._stop = empty, 0, empty.shape[2]
+
+    @property
+    def live(self) -> Tensor:
+        """The entries, a view."""
+        return self._buffer[:, :, self._start : self._stop]
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def append(self, fresh: Tensor) -> None:
+        """Add `fresh [batch, heads, entries, ...]` at the end."""
+        count = fresh.shape[2]
+        if self._stop + count > self._buffer.shape[2]:
+            old, length = self.live, len(self)
+            room = length + count + max(_LEAST, (length + count) // _SPARE)
+            self._buffer = old.new_empty(*old.shape[:2], room, *old.shape[3:])
+            self._buffer[:, :, :length] = old
+            self._start, self._stop = 0, length
+        self._buffer[:, :, self._stop : self._stop + count] = fresh
+        self._stop += count
+
+    def take(self, count: int) -> Tensor:
+        """Remove the oldest `count` entries and return them; valid until the next `append`."""
+        taken = self._buffer[:, :, self._start : self._start + count]
+        self._start += count
+        return taken
+
+    def compact(self) -> None:
+        """Give back the memory of a buffer that is more than half empty."""
+        if 2 * len(self) + _LEAST < self._buffer.shape[2]:
+            self.change_batch(Tensor.clone)
+
+    def truncate(self, count: int) -> None:
+        """Keep the oldest `count` entries."""
+        self._stop = self._start + count
+
+    def change_batch(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace the entries by `change(entries)`, which selects or repeats along the batch."""
+        self._buffer = change(self.live).contiguous()
+        self._start, self._stop = 0, self._buffer.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the entries."""
+        return self.live.numel() * self._buffer.itemsize
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of the whole buffer."""
+        return self._buffer.numel() * self._buffer.itemsize

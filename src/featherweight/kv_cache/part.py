@@ -1,0 +1,116 @@
+"""The keys, or the values, of one layer: the oldest tokens in code, the newest as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from featherweight.kernels.cache_part import CachePart
+from featherweight.kv_cache.codec import CacheCodec, Constants
+from featherweight.kv_cache.growing import Growing
+from featherweight.kv_cache.registry import codec_settings
+
+
+class StoredPart:
+    """Codes of the settled tokens and, after them, the others exact.
+
+    Attributes:
+        codec, constants: how tokens are coded.
+        coded: tokens in code.
+    """
+
+    def __init__(self, codec: CacheCodec, constants: Constants, like: Tensor) -> None:
+        """Empty; `like [batch, heads, tokens, head_dim]` tells shape, dtype and device."""
+        self.codec, self.constants, self.coded = codec, constants, 0
+        self._exact = Growing(like[:, :, :0])
+        self._tokens: dict[str, int] = {}
+        self._codes: dict[str, Growing] = {}
+        for name, (tokens, shape, dtype) in codec.layout(like.shape[-1], like.dtype).items():
+            self._tokens[name] = tokens
+            self._codes[name] = Growing(like.new_empty(*like.shape[:2], 0, *shape, dtype=dtype))
+
+    @property
+    def total(self) -> int:
+        """Tokens in all."""
+        return self.coded + len(self._exact)
+
+    @property
+    def exact(self) -> Tensor:
+        """The tokens that are not in code, `[batch, heads, tokens, head_dim]`."""
+        return self._exact.live
+
+    @property
+    def codes(self) -> dict[str, Tensor]:
+        """The codec's tensors."""
+        return {name: grown.live for name, grown in self._codes.items()}
+
+    def append(self, fresh: Tensor) -> None:
+        """Add tokens `[batch, heads, tokens, head_dim]` as they are."""
+        self._exact.append(fresh)
+
+    def settle(self) -> None:
+        """Code the tokens that the codec says are settled."""
+        count = self.codec.settled(self.total) - self.coded
+        if count > 0:
+            for name, fresh in self.codec.encode(self._exact.take(count), self.constants).items():
+                self._codes[name].append(fresh)
+            self.coded += count
+            self._exact.compact()
+
+    def crop(self, total: int) -> None:
+        """Keep the oldest `total` tokens.
+
+        Whole groups stay in code. Of a group that is cut the tokens that stay are decoded, and count as exact from then on.
+        """
+        if total >= self.coded:
+            self._exact.truncate(total - self.coded)
+            return
+        whole = total - total % self.codec.group
+        rest = self._decode(whole)[:, :, : total - whole]
+        for name, grown in self._codes.items():
+            grown.truncate(whole // self._tokens[name])
+        self._exact.truncate(0)
+        self._exact.append(rest)
+        self.coded = whole
+
+    def change_batch(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Select or repeat along the batch."""
+        for grown in (self._exact, *self._codes.values()):
+            grown.change_batch(change)
+
+    def decoded(self) -> Tensor:
+        """All tokens as `[batch, heads, tokens, head_dim]`, a copy where any is in code."""
+        return torch.cat([self._decode(0), self.exact], 2) if self.coded else self.exact
+
+    def told(self, product: Literal["scores", "mix"]) -> CachePart:
+        """What an attention kernel reads."""
+        codes = self.codes
+        method = self.codec.scores if product == "scores" else self.codec.mix
+        return CachePart(
+            codec_settings(self.codec), codes, self.constants, self.coded, self.exact,
+            partial(method, codes=codes, constants=self.constants),
+        )  # fmt: skip
+
+    def _decode(self, first: int) -> Tensor:
+        """Coded tokens from `first` on, which begins a group."""
+        codes = {name: grown.live[:, :, first // self._tokens[name] :] for name, grown in self._codes.items()}
+        return self.codec.decode(codes, self.constants, self.exact.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the codes and the exact tokens."""
+        return sum(grown.nbytes for grown in (self._exact, *self._codes.values()))
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of the buffers, their room for growth included."""
+        return sum(grown.allocated for grown in (self._exact, *self._codes.values()))
+
+    @property
+    def coded_nbytes(self) -> int:
+        """Of the codes alone."""
+        return sum(grown.nbytes for grown in self._codes.values())
