@@ -13,14 +13,15 @@ from featherweight.grids.base import GridParameters, Rounding
 from featherweight.grids.uniform import SCALE_DTYPES, store_scale
 
 BITS = (2, 3, 4, 8)
+CPU = torch.device("cpu")
 
 #: Probability beyond the outermost levels (bitsandbytes' constant, made for 4 bits and kept for all).
 TAIL = 0.5 * (1 / 30 + 1 / 32)
 
 
 @cache
-def normal_levels(bits: int) -> Tensor:
-    """The `2^bits` levels in rising order, from −1 to 1 with 0 among them, `[2^bits]` float32.
+def normal_levels(bits: int, device: torch.device = CPU) -> Tensor:
+    """The `2^bits` levels in rising order, from −1 to 1 with 0 among them, `[2^bits]` float32; copied to a device once.
 
     Quantiles of N(0, 1) divided by the largest: at `2^(bits−1)` evenly spaced probabilities from `TAIL` to ½, the last of which
     is 0, and at `2^(bits−1)` more up to `1 − TAIL`. Dettmers et al. 2023, arXiv:2305.14314, equation 4.
@@ -31,12 +32,12 @@ def normal_levels(bits: int) -> Tensor:
     quantiles = torch.special.ndtri(torch.cat([below[:-1], above]))
     levels = quantiles / torch.special.ndtri(torch.tensor(1 - TAIL, dtype=torch.float64))
     levels[half - 1] = 0.0
-    return levels.to(torch.float32)
+    return levels.to(device, torch.float32)
 
 
 def decode_normal(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
     """`ŵ = s · level[q]` in float32, for solver, file and reload alike."""
-    return normal_levels(bits).to(codes.device)[codes.long()] * scale
+    return normal_levels(bits, codes.device)[codes.long()] * scale
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class NormalGrid:
 
     def encode(self, values: Tensor, parameters: GridParameters) -> Tensor:
         """Codes of the nearest levels, in the dtype of `values`."""
-        levels = normal_levels(self.bits).to(values.device)
+        levels = normal_levels(self.bits, values.device)
         middles = (levels[1:] + levels[:-1]) / 2
         return torch.bucketize((values / parameters.scale).contiguous(), middles).to(values.dtype)
 

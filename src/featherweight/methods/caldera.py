@@ -59,7 +59,7 @@ class CALDERA(Factored):
     summary: ClassVar[str] = "rounded weight plus low-rank term, each fitted in turn to what the other leaves"
     source: ClassVar[str] = "Saha et al. 2024, arXiv:2405.18886, algorithm 1"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
-    points: ClassVar[Mapping[str, Steps]] = {f"{bits}bit": ({"bits": bits},) for bits in (2, 3, 4)}
+    points: ClassVar[Mapping[str, Steps]] = {f"{bits}bit": ({"bits": bits, "rank_bits": 0.2},) for bits in (2, 3, 4)}
 
     bits: int = 2
     grid: Literal["lattice", "uniform"] = "lattice"
@@ -156,7 +156,10 @@ def path_facts(found: Alternated, energy: float) -> dict[str, Any]:
 
 
 class _Walk:
-    """Rounds what the low-rank term leaves; the factor of the Hessian is kept while that is not downdated."""
+    """Rounds what the low-rank term leaves; the factor of the Hessian is kept while that is not downdated.
+
+    The metric is damped already; a downdated one needs damping of its own, as the authors give it.
+    """
 
     def __init__(self, method: CALDERA, metric: Metric, weight: Tensor, name: str) -> None:
         self.method, self.name = method, name

@@ -36,9 +36,7 @@ class LPLR(Factored):
     summary: ClassVar[str] = "low precision, low rank: the weight as a product of two thin rounded matrices"
     source: ClassVar[str] = "Saha, Srivastava and Pilanci 2023, arXiv:2310.11028"
     needs: ClassVar[frozenset[str]] = frozenset({"hessian"})
-    points: ClassVar[Mapping[str, Steps]] = {
-        f"{bits}bit": ({"rank_bits": float(bits), "left_bits": 4, "right_bits": 4},) for bits in (2, 4)
-    }
+    points: ClassVar[Mapping[str, Steps]] = {f"{bits}bit": ({"rank_bits": bits},) for bits in (2, 4)}
 
     rank_bits: float = 4.0
     algorithm: Algorithm = "alternating"
