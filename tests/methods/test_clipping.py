@@ -23,7 +23,7 @@ def test_what_is_learned_on_is_what_is_stored(settings):
     problem = make()
     ranges = method.ranges(problem.weights["linear0"])
     logits = torch.linspace(-1, 5, ranges.start().numel()).view_as(ranges.start())
-    solved, stored = ranges.solve(logits), method.pack(ranges.solve(logits), slice(None))
+    solved, stored = ranges.solve(logits), method.pack(ranges.solve(logits), slice(None), method.integers())
     assert torch.equal(stored.dequantize(), ranges.rounded(logits)) and torch.equal(stored.dequantize(), solved.decoded)
     plain = run(problem, RTN(bits=method.bits, group_size=method.group_size, symmetric=method.symmetric))[0]
     assert torch.equal(ranges.solve(None).decoded, plain["linear0"].dequantize())
@@ -113,7 +113,7 @@ def test_through_the_engine(tmp_path):
 
 def test_errors():
     for settings, message in (
-        ({"fit": "mse"}, "leave fit out"),
+        ({"fit": "mse"}, "leave fit and grid out"),
         ({"epochs": 0}, "cannot learn so"),
         ({"bits": 7}, "these bits"),
     ):
