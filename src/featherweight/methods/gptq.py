@@ -17,7 +17,7 @@ from featherweight.methods.dropping import hold_dropped
 from featherweight.methods.integers import IntegerMethod
 from featherweight.packed.base import PackedWeight
 from featherweight.solvers.damping import Factor, factorise
-from featherweight.solvers.nearest import round_to_nearest
+from featherweight.solvers.nearest import round_dead, round_to_nearest
 from featherweight.solvers.result import Solved
 from featherweight.solvers.sweep import sweep
 
@@ -31,7 +31,8 @@ class GPTQ(IntegerMethod):
     All linears of one input are solved in one walk. Of the walk and round-to-nearest the one with the smaller objective
     is kept, linear by linear. Against the authors' code: groups are fitted on up-to-date weights (`stale_groups` restores
     theirs), and `fit` weighs each column's error by what it costs ("minmax" restores theirs). Columns of inputs that were
-    never active become 0, as there. Weights that a step before dropped stay exactly 0, and grids are fitted on the others.
+    never active are rounded to nearest (there: 0), since other text may reach them. Weights that a step before dropped
+    stay exactly 0, and grids are fitted on the others.
 
     Settings: those of `IntegerMethod`, and
 
@@ -112,6 +113,7 @@ class GPTQ(IntegerMethod):
             stale_groups=self.stale_groups,
             decision=hold_dropped([problem.current[name] for name in names], factor.order, static),
         )
+        swept = round_dead(swept, stacked, factor.dead, grid, self.group_size)
         index = self._index(swept, stacked)
         compressed, start = {}, 0
         for name, weight in zip(names, weights, strict=True):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from featherweight.grids.base import Grid
+from featherweight.grids.base import Grid, GridParameters
 from featherweight.solvers.result import Solved
 
 
@@ -26,6 +28,27 @@ def round_to_nearest(weight: Tensor, grid: Grid, group_size: int | None = None, 
         parts.append(_round_groups(weight[:, whole:], grid, width - whole, None if importance is None else importance[whole:]))
     codes, scales, zeros, decoded = (torch.cat(each, 1) if len(parts) > 1 else each[0] for each in zip(*parts, strict=True))
     return Solved(codes, scales, zeros, decoded)
+
+
+def round_dead(solved: Solved, weight: Tensor, dead: Tensor, grid: Grid, group_size: int | None) -> Solved:
+    """`solved` with the columns of `dead` inputs, which a walk makes 0, on the nearest levels of their groups' grids.
+
+    They cost no byte and change no objective: calibration never saw these inputs, other text may.
+
+    Args:
+        solved: of `weight [rows, in]`; what a mask dropped is 0 in it, and stays 0.
+        dead: `[in]` bool.
+        grid, group_size: of the solution.
+    """
+    if not bool(dead.any()):
+        return solved
+    columns = dead.nonzero().flatten()
+    groups = columns // (group_size or weight.shape[1]) if solved.group_index is None else solved.group_index[columns]
+    parameters = GridParameters(solved.scales[:, groups], solved.zeros[:, groups])
+    codes, decoded = solved.codes.clone(), solved.decoded.clone()
+    nearest = grid.encode(weight[:, columns], parameters)
+    codes[:, columns], decoded[:, columns] = nearest.to(codes.dtype), grid.decode(nearest, parameters)
+    return replace(solved, codes=codes, decoded=decoded)
 
 
 def _round_groups(weight: Tensor, grid: Grid, size: int, importance: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
