@@ -11,7 +11,7 @@ import torch
 from featherweight.errors import FeatherweightError, nearest
 from featherweight.kv_cache.codec import CacheCodec
 from featherweight.kv_cache.exact import Exact
-from featherweight.kv_cache.registry import codec_settings, make_codec
+from featherweight.kv_cache.registry import check_kind, codec_settings, make_codec
 
 Prefill = Literal["chunked", "exact"]
 PREFILLS: tuple[str, ...] = get_args(Prefill)
@@ -91,7 +91,7 @@ class CacheSettings:
         """The settings of a recipe's or a configuration's section.
 
         Raises:
-            FeatherweightError: an unknown key, codec or setting.
+            FeatherweightError: an unknown key, codec or setting, or a value of another type.
         """
         known = ("keys", "values", "first_layers", "first_keys", "first_values", "seed", "prefill")
         for key in told:
@@ -100,8 +100,10 @@ class CacheSettings:
                     "kv_cache has no such setting", found=key, expected=", ".join(known),
                     fix=f"did you mean {nearest(key, known, 1)[0]}?",
                 )  # fmt: skip
+        numbers = {key: told.get(key, 0) for key in ("first_layers", "seed")}
+        for key, value in numbers.items():
+            check_kind(key, value, "int", 0)
         codecs = {key: make_codec(told[key]) for key in known if key.endswith(("keys", "values")) and told.get(key)}
         return cls(
-            **codecs, first_layers=int(told.get("first_layers", 0)), seed=int(told.get("seed", 0)),
-            prefill=told.get("prefill", "chunked"),
-        )  # fmt: skip
+            **codecs, first_layers=numbers["first_layers"], seed=numbers["seed"], prefill=told.get("prefill", "chunked")
+        )
