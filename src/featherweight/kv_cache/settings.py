@@ -107,11 +107,14 @@ class CacheSettings:
                     fix=f"did you mean {nearest(key, known, 1)[0]}?",
                 )  # fmt: skip
         codecs = {key: make_codec(told[key]) for key in known if key.endswith(("keys", "values")) and told.get(key)}
-        counts = {key: _integer(key, told[key]) for key in ("first_layers", "exact_first", "seed") if key in told}
-        return cls(**codecs, **counts, prefill=told.get("prefill", "chunked"))
+        return cls(
+            **codecs, first_layers=_whole(told, "first_layers"), exact_first=_whole(told, "exact_first"),
+            seed=_whole(told, "seed"), prefill=told.get("prefill", "chunked"),
+        )  # fmt: skip
 
 
-def _integer(name: str, value: Any) -> int:
+def _whole(told: Mapping[str, Any], name: str) -> int:
+    value = told.get(name, 0)
     if isinstance(value, bool) or not isinstance(value, int):
         raise FeatherweightError(f"{name} is no whole number", found=value, expected="0, 1, 2, ...")
     return value
