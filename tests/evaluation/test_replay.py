@@ -1,5 +1,7 @@
 """A text through a coded cache: one forward against tokens fed one by one, for every codec and several architectures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ TOKENS = torch.randint(3, 97, (1, 45), generator=torch.Generator().manual_seed(1
 #: Every codec at windows that 45 tokens reach, and mixtures of codecs, groups and layers.
 SETTINGS = {
     "coarse": CacheSettings(keys=Coarse(), values=Coarse(tokens=1, newest=5)),
+    "first tokens": CacheSettings(keys=Coarse(), values=Coarse(tokens=1, newest=5), exact_first=6),
     "first layers": CacheSettings(keys=Coarse(tokens=8, newest=0), first_layers=1, first_keys=Coarse(tokens=1, newest=0)),
     "integer": CacheSettings.from_dict({
         "keys": {"codec": "integer", "axis": "channel", "group_size": 8, "window": 16},
@@ -69,12 +72,13 @@ def test_the_exact_cache_changes_nothing_and_reads_no_code():
         torch.testing.assert_close(through, model(input_ids=TOKENS, use_cache=False).logits, atol=1e-5, rtol=0)
 
 
-def test_what_is_read_in_code_is_counted():
-    model, settings = eager("llama"), SETTINGS["coarse"]
+@pytest.mark.parametrize("name", ["coarse", "first tokens"])
+def test_what_is_read_in_code_is_counted(name):
+    model, settings = eager("llama"), SETTINGS[name]
     state = Replay(ThroughCache(model, settings)._constants)
     with torch.no_grad(), replaying(model, state):
         model(input_ids=TOKENS, use_cache=False)
-    expected = [sum(codec.settled(t) for t in range(1, 46)) for codec in settings.codecs(1)]
+    expected = [sum(max(0, codec.settled(t) - settings.exact_first) for t in range(1, 46)) for codec in settings.codecs(1)]
     assert state.coded == {0: expected, 1: expected}
 
 
@@ -85,6 +89,8 @@ def test_a_codec_that_is_never_read_is_an_error():
         ThroughCache(model, late)(input_ids=TOKENS[:, :16])
     assert "17 tokens or more" in str(error.value)
     ThroughCache(model, late)(input_ids=TOKENS[:, :17])
+    with pytest.raises(FeatherweightError, match="33 tokens or more"):
+        ThroughCache(model, replace(late, exact_first=16))(input_ids=TOKENS[:, :17])
     model.model.layers[1].self_attn.forward = lambda hidden_states, **others: (hidden_states, None)
     with pytest.raises(FeatherweightError, match="never read"):
         ThroughCache(model, late)(input_ids=TOKENS)

@@ -1,6 +1,6 @@
 """The cache in transformers: an exact codec changes nothing, a lossy one is textbook attention over what it stores."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -68,6 +68,7 @@ QJL = {"codec": "qjl", "sketch": 64, "outliers": 2, "outlier_sketch": 32, "group
 LOSSY = CacheSettings(keys=Rounded(), values=Rounded(step=0.2, group_size=2, window=5), seed=3)
 SETTINGS = {
     "rounded": LOSSY,
+    "first": replace(LOSSY, exact_first=3),  # in the middle of a group, of keys and of values
     "integer": CacheSettings.from_dict({"keys": {**INTEGER, "axis": "channel"}, "values": INTEGER}),
     "qjl": CacheSettings.from_dict({"keys": QJL, "values": INTEGER, "first_layers": 1, "first_keys": {**QJL, "sketch": 128}}),
 }
@@ -145,8 +146,12 @@ def textbook(model, ids, steps, settings, prompt_length):
                 seen = exact[:, :, : position + 1]
                 settled = codec.settled(position + 1) if position >= prompt_length else 0
                 if settled:
-                    coded = codec.decode(codec.encode(seen[:, :, :settled], constants), constants, seen.dtype)
-                    seen = torch.cat([coded, seen[:, :, settled:]], 2)
+                    first, oldest = min(settled, settings.exact_first), seen[:, :, :settled].clone()
+                    others = oldest[:, :, first : first + -first % codec.group]
+                    if others.numel():
+                        oldest[:, :, :first] = others.mean(2, keepdim=True)
+                    coded = codec.decode(codec.encode(oldest, constants), constants, seen.dtype)
+                    seen = torch.cat([seen[:, :, :first], coded[:, :, first:], seen[:, :, settled:]], 2)
                 stored.append(seen.repeat_interleave(groups, 1).double())
             scores = query[:, :, position].double().unsqueeze(2) @ stored[0].transpose(-1, -2) * scaling
             out.append(scores.softmax(-1) @ stored[1])
@@ -162,7 +167,7 @@ def textbook(model, ids, steps, settings, prompt_length):
         model.set_attn_implementation("sdpa")
 
 
-@pytest.mark.parametrize(("name", "length"), [("rounded", 1), ("rounded", 21), ("integer", 6), ("qjl", 13)])
+@pytest.mark.parametrize(("name", "length"), [("rounded", 1), ("rounded", 21), ("first", 1), ("integer", 6), ("qjl", 13)])
 @pytest.mark.parametrize("direct", [True, False], ids=["codes", "decoded"])
 def test_decoding_is_textbook_attention_over_settled_codes(name, length, direct):
     settings, model, ids = SETTINGS[name], tiny(), prompt(2, 60)
@@ -180,7 +185,7 @@ def test_decoding_is_textbook_attention_over_settled_codes(name, length, direct)
         exact = model(ids[:, : length + 30], use_cache=False).logits[:, length - 1 :]
     assert (found - exact).abs().max() > 0.05  # the codes are coarse enough to be seen
     steps = range(length + 1, length + 31)
-    coded = sum(settings.keys.settled(total) for total in steps)
+    coded = sum(max(0, settings.keys.settled(total) - settings.exact_first) for total in steps)
     assert all(reads.coded_keys == coded and reads.exact_keys == sum(steps) - coded + length for reads in cache.reads)
 
 
@@ -232,6 +237,25 @@ def test_cropping_into_the_codes_keeps_whole_groups_and_decodes_the_cut_one():
         torch.testing.assert_close(part.decoded(), stored[:, :, :22])
         logits = model(ids[:, 22:23], past_key_values=cache).logits
     assert torch.isfinite(logits).all() and cache.get_seq_length() == 23
+
+
+@pytest.mark.parametrize("left", [22, 2])
+def test_the_first_tokens_stay_exact_when_the_codes_are_cropped_and_coded_again(left):
+    settings = replace(LOSSY, exact_first=3)
+    cache = CompressedCache(tiny().config, settings)
+    states = torch.randn(2, 3, 2, 40, 32, generator=torch.Generator().manual_seed(2))
+    cache.update(states[0], states[1], 0)
+    cache.settle()
+    layer = cache.layers[0]
+    for part, exact in zip(layer.parts, states, strict=False):
+        assert torch.equal(part.decoded()[:, :, :3], exact[:, :, :3])
+        assert not torch.equal(part.decoded()[:, :, 3:8], exact[:, :, 3:8])
+    cache.crop(left - 40)
+    cache.update(states[0][:, :, left:], states[1][:, :, left:], 0)
+    cache.reorder_cache(torch.tensor([2, 0, 0]))
+    cache.settle()
+    for part, exact in zip(layer.parts, states, strict=False):
+        assert part.coded == part.codec.settled(40) and torch.equal(part.decoded()[:, :, :3], exact[[2, 0, 0], :, :3])
 
 
 def test_the_batch_is_reordered_repeated_and_selected_in_code_too():

@@ -25,10 +25,10 @@ def test_qjl_is_the_authors_at_their_head_dimension():
 
 
 def test_a_line_a_file_and_a_mapping_say_the_same(tmp_path):
-    told = {"keys": {"codec": "integer", "bits": 3, "axis": "channel"}, "seed": 4}
-    line = read_settings("keys=integer:bits=3,axis=channel; seed=4", 64)
+    told = {"keys": {"codec": "integer", "bits": 3, "axis": "channel"}, "seed": 4, "exact_first": 4}
+    line = read_settings("keys=integer:bits=3,axis=channel; seed=4; exact_first=4", 64)
     path = tmp_path / "cache.yaml"
-    path.write_text("kv_cache:\n  keys: {codec: integer, bits: 3, axis: channel}\n  seed: 4\n")
+    path.write_text("kv_cache:\n  keys: {codec: integer, bits: 3, axis: channel}\n  seed: 4\n  exact_first: 4\n")
     assert line == read_settings(str(path), 64) == read_settings(told, 64)
 
 

@@ -7,7 +7,7 @@ from featherweight.kv_cache import CacheSettings
 
 
 def test_settings_survive_the_round_trip_with_their_first_layers():
-    told = {"keys": {"codec": "exact"}, "first_layers": 2, "first_values": {"codec": "exact"}, "seed": 7}
+    told = {"keys": {"codec": "exact"}, "first_layers": 2, "first_values": {"codec": "exact"}, "exact_first": 4, "seed": 7}
     settings = CacheSettings.from_dict(told)
     assert CacheSettings.from_dict(settings.as_dict()) == settings
     assert settings.generator(3).initial_seed() != settings.generator(4).initial_seed()
@@ -28,6 +28,8 @@ def test_settings_survive_the_round_trip_with_their_first_layers():
         ({"keys": {"codec": "integer", "window": True}}, "a whole number"),
         ({"keys": {"codec": "qjl", "ratio": "half"}}, "a number"),
         ({"keys": {"codec": "rotated", "balance": 1}}, "true or false"),
+        ({"exact_first": -1}, "exact_first is negative"),
+        ({"exact_first": "four"}, "exact_first has another type"),
     ],
 )
 def test_what_cannot_be_is_refused(told, words):

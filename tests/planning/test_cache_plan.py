@@ -12,7 +12,10 @@ from featherweight.errors import FeatherweightError
 from featherweight.evaluation.timing import generate_eagerly
 from featherweight.kv_cache import CompressedCache, attached
 
-CACHE = {"keys": {"codec": "qjl", "group_size": 8, "window": 8}, "values": {"codec": "integer", "group_size": 16, "window": 4}}
+CACHE = {
+    "keys": {"codec": "qjl", "group_size": 8, "window": 8}, "values": {"codec": "integer", "group_size": 16, "window": 4},
+    "exact_first": 4,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from featherweight.errors import FeatherweightError
 from featherweight.kv_cache import CacheCodec, Codes, Constants
 from featherweight.kv_cache.constants import DrawnConstants
+from featherweight.kv_cache.first import FirstExact
 
 #: As transformers knows the attention function.
 NAME = "featherweight_replay"
@@ -26,8 +27,9 @@ _REPLAYS: WeakKeyDictionary[nn.Module, Replay] = WeakKeyDictionary()
 class Replay:
     """Attention of a whole sequence as if it had come token by token through a cache.
 
-    The query of token i has `t = i + 1` tokens in the cache, itself included, and reads key j in code iff `j < keys.settled(t)`;
-    values likewise. Tokens are coded in groups counted from the first, so that all codes of the sequence are known at once.
+    The query of token i has `t = i + 1` tokens in the cache, itself included, and reads key j in code iff
+    `exact_first <= j < keys.settled(t)`; values likewise. Tokens are coded in groups counted from the first, so that all codes of
+    the sequence are known at once.
 
     Attributes:
         constants: which codec stores which layer, and what it drew.
@@ -68,19 +70,20 @@ class Replay:
         return torch.cat(outputs, 2)
 
     def _parts(self, layer: int, keys: Tensor, values: Tensor) -> tuple[_Part, _Part]:
-        codecs, drawn = self.constants.settings.codecs(layer), self.constants.of(layer, keys.device)
-        first, second = (_Part(*each) for each in zip(codecs, (keys, values), drawn, strict=True))
+        settings, drawn = self.constants.settings, self.constants.of(layer, keys.device)
+        parts = zip(settings.codecs(layer), (keys, values), drawn, strict=True)
+        first, second = (_Part(*part, settings.exact_first) for part in parts)
         return first, second
 
 
 class _Part:
     """Keys or values of one layer and sequence, exact and in code."""
 
-    def __init__(self, codec: CacheCodec, exact: Tensor, constants: Constants) -> None:
-        self.codec, self.exact, self.constants = codec, exact, constants
-        self.layout = codec.layout(exact.shape[-1], exact.dtype)
+    def __init__(self, codec: CacheCodec, exact: Tensor, constants: Constants, exact_first: int) -> None:
+        self.codec, self.exact, self.constants = FirstExact(codec, exact_first), exact, constants
+        self.layout = self.codec.layout(exact.shape[-1], exact.dtype)
         settled = codec.settled(exact.shape[2])
-        self.codes = codec.encode(exact[:, :, :settled], constants) if settled else {}
+        self.codes = self.codec.encode(exact[:, :, :settled], constants, 0) if settled else {}
         self.read = 0
 
     def scores(self, query: Tensor, counts: range) -> Tensor:
@@ -110,9 +113,9 @@ class _Part:
 
     def _span(self, counts: range, device: torch.device) -> tuple[int, int, Tensor]:
         """How many tokens all queries read in code, how many the last one does, and `[queries, the tokens between]`."""
-        settled = torch.tensor([self.codec.settled(count) for count in counts])
+        settled = torch.tensor([self.codec.codec.settled(count) for count in counts])
         low, high = int(settled[0]), int(settled[-1])
-        self.read += int(settled.sum())
+        self.read += int((settled - self.codec.count).clamp(min=0).sum())
         return low, high, (torch.arange(low, high) < settled[:, None]).to(device)
 
     def _oldest(self, tokens: int) -> Codes:

@@ -110,9 +110,9 @@ def check_length(settings: CacheSettings, layers: int, tokens: int) -> None:
     """
     codecs = {codec for layer in range(layers) for codec in settings.codecs(layer) if not isinstance(codec, Exact)}
     for codec in codecs:
-        if codec.settled(tokens - 1):  # the last token predicts nothing inside the window
+        if codec.settled(tokens - 1) > settings.exact_first:  # the last token predicts nothing inside the window
             continue
-        enough = next((count for count in range(tokens, 1 << 20) if codec.settled(count - 1)), None)
+        enough = next((count for count in range(tokens, 1 << 20) if codec.settled(count - 1) > settings.exact_first), None)
         raise FeatherweightError(
             f"the window is so short that {codec.name} codes nothing that is read", found=f"{tokens} tokens",
             expected=f"{enough} tokens or more",
@@ -128,6 +128,8 @@ def cache_label(settings: CacheSettings | None) -> str:
     if settings.first_layers:
         first = settings.first_keys or settings.keys, settings.first_values or settings.values
         parts.append(f"first {settings.first_layers} layers keys {_codec(first[0])}, values {_codec(first[1])}")
+    if settings.exact_first:
+        parts.append(f"first {settings.exact_first} tokens exact")
     return "; ".join([*parts, f"seed {settings.seed}"] if settings.seed else parts)
 
 

@@ -15,7 +15,8 @@ class CachePart:
 
     Attributes:
         settings: of the codec, its name as `codec`: plain values.
-        codes, constants: the codec's tensors.
+        codes, constants: the codec's tensors; beside its codes, where settings say so, "first": the first tokens, to be read
+            from there instead, `[batch, heads, tokens, head_dim]`.
         coded: tokens in code.
         exact: the tokens after them, `[batch, heads, tokens, head_dim]`.
         product: with the tokens in code: scores of queries for keys, the mix by weights for values. A kernel may do without.

@@ -62,8 +62,8 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.dtype, self.device = key_states.dtype, key_states.device
         codecs = self._drawn.settings.codecs(self._index)
         drawn = self._drawn.of(self._index, key_states.device)
-        states = (key_states, value_states)
-        keys, values = (StoredPart(*each) for each in zip(codecs, drawn, states, strict=True))
+        states, first = (key_states, value_states), self._drawn.settings.exact_first
+        keys, values = (StoredPart(*each, first) for each in zip(codecs, drawn, states, strict=True))
         self._parts = keys, values
         self.is_initialized = True
 
@@ -98,7 +98,7 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[misc]
         told = keys.told("scores"), values.told("mix")
         signature = {
             "keys": told[0].settings, "values": told[1].settings, "head_dim": query.shape[-1], "queries": query.shape[2],
-            "dtype": str(query.dtype).removeprefix("torch."),
+            "dtype": str(query.dtype).removeprefix("torch."), "exact_first": self._drawn.settings.exact_first,
         }  # fmt: skip
         attended: Tensor = choose("cache_attention", signature, query.device)(query, *told, mask, scaling)
         return attended
@@ -130,10 +130,10 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _count(self) -> None:
         keys, values = self._both
-        self.reads.coded_keys += keys.coded
-        self.reads.exact_keys += keys.total - keys.coded
-        self.reads.coded_values += values.coded
-        self.reads.exact_values += values.total - values.coded
+        self.reads.coded_keys += keys.read_coded
+        self.reads.exact_keys += keys.total - keys.read_coded
+        self.reads.coded_values += values.read_coded
+        self.reads.exact_values += values.total - values.read_coded
 
     def get_seq_length(self) -> int:
         """Tokens so far."""

@@ -53,8 +53,8 @@ class Growing:
             self.change_batch(Tensor.clone)
 
     def truncate(self, count: int) -> None:
-        """Keep the oldest `count` entries."""
-        self._stop = self._start + count
+        """Keep the oldest `count` entries, or all where there are fewer."""
+        self._stop = min(self._stop, self._start + count)
 
     def change_batch(self, change: Callable[[Tensor], Tensor]) -> None:
         """Replace the entries by `change(entries)`, which selects or repeats along the batch."""

@@ -1,4 +1,4 @@
-"""The keys, or the values, of one layer: the oldest tokens in code, the newest as they are."""
+"""The keys, or the values, of one layer: the oldest tokens in code, the newest, and the very first, as they are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from featherweight.kernels.cache_part import CachePart
 from featherweight.kv_cache.codec import CacheCodec, Constants
+from featherweight.kv_cache.first import FIRST, FirstExact
 from featherweight.kv_cache.growing import Growing
 from featherweight.kv_cache.registry import codec_settings
 
@@ -23,13 +24,14 @@ class StoredPart:
         coded: tokens in code.
     """
 
-    def __init__(self, codec: CacheCodec, constants: Constants, like: Tensor) -> None:
-        """Empty; `like [batch, heads, tokens, head_dim]` tells shape, dtype and device."""
+    def __init__(self, codec: CacheCodec, constants: Constants, like: Tensor, exact_first: int = 0) -> None:
+        """Empty; `like [batch, heads, tokens, head_dim]` tells shape, dtype and device; the first `exact_first` stay exact."""
         self.codec, self.constants, self.coded = codec, constants, 0
+        self._coder = FirstExact(codec, exact_first)
         self._exact = Growing(like[:, :, :0])
         self._tokens: dict[str, int] = {}
         self._codes: dict[str, Growing] = {}
-        for name, (tokens, shape, dtype) in codec.layout(like.shape[-1], like.dtype).items():
+        for name, (tokens, shape, dtype) in self._coder.layout(like.shape[-1], like.dtype).items():
             self._tokens[name] = tokens
             self._codes[name] = Growing(like.new_empty(*like.shape[:2], 0, *shape, dtype=dtype))
 
@@ -48,6 +50,11 @@ class StoredPart:
         """The codec's tensors."""
         return {name: grown.live for name, grown in self._codes.items()}
 
+    @property
+    def read_coded(self) -> int:
+        """Tokens that attention reads in code: those in code that are not exact as well."""
+        return self.coded - min(self.coded, self._coder.count)
+
     def append(self, fresh: Tensor) -> None:
         """Add tokens `[batch, heads, tokens, head_dim]` as they are."""
         self._exact.append(fresh)
@@ -56,7 +63,7 @@ class StoredPart:
         """Code the tokens that the codec says are settled."""
         count = self.codec.settled(self.total) - self.coded
         if count > 0:
-            for name, fresh in self.codec.encode(self._exact.take(count), self.constants).items():
+            for name, fresh in self._coder.encode(self._exact.take(count), self.constants, self.coded).items():
                 self._codes[name].append(fresh)
             self.coded += count
             self._exact.compact()
@@ -89,7 +96,7 @@ class StoredPart:
     def told(self, product: Literal["scores", "mix"]) -> CachePart:
         """What an attention kernel reads."""
         codes = self.codes
-        method = self.codec.scores if product == "scores" else self.codec.mix
+        method = self._coder.scores if product == "scores" else self._coder.mix
         return CachePart(
             codec_settings(self.codec), codes, self.constants, self.coded, self.exact,
             partial(method, codes=codes, constants=self.constants),
@@ -98,11 +105,11 @@ class StoredPart:
     def _decode(self, first: int) -> Tensor:
         """Coded tokens from `first` on, which begins a group."""
         codes = {name: grown.live[:, :, first // self._tokens[name] :] for name, grown in self._codes.items()}
-        return self.codec.decode(codes, self.constants, self.exact.dtype)
+        return self._coder.decode(codes, self.constants, self.exact.dtype)
 
     @property
     def nbytes(self) -> int:
-        """Of the codes and the exact tokens."""
+        """Of the codes and the exact tokens, the first ones' copy included."""
         return sum(grown.nbytes for grown in (self._exact, *self._codes.values()))
 
     @property
@@ -113,4 +120,4 @@ class StoredPart:
     @property
     def coded_nbytes(self) -> int:
         """Of the codes alone."""
-        return sum(grown.nbytes for grown in self._codes.values())
+        return sum(grown.nbytes for name, grown in self._codes.items() if name != FIRST)

@@ -19,10 +19,13 @@ def _integer(bits: int) -> dict[str, Any]:
 
 
 def _rotated(bits: int) -> dict[str, Any]:
-    """Keys around the means of their channels over 128 tokens, values by themselves; 2 bits on E8, the channels balanced."""
+    """Keys around the means of their channels over 128 tokens, values by themselves; 2 bits on E8, the channels balanced.
+
+    The first four tokens stay exact: one of them, whose key and value are like no other's, can take most of the attention.
+    """
     lattice = {"lattice": True} if bits == 2 else {}
     keys = {"codec": "rotated", "bits": bits, "group_size": 128, **lattice, **({"balance": True} if lattice else {})}
-    return {"keys": keys, "values": {"codec": "rotated", "bits": bits, **lattice}}
+    return {"keys": keys, "values": {"codec": "rotated", "bits": bits, **lattice}, "exact_first": 4}
 
 
 def _qjl(head_dim: int) -> dict[str, Any]:
@@ -49,7 +52,7 @@ PRESETS: dict[str, str] = {
     "int8": "8-bit integers by token in groups of 64, every token",
     "kivi-4": "4-bit integers, keys by channel, values by token, groups of 32, the newest 128 exact",
     "kivi-2": "the same at 2 bits",
-    "rotated-4": "4 bits after a random rotation, keys around their channels' means, the newest 128 exact",
+    "rotated-4": "4 bits after a random rotation, keys around their channels' means, the first 4 and newest 128 exact",
     "rotated-3": "the same at 3 bits",
     "rotated-2": "2 bits, eight values at once on the E8 lattice, the channels of keys balanced",
     "qjl": "keys as signs of projections, 2 to a channel, 4 in the first 15 layers; 2-bit values",

@@ -25,13 +25,15 @@ class CacheSettings:
         keys, values: codecs of all layers but the first ones.
         first_layers: how many layers at the bottom take `first_keys` and `first_values` instead.
         first_keys, first_values: their codecs; None for the same as the others.
+        exact_first: how many tokens at the beginning stay exact, of all layers' keys and values. Positions of the cache are
+            counted: padding on the left is among them.
         seed: of the projections; every layer draws its own.
         prefill: a prompt that comes in one forward is read exactly. One that comes in several: "chunked" codes after every forward,
             so a later part reads the code of the earlier ones; "exact" codes nothing before the first token that comes alone, so
             the whole prompt is held exact in all layers meanwhile.
 
     Raises:
-        FeatherweightError: a codec that cannot store what it is asked to, or a negative number of layers.
+        FeatherweightError: a codec that cannot store what it is asked to, or a negative number of layers or tokens.
     """
 
     keys: CacheCodec = field(default_factory=Exact)
@@ -39,6 +41,7 @@ class CacheSettings:
     first_layers: int = 0
     first_keys: CacheCodec | None = None
     first_values: CacheCodec | None = None
+    exact_first: int = 0
     seed: int = 0
     prefill: Prefill = "chunked"
 
@@ -52,8 +55,9 @@ class CacheSettings:
                     f"{codec.name} stores no {part}", found=f"{part}: {codec.name}", expected=f"a codec for {part}",
                     fix=f"use it for {' and '.join(sorted(codec.serves))}",
                 )  # fmt: skip
-        if self.first_layers < 0:
-            raise FeatherweightError("first_layers is negative", found=self.first_layers, expected="0 or more")
+        for name, count in (("first_layers", self.first_layers), ("exact_first", self.exact_first)):
+            if count < 0:
+                raise FeatherweightError(f"{name} is negative", found=count, expected="0 or more")
         if self.prefill not in PREFILLS:
             raise FeatherweightError(
                 "prefill is unknown", found=self.prefill, expected=" or ".join(PREFILLS),
@@ -79,6 +83,8 @@ class CacheSettings:
         """Plain values; `from_dict` reads them."""
         told: dict[str, Any] = {"keys": codec_settings(self.keys), "values": codec_settings(self.values), "seed": self.seed}
         told["prefill"] = self.prefill
+        if self.exact_first:
+            told["exact_first"] = self.exact_first
         if self.first_layers:
             told["first_layers"] = self.first_layers
             for name, codec in (("first_keys", self.first_keys), ("first_values", self.first_values)):
@@ -93,17 +99,15 @@ class CacheSettings:
         Raises:
             FeatherweightError: an unknown key, codec or setting, or a value of another type.
         """
-        known = ("keys", "values", "first_layers", "first_keys", "first_values", "seed", "prefill")
+        known = ("keys", "values", "first_layers", "first_keys", "first_values", "exact_first", "seed", "prefill")
         for key in told:
             if key not in known:
                 raise FeatherweightError(
                     "kv_cache has no such setting", found=key, expected=", ".join(known),
                     fix=f"did you mean {nearest(key, known, 1)[0]}?",
                 )  # fmt: skip
-        numbers = {key: told.get(key, 0) for key in ("first_layers", "seed")}
+        numbers = {key: told.get(key, 0) for key in ("first_layers", "exact_first", "seed")}
         for key, value in numbers.items():
             check_kind(key, value, "int", 0)
         codecs = {key: make_codec(told[key]) for key in known if key.endswith(("keys", "values")) and told.get(key)}
-        return cls(
-            **codecs, first_layers=numbers["first_layers"], seed=numbers["seed"], prefill=told.get("prefill", "chunked")
-        )
+        return cls(**codecs, **numbers, prefill=told.get("prefill", "chunked"))

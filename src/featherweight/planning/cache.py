@@ -57,16 +57,14 @@ class CachePlan:
         return sum(shape.heads * (shape.key_dim + shape.value_dim) for shape in self.shapes) * self.dtype.itemsize
 
     def bytes_of(self, tokens: int) -> int:
-        """Of a sequence of so many tokens: what is settled in code, the others exact."""
+        """Of a sequence of so many tokens: what is settled in code, the others exact, and the first ones as well."""
         held = 0.0
         for layer, shape in enumerate(self.shapes):
             for codec, dim in zip(self.settings.codecs(layer), (shape.key_dim, shape.value_dim), strict=True):
                 coded = codec.settled(tokens)
-                held += (
-                    shape.heads
-                    * dim
-                    * (coded * codec.stored_bits(dim, self.dtype) / 8 + (tokens - coded) * self.dtype.itemsize)
-                )
+                exact = tokens - coded + min(coded, self.settings.exact_first)
+                bits = coded * codec.stored_bits(dim, self.dtype) + exact * 8 * self.dtype.itemsize
+                held += shape.heads * dim * bits / 8
         return round(held)
 
     def as_dict(self) -> dict[str, Any]:

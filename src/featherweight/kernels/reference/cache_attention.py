@@ -39,7 +39,7 @@ def cache_attention(query: Tensor, keys: CachePart, values: CachePart, mask: Ten
 
 
 def _attend(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | None, scaling: float) -> Tensor:
-    scores = _grouped(query, keys.exact.transpose(-1, -2))
+    scores = grouped_product(query, keys.exact.transpose(-1, -2))
     if keys.coded:
         scores = torch.cat([keys.product(query).to(scores.dtype), scores], -1)
     scores = scores.float() * scaling
@@ -47,11 +47,11 @@ def _attend(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | No
         least = torch.finfo(torch.float32).min
         scores = scores.masked_fill(~mask, least) if mask.dtype == torch.bool else scores + mask.clamp(min=least)
     weights = scores.softmax(-1).to(query.dtype)
-    mixed = _grouped(weights[..., values.coded :], values.exact)
+    mixed = grouped_product(weights[..., values.coded :], values.exact)
     return mixed + values.product(weights[..., : values.coded]).to(mixed.dtype) if values.coded else mixed
 
 
-def _grouped(left: Tensor, right: Tensor) -> Tensor:
+def grouped_product(left: Tensor, right: Tensor) -> Tensor:
     """`left [batch, query heads, a, b]` times `right [batch, heads, b, c]`, query heads of one head next to each other."""
     product = left.unflatten(1, (right.shape[1], -1)).flatten(2, 3) @ right
     return product.view(*left.shape[:3], right.shape[-1])
