@@ -83,7 +83,7 @@ def free_parameters(model: nn.Module, settings: Settings) -> dict[str, nn.Parame
     free: dict[str, nn.Parameter] = dict(_norms(model)) if "norms" in settings.train else {}
     if "factors" in settings.train:
         for name, module in list(_packed(model)):
-            names = dense_factors(module.packed.description())
+            names = dense_factors(module.packed.description(), pairs=settings.rank is not None)
             if isinstance(module, PackedLinear) and names:
                 freed = FreedLinear(module, names, settings.rank)
                 model.set_submodule(name, freed)

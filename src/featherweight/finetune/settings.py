@@ -37,7 +37,7 @@ class Settings:
     """
 
     task: Task = "lm"
-    train: tuple[Part, ...] = ("norms", "factors")
+    train: tuple[str, ...] = ("norms", "factors")
     rank: int | None = None
     epochs: int = 1
     learning_rate: float = 1e-3

@@ -23,15 +23,17 @@ def children(description: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {f"{key}_": value for key, value in description.items() if isinstance(value, Mapping) and "kind" in value}
 
 
-def dense_factors(description: Mapping[str, Any]) -> list[str]:
-    """Names of the stored tensors `[rank, features]` of every low-rank factor that is stored dense."""
-    found = []
-    for prefix, child in children(description).items():
-        if description["kind"] == LowRank.kind and prefix[:-1] in SIDES and child["kind"] == Dense.kind:
-            found.append(f"{prefix}values")
-        else:
-            found += [prefix + name for name in dense_factors(child)]
-    return found
+def dense_factors(description: Mapping[str, Any], *, pairs: bool = False) -> list[str]:
+    """Names of the stored tensors `[rank, features]` of low-rank factors that are stored dense.
+
+    Args:
+        pairs: only where both factors of a term are.
+    """
+    below = children(description)
+    if description["kind"] == LowRank.kind:
+        dense = [f"{prefix}values" for prefix, child in below.items() if child["kind"] == Dense.kind]
+        return dense if len(dense) == len(SIDES) or not pairs else []
+    return [prefix + name for prefix, child in below.items() for name in dense_factors(child, pairs=pairs)]
 
 
 def split_ranks(weight: PackedWeight, rank: int) -> PackedWeight:
