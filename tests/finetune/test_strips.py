@@ -59,7 +59,7 @@ def test_a_thawed_weight_multiplies_alike_and_passes_gradients_to_what_is_free()
     split = split_ranks(weight(), 4)
     free = dense_factors(split.description())
     description, tensors = thaw(split.description(), split.tensors(), set(free))
-    tensors = {name: tensor.float().requires_grad_(name in free) for name, tensor in tensors.items()}
+    tensors |= {name: tensors[name].float().requires_grad_() for name in free}
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
     y = from_tensors(description, tensors).matmul(x)
     torch.testing.assert_close(y, split.matmul(x), rtol=1e-4, atol=1e-4)

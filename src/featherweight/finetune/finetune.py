@@ -81,14 +81,7 @@ def finetune(
     started = time.perf_counter()
     source, folder = Path(source), Path(output)
     ledger, place = read_ledger(source), pick_device(device)
-    if (settings.task == "distill") != (teacher is not None):
-        raise FeatherweightError(
-            "distillation needs a teacher, and nothing else does", found=f"--task {settings.task}, teacher {teacher}",
-            expected="--task distill --teacher DENSE, or --task lm",
-        )  # fmt: skip
-    model = load(source, device=str(place), dtype=torch.float32)
-    guide = load(teacher.folder, device=str(place), dtype=torch.float32) if teacher else None
-    _check(model, guide, settings)
+    model, guide = _models(source, teacher, settings, place)
     windows, trained_on = _windows(ModelSource(str(source), source), data, settings, offline=offline)
     identity = {
         "finetune": settings.as_dict(), "data": windows.sha256, "teacher": fingerprint(guide) if guide else None,
@@ -100,31 +93,54 @@ def finetune(
     if journal.finished and (folder / LEDGER).is_file():
         done = read_ledger(folder)
         return Tuned(folder, done["finetune"], done["proof"])
-    counted = _counted(free, ledger)
-    extra = grown(read_modules(source), changed)
-    note(f"trains {counted['trained']:,} parameters in {counted['tensors']} tensors, {counted['share']:.4%} of the model's")
-    if extra:
-        note(f"leading ranks of {len(changed)} linears in 16 bits: weights grow by {extra:,} bytes")
-    held = windows.tokens[trained_on:]
+    counted = _counted(free, ledger, grown(read_modules(source), changed))
+    _announce(counted, len(changed), note)
+    parts = windows.tokens[:trained_on], windows.tokens[trained_on:]
     with dense_cache(model, torch.float32):
-        training = Training(free, objective(model, guide), windows.tokens[:trained_on], held, settings, place, folder)
+        training = Training(free, objective(model, guide), *parts, settings, place, folder)
         state = training.run(report)
         put(free, state.best)
         write_shards(source, folder, journal, changed, taken(free))
         put(free, _as_stored(folder, free, place))
-        after = training.measure()
-        with torch.no_grad():
-            tokens = load_file(source / PROBE)["tokens"].to(place)
-            logits = model(input_ids=tokens, use_cache=False).logits.float().cpu()
+        after, logits = training.measure(), _probe(model, source, place)
     told = {
         "settings": settings.as_dict(), "teacher": teacher.name if teacher else None,
-        "data": {**windows.description, "sha256": windows.sha256, "trained_on": trained_on, "held_out": len(held)},
-        **counted, "grown_bytes": extra, **_losses(state, after), "seconds": time.perf_counter() - started,
+        "data": {**windows.description, "sha256": windows.sha256, "trained_on": trained_on, "held_out": len(parts[1])},
+        **counted, **_losses(state, after), "seconds": time.perf_counter() - started,
     }  # fmt: skip
     finished = finish(source, folder, journal, changed, logits, told, place)
     write_card(folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return Tuned(folder, told, finished["proof"])
+
+
+def _models(source: Path, teacher: ModelSource | None, settings: Settings, device: torch.device) -> tuple[Any, Any | None]:
+    """The output's model and the teacher's, in float32, once they fit the settings and each other."""
+    if (settings.task == "distill") != (teacher is not None):
+        raise FeatherweightError(
+            "distillation needs a teacher, and nothing else does",
+            found=f"--task {settings.task}, {f'--teacher {teacher.name}' if teacher else 'no --teacher'}",
+            expected="--task distill --teacher DENSE, or --task lm",
+        )
+    model = load(source, device=str(device), dtype=torch.float32)
+    guide = load(teacher.folder, device=str(device), dtype=torch.float32) if teacher else None
+    _check(model, guide, settings)
+    return model, guide
+
+
+def _announce(counted: dict[str, Any], changed: int, note: Callable[[str], None]) -> None:
+    """What is trained, and what it costs, before it is begun."""
+    note(f"trains {counted['trained']:,} parameters in {counted['tensors']} tensors, {counted['share']:.4%} of the model's")
+    if changed:
+        note(f"leading ranks of {changed} linears in 16 bits: weights grow by {counted['grown_bytes']:,} bytes")
+
+
+@torch.no_grad()
+def _probe(model: Any, source: Path, device: torch.device) -> Tensor:
+    """Logits of the tokens that the output was proven on."""
+    tokens = load_file(source / PROBE)["tokens"].to(device)
+    logits: Tensor = model(input_ids=tokens, use_cache=False).logits.float().cpu()
+    return logits
 
 
 def _check(model: Any, teacher: Any | None, settings: Settings) -> None:
@@ -175,11 +191,11 @@ def _as_stored(folder: Path, free: dict[str, Any], device: torch.device) -> dict
     return found
 
 
-def _counted(free: dict[str, Any], ledger: dict[str, Any]) -> dict[str, Any]:
+def _counted(free: dict[str, Any], ledger: dict[str, Any], extra: int) -> dict[str, Any]:
     trained = sum(parameter.numel() for parameter in free.values())
     return {
         "trained": trained, "tensors": len(free),
-        "share": trained / sum(torch.Size(row["shape"]).numel() for row in ledger["rows"]),
+        "share": trained / sum(torch.Size(row["shape"]).numel() for row in ledger["rows"]), "grown_bytes": extra,
     }  # fmt: skip
 
 
