@@ -18,6 +18,7 @@ from featherweight.engine.shrink_task import Cut, HeadUnit
 from featherweight.engine.verify import verify
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.protocol import Measurement
+from featherweight.finetune.finetune import finetune
 from featherweight.integrations.cache_choice import CacheChoice, choose_cache
 from featherweight.integrations.load import load as load_folder
 from featherweight.kv_cache import detach_cache
@@ -30,7 +31,7 @@ from featherweight.reports.card import write_card
 #: What `score` measured, in an output folder.
 EVALUATION = "evaluation.json"
 
-__all__ = ["answer", "check_texts", "compress", "evaluate", "load", "plan", "score", "shrink", "verify"]
+__all__ = ["answer", "check_texts", "compress", "evaluate", "finetune", "load", "plan", "score", "shrink", "verify"]
 
 
 def plan(

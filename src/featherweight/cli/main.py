@@ -16,6 +16,7 @@ from featherweight.cli import (
     evaluate,
     explain,
     fetch,
+    finetune,
     generate,
     layers,
     methods,
@@ -46,6 +47,7 @@ app.add_typer(table.app, name="table")
 app.command("search")(search.run)
 app.command("layers")(layers.run)
 app.command("shrink")(shrink.run)
+app.command("finetune")(finetune.run)
 app.command("statistics")(statistics.run)
 app.command("verify")(verify.run)
 app.command("eval")(evaluate.run)
