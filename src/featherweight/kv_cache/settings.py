@@ -110,4 +110,7 @@ class CacheSettings:
         for key, value in numbers.items():
             check_kind(key, value, "int", 0)
         codecs = {key: make_codec(told[key]) for key in known if key.endswith(("keys", "values")) and told.get(key)}
-        return cls(**codecs, **numbers, prefill=told.get("prefill", "chunked"))
+        return cls(
+            **codecs, first_layers=numbers["first_layers"], exact_first=numbers["exact_first"], seed=numbers["seed"],
+            prefill=told.get("prefill", "chunked"),
+        )  # fmt: skip
