@@ -104,6 +104,4 @@ class CacheSettings:
         for key, value in numbers.items():
             check_kind(key, value, "int", 0)
         codecs = {key: make_codec(told[key]) for key in known if key.endswith(("keys", "values")) and told.get(key)}
-        return cls(
-            **codecs, first_layers=numbers["first_layers"], seed=numbers["seed"], prefill=told.get("prefill", "chunked")
-        )
+        return cls(**codecs, first_layers=numbers["first_layers"], seed=numbers["seed"], prefill=told.get("prefill", "chunked"))
