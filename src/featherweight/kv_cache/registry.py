@@ -16,12 +16,22 @@ from featherweight.kv_cache.rotated import Rotated
 CODECS: dict[str, type[CacheCodec]] = {codec.name: codec for codec in (Exact, Integer, Rotated, QJL)}
 
 
+#: What a setting of this annotation may be, and how that is called.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"), "float": ((int, float), "a number"), "bool": ((bool,), "true or false"),
+}  # fmt: skip
+
+
 def make_codec(settings: Mapping[str, Any]) -> CacheCodec:
     """The codec of `{"codec": name, setting: value}`.
 
     Raises:
-        FeatherweightError: no such codec or setting, or what the codec refuses.
+        FeatherweightError: no mapping, no such codec or setting, a value of another type, or what the codec refuses.
     """
+    if not isinstance(settings, Mapping):
+        raise FeatherweightError(
+            "a codec comes with its settings", found=repr(settings), expected="a mapping", fix=f"{{codec: {settings}}}"
+        )
     name = str(settings.get("codec", ""))
     if name not in CODECS:
         raise FeatherweightError(
@@ -30,14 +40,27 @@ def make_codec(settings: Mapping[str, Any]) -> CacheCodec:
         )  # fmt: skip
     kind = CODECS[name]
     given = {key: value for key, value in settings.items() if key != "codec"}
-    known = [field.name for field in fields(kind)]
-    for key in given:
+    known = {field.name: field for field in fields(kind)}
+    for key, value in given.items():
         if key not in known:
             raise FeatherweightError(
                 f"the cache codec {name} has no such setting", found=key, expected=", ".join(known) or "no settings",
                 fix=f"did you mean {nearest(key, known, 1)[0]}?" if known else "remove it",
             )  # fmt: skip
+        check_kind(f"{name}: {key}", value, str(known[key].type), known[key].default)
     return kind(**given)
+
+
+def check_kind(what: str, value: object, annotation: str, default: object) -> None:
+    """Raise the error of a value that is no whole number, number, boolean or None where the annotation asks for one."""
+    wanted, _, optional = annotation.partition(" | ")
+    if wanted not in _KINDS or (optional and value is None):
+        return
+    types, words = _KINDS[wanted]
+    if not isinstance(value, types) or (isinstance(value, bool) and wanted != "bool"):
+        raise FeatherweightError(
+            f"{what} has another type", found=repr(value), expected=words, fix=f"leave it out for {default}"
+        )
 
 
 def codec_settings(codec: CacheCodec) -> dict[str, Any]:

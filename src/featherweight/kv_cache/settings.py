@@ -11,7 +11,7 @@ import torch
 from featherweight.errors import FeatherweightError, nearest
 from featherweight.kv_cache.codec import CacheCodec
 from featherweight.kv_cache.exact import Exact
-from featherweight.kv_cache.registry import codec_settings, make_codec
+from featherweight.kv_cache.registry import check_kind, codec_settings, make_codec
 
 Prefill = Literal["chunked", "exact"]
 PREFILLS: tuple[str, ...] = get_args(Prefill)
@@ -97,7 +97,7 @@ class CacheSettings:
         """The settings of a recipe's or a configuration's section.
 
         Raises:
-            FeatherweightError: an unknown key, codec or setting.
+            FeatherweightError: an unknown key, codec or setting, or a value of another type.
         """
         known = ("keys", "values", "first_layers", "first_keys", "first_values", "exact_first", "seed", "prefill")
         for key in told:
@@ -106,15 +106,11 @@ class CacheSettings:
                     "kv_cache has no such setting", found=key, expected=", ".join(known),
                     fix=f"did you mean {nearest(key, known, 1)[0]}?",
                 )  # fmt: skip
+        numbers = {key: told.get(key, 0) for key in ("first_layers", "exact_first", "seed")}
+        for key, value in numbers.items():
+            check_kind(key, value, "int", 0)
         codecs = {key: make_codec(told[key]) for key in known if key.endswith(("keys", "values")) and told.get(key)}
         return cls(
-            **codecs, first_layers=_whole(told, "first_layers"), exact_first=_whole(told, "exact_first"),
-            seed=_whole(told, "seed"), prefill=told.get("prefill", "chunked"),
+            **codecs, first_layers=numbers["first_layers"], exact_first=numbers["exact_first"], seed=numbers["seed"],
+            prefill=told.get("prefill", "chunked"),
         )  # fmt: skip
-
-
-def _whole(told: Mapping[str, Any], name: str) -> int:
-    value = told.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise FeatherweightError(f"{name} is no whole number", found=value, expected="0, 1, 2, ...")
-    return value

@@ -236,10 +236,16 @@ def _cache_size(coded: CachePlan | None, plan: CachePlan, context: int) -> Recor
 
 def _text_columns(text: str) -> list[Column]:
     return [
-        Column(f"{text}, exact cache", lambda record: _value(record["exact"][text].get("perplexity"))),
+        Column(f"{_title(text)}, exact cache", lambda record: _value(record["exact"][text].get("perplexity"))),
         Column("through QJL", lambda record: _value(record.get("coded", {}).get(text, {}).get("perplexity"))),
         Column("KL", lambda record: _value(_own(record)[text].get("kl"), ".4f")),
     ]
+
+
+def _title(text: str) -> str:
+    """A file by its name, `ptb:FILE` as `ptb`; the notes under the table say the rest."""
+    name, colon, _ = text.partition(":")
+    return name if colon and Path(name).name == name else Path(text).name
 
 
 def _own(record: Record) -> Record:
