@@ -21,6 +21,8 @@ def test_settings_survive_the_round_trip_with_their_first_layers():
         ({"keys": {"codec": "exact", "bits": 4}}, "has no such setting"),
         ({"first_keys": {"codec": "exact"}}, "there are none"),
         ({"first_layers": -1}, "negative"),
+        ({"exact_first": -1}, "exact_first is negative"),
+        ({"exact_first": "four"}, "exact_first has another type"),
         ({"first_layers": "two"}, "first_layers has another type"),
         ({"seed": None}, "a whole number"),
         ({"keys": "integer"}, "{codec: integer}"),
@@ -28,8 +30,6 @@ def test_settings_survive_the_round_trip_with_their_first_layers():
         ({"keys": {"codec": "integer", "window": True}}, "a whole number"),
         ({"keys": {"codec": "qjl", "ratio": "half"}}, "a number"),
         ({"keys": {"codec": "rotated", "balance": 1}}, "true or false"),
-        ({"exact_first": -1}, "exact_first is negative"),
-        ({"exact_first": "four"}, "exact_first has another type"),
     ],
 )
 def test_what_cannot_be_is_refused(told, words):

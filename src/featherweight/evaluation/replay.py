@@ -80,10 +80,11 @@ class _Part:
     """Keys or values of one layer and sequence, exact and in code."""
 
     def __init__(self, codec: CacheCodec, exact: Tensor, constants: Constants, exact_first: int) -> None:
-        self.codec, self.exact, self.constants = FirstExact(codec, exact_first), exact, constants
-        self.layout = self.codec.layout(exact.shape[-1], exact.dtype)
+        self.codec, self.exact, self.constants = codec, exact, constants
+        self.coder = FirstExact(codec, exact_first)
+        self.layout = self.coder.layout(exact.shape[-1], exact.dtype)
         settled = codec.settled(exact.shape[2])
-        self.codes = self.codec.encode(exact[:, :, :settled], constants, 0) if settled else {}
+        self.codes = self.coder.encode(exact[:, :, :settled], constants, 0) if settled else {}
         self.read = 0
 
     def scores(self, query: Tensor, counts: range) -> Tensor:
@@ -94,7 +95,7 @@ class _Part:
         scores = (grouped @ exact.unsqueeze(2).transpose(-1, -2)).flatten(1, 2)
         if not high:
             return scores
-        from_codes = self.codec.scores(query, self._oldest(high), self.constants).to(scores.dtype)
+        from_codes = self.coder.scores(query, self._oldest(high), self.constants).to(scores.dtype)
         both = torch.where(coded, from_codes[..., low:], scores[..., : high - low])
         return torch.cat([from_codes[..., :low], both, scores[..., high - low :]], -1)
 
@@ -109,13 +110,13 @@ class _Part:
         if not high:
             return mixed
         early = torch.cat([weights[..., :low], weights[..., low:high].masked_fill(~coded, 0)], -1)
-        return mixed + self.codec.mix(early, self._oldest(high), self.constants).to(mixed.dtype)
+        return mixed + self.coder.mix(early, self._oldest(high), self.constants).to(mixed.dtype)
 
     def _span(self, counts: range, device: torch.device) -> tuple[int, int, Tensor]:
         """How many tokens all queries read in code, how many the last one does, and `[queries, the tokens between]`."""
-        settled = torch.tensor([self.codec.codec.settled(count) for count in counts])
+        settled = torch.tensor([self.codec.settled(count) for count in counts])
         low, high = int(settled[0]), int(settled[-1])
-        self.read += int((settled - self.codec.count).clamp(min=0).sum())
+        self.read += int((settled - self.coder.count).clamp(min=0).sum())
         return low, high, (torch.arange(low, high) < settled[:, None]).to(device)
 
     def _oldest(self, tokens: int) -> Codes:
