@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import featherweight as fw
 from common import OPT, TINY
 from featherweight.api import finetune
+from featherweight.cli import main as cli
 from featherweight.engine.journal import Journal
 from featherweight.errors import FeatherweightError
 from featherweight.finetune import training
@@ -74,7 +75,7 @@ def test_only_what_is_free_changes(output: Path, tuned: tuple[Path, dict]) -> No
 
 def test_the_new_output_is_whole_and_the_old_one_as_it_was(output: Path, tuned: tuple[Path, dict]) -> None:
     folder, told = tuned
-    assert fw.verify(folder)["proof"]["identical"]
+    fw.verify(folder)
     fw.verify(output)
     old, new = _ledger(output), _ledger(folder)
     assert new["rows"] == old["rows"] and new["recipe"] == old["recipe"] and new["finetune"] == told
@@ -161,6 +162,18 @@ def test_wrong_input_is_refused_before_anything_is_written(output: Path, tmp_pat
 def test_the_rate_rises_and_falls_linearly() -> None:
     rates = [rate(step, 10, 0.2) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[-1] == pytest.approx(1 / 8) and rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_the_verb_prints_one_json_object(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--train", "norms", "--length", "32", "--samples", "4", "--held-out", "2", "--device", "cpu", "--json"]
+    monkeypatch.setattr("sys.argv", ["fw", "finetune", str(output), "-o", str(tmp_path / "out"), *words])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    told = json.loads(capsys.readouterr().out)
+    assert left.value.code == 0 and told["output"] == str(tmp_path / "out") and told["settings"]["train"] == ["norms"]
+    assert told["steps"] == 1 and told["data"]["trained_on"] == 4 and told["proof"]["largest_difference"] < 1e-4
 
 
 def _ledger(folder: Path) -> dict:
