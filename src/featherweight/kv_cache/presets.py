@@ -23,9 +23,8 @@ def _rotated(bits: int) -> dict[str, Any]:
 
     The first four tokens stay exact: one of them, whose key and value are like no other's, can take most of the attention.
     """
-    lattice = {"lattice": True} if bits == 2 else {}
-    keys = {"codec": "rotated", "bits": bits, "group_size": 128, **lattice, **({"balance": True} if lattice else {})}
-    return {"keys": keys, "values": {"codec": "rotated", "bits": bits, **lattice}, "exact_first": 4}
+    values = {"codec": "rotated", "bits": bits, "lattice": bits == 2}
+    return {"keys": {**values, "group_size": 128, "balance": bits == 2}, "values": values, "exact_first": 4}
 
 
 def _qjl(head_dim: int) -> dict[str, Any]:
