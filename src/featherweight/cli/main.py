@@ -15,6 +15,7 @@ from featherweight.cli import (
     demo,
     evaluate,
     explain,
+    export,
     fetch,
     finetune,
     generate,
@@ -50,6 +51,7 @@ app.command("shrink")(shrink.run)
 app.command("finetune")(finetune.run)
 app.command("statistics")(statistics.run)
 app.command("verify")(verify.run)
+app.command("export")(export.run)
 app.command("eval")(evaluate.run)
 app.command("report")(report.run)
 app.command("bench")(bench.run)
