@@ -20,14 +20,8 @@ SETTINGS = Settings(train=("norms", "factors", "signs"), rank=2)
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("caldera") / "out"
-    changes = {
-        **TINY,
-        "steps.0.rank": 4,
-        "steps.0.iterations": 1,
-        "steps.0.factor_iterations": 1,
-        "steps.0.passes": 0,
-        "steps.0.scope": "model.layers.0.*",
-    }
+    quick = {"rank": 4, "grid": "uniform", "iterations": 1, "factor_iterations": 1, "scope": "model.layers.0.*"}
+    changes = {**TINY, **{f"steps.0.{name}": value for name, value in quick.items()}}
     fw.compress(fw.plan("demo", "caldera-2bit", changes=changes), folder)
     return folder
 
