@@ -85,7 +85,8 @@ class PackedModule(nn.Module):  # type: ignore[misc]
 
     def multiply(self, x: Tensor) -> Tensor:
         """`x · Wᵀ`, from the kept values where there are any."""
-        dense = self.dense(x.dtype)
+        kind = x.device.type
+        dense = self.dense(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
         return self.packed.matmul(x) if dense is None else nn.functional.linear(x, dense)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedModule:
