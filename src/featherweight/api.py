@@ -11,6 +11,7 @@ import torch
 
 from featherweight.engine.compress import Result, pick_device
 from featherweight.engine.compress import compress as run_plan
+from featherweight.engine.importing import import_checkpoint
 from featherweight.engine.progress import Event, silent
 from featherweight.engine.shrink import Shrunk
 from featherweight.engine.shrink import shrink as run_shrink
@@ -33,7 +34,20 @@ from featherweight.reports.card import write_card
 #: What `score` measured, in an output folder.
 EVALUATION = "evaluation.json"
 
-__all__ = ["answer", "check_texts", "compress", "evaluate", "export", "finetune", "load", "plan", "score", "shrink", "verify"]
+__all__ = [
+    "answer",
+    "check_texts",
+    "compress",
+    "evaluate",
+    "export",
+    "finetune",
+    "import_checkpoint",
+    "load",
+    "plan",
+    "score",
+    "shrink",
+    "verify",
+]
 
 
 def plan(

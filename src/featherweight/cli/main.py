@@ -19,6 +19,7 @@ from featherweight.cli import (
     fetch,
     finetune,
     generate,
+    importing,
     layers,
     methods,
     plan,
@@ -51,6 +52,7 @@ app.command("shrink")(shrink.run)
 app.command("finetune")(finetune.run)
 app.command("statistics")(statistics.run)
 app.command("verify")(verify.run)
+app.command("import")(importing.run)
 app.command("export")(export.run)
 app.command("eval")(evaluate.run)
 app.command("report")(report.run)

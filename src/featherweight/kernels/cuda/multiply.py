@@ -98,7 +98,11 @@ def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, sha
         weight.codes.shape[1] // 128, -(-weight.inputs // BLOCK), 31 if weight.group == 0 else groups.bit_length() - 1,
         weight.scales.shape[1],
     )  # fmt: skip
-    pointers = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_void_p(0 if bias is None else bias.data_ptr())]
+    pointers = [
+        ctypes.c_void_p(x.data_ptr()),
+        ctypes.c_void_p(y.data_ptr()),
+        ctypes.c_void_p(0 if bias is None else bias.data_ptr()),
+    ]
     numbers = (weight.rows, tiles, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
     grid = (-(-tiles // (shape.row_warps * shape.tiles)), 1, 1)
     function.launch(
