@@ -12,9 +12,11 @@ from featherweight.methods.gptq import GPTQ
 from featherweight.methods.low_rank import LowRankCorrection
 from featherweight.methods.lplr import LPLR
 from featherweight.methods.quip import QuIP
+from featherweight.methods.registry import METHODS
 from featherweight.packed.base import described_bytes
 from featherweight.packed.dense import Dense
 from featherweight.packed.low_rank import LowRank
+from featherweight.planning.recipe import load_recipe
 from featherweight.solvers.downdate import downdated
 from featherweight.solvers.low_rank import Metric, best_factors
 from problems import make, relative_error, run
@@ -160,6 +162,15 @@ def test_factors_on_the_lattice():
     assert done["linear0"].terms[1].left.kind == "lattice"
     assert 8 * done["linear0"].terms[1].nbytes == 9 * 4 * (64 + 96) + 2 * 32  # exactly four bits, and two scales
     assert relative_error(problem, done) < 0.8 * relative_error(problem, run(problem, base)[0])
+
+
+@pytest.mark.parametrize(("name", "bits"), [("lplr-q-seed", 2.1), ("caldera-paper-2bit", 2.4)])
+def test_presets_take_the_authors_bits_on_the_layers_of_7b(name, bits):
+    step = load_recipe(name).steps[0]
+    shapes = [(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)]
+    method = METHODS[step.method](**step.settings)
+    stored = sum(described_bytes(method.storage(Dense.describe(shape, torch.bfloat16), torch.bfloat16)) for shape in shapes)
+    assert 8 * stored / sum(rows * columns for rows, columns in shapes) == pytest.approx(bits, abs=0.03)
 
 
 @pytest.mark.parametrize("shape", [(4096, 4096), (11008, 4096), (4096, 11008)])
