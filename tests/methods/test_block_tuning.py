@@ -19,6 +19,7 @@ from problems import make
 METHODS = [
     QuIP(passes=0, tune_block=48),
     QuIP(passes=0, rescale=True, tune_block=48),
+    QuIP(passes=0, tune_block=48, tune_signs=False),
     CALDERA(rank=2, iterations=1, tune_block=48),
 ]
 
@@ -49,18 +50,19 @@ def values(found):
     return {name: each.weight.dequantize() for name, each in found.items()}
 
 
-@pytest.mark.parametrize("method", METHODS, ids=["quip", "rescaled", "caldera"])
+@pytest.mark.parametrize("method", METHODS, ids=["quip", "rescaled", "bits as before", "caldera"])
 def test_tuning_lowers_the_error_of_the_block_and_is_stored_as_planned(method):
     run = two_layers()
     found = method.tune(run)
     untuned = run.mean_loss(values(plain(method, run)))
     tuned = run.mean_loss(values(found))
-    assert tuned < 0.9 * untuned
+    assert tuned < (0.9 if method.tune_signs else 0.95) * untuned
     for name, each in found.items():
         assert each.weight.description() == method.storage(run.current[name].description(), torch.float32)
         assert each.weight.nbytes == described_bytes(each.weight.description())
         assert each.facts["tuning_gain"] > 0 and each.facts["block_loss"] < 1.2 * tuned
-        assert any(bool((each.weight.tensors()[vector].abs() != 1).any()) for vector in sign_vectors(each.weight.description()))
+        vectors = [each.weight.tensors()[vector] for vector in sign_vectors(each.weight.description())]
+        assert any(bool((vector.abs() != 1).any()) for vector in vectors) == method.tune_signs
     solved = replace(make(), weights=run.weights, current=run.current, settings=found)
     assert method.compress(solved)["up"].weight is found["up"].weight
 
@@ -81,7 +83,7 @@ def plain(method, run):
 def test_a_rounded_weight_is_its_middle_between_vectors():
     run = two_layers()
     packed = plain(METHODS[1], run)["up"].weight
-    rounded = _Rounded.of(packed)
+    rounded = _Rounded.of(packed, True)
     torch.testing.assert_close(rounded.values(), packed.dequantize())
     with torch.no_grad():
         for each in rounded.vectors.values():

@@ -14,7 +14,8 @@ from featherweight.methods.base import Compressed, Problem
 from featherweight.methods.block_run import BlockRun
 from featherweight.packed.base import PackedWeight, from_tensors
 from featherweight.packed.dense import Dense
-from featherweight.packed.signs import SIGN_DTYPE, real_signs, sign_vectors
+from featherweight.packed.signs import SIGN_DTYPE, sign_vectors
+from featherweight.packed.signs import real_signs as with_real_signs
 
 #: Highest rates of Adam: of real vectors (which begin as signs), and of dense weights, relative to their root mean square.
 VECTOR_RATE, WEIGHT_RATE = 2e-3, 2.5e-3
@@ -28,7 +29,7 @@ class _Rounded:
     """A rounded weight `diag(v) M diag(s)` between rotations.
 
     Attributes:
-        packed: with real vectors.
+        packed: with real vectors where these are trained.
         middle: `M [out, in]`.
         vectors: by name, float32.
     """
@@ -38,9 +39,9 @@ class _Rounded:
     vectors: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, weight: PackedWeight) -> _Rounded:
-        """That of a weight as `compress` returns it."""
-        packed = real_signs(weight)
+    def of(cls, weight: PackedWeight, signs: bool) -> _Rounded:
+        """That of a weight as `compress` returns it; with `signs` those are trained."""
+        packed = with_real_signs(weight) if signs else weight
         names = sign_vectors(packed.description())
         tensors = packed.tensors()
         plain = {**tensors, **{name: torch.ones_like(tensors[name]) for name in names}}
@@ -62,19 +63,19 @@ class _Rounded:
 
 @torch.enable_grad()
 def tune_block(
-    run: BlockRun, solve: Callable[[Problem], dict[str, Compressed]], steps: int, method: str
+    run: BlockRun, solve: Callable[[Problem], dict[str, Compressed]], steps: int, method: str, *, signs: bool
 ) -> dict[str, Compressed]:
     """Round the linears of one input after the other; after each, train the rest of the block to make up for it.
 
     After every input `steps` steps of Adam lower the block's output error over the weights that are still dense, and over the
-    vectors of the rotations of those that are rounded, which are stored as real vectors from then on. Some batches are held
-    out, and the state with the lowest error on these is kept, so that no training raises it. (Tseng et al. 2024, section 5,
-    which trains to a patience; norms stay as they are here.)
+    signs of the rotations of those that are rounded. Some batches are held out, and the state with the lowest error on these
+    is kept, so that no training raises it. (Tseng et al. 2024, section 5, which trains to a patience; norms stay as they are.)
 
     Args:
         solve: the method's `compress`, without tuning.
         steps: after each input.
         method: for the error.
+        signs: train those too; they are then stored as real vectors.
 
     Raises:
         FeatherweightError: a block that returns no gradients.
@@ -90,23 +91,23 @@ def tune_block(
         with torch.no_grad():
             solved = solve(Problem(weights, current, run.statistics.get(names[0]), dtype, run.seed))
         found |= solved
-        rounded |= {name: _Rounded.of(each.weight) for name, each in solved.items()}
+        rounded |= {name: _Rounded.of(each.weight, signs) for name, each in solved.items()}
         before, loss = _train(run, rounded, dense, steps, method)
         left *= loss / before if before > 0 else 1.0
     facts = {"block_loss": loss, "tuning_gain": 1 - left}
     return {name: replace(each, weight=rounded[name].stored(), facts={**each.facts, **facts}) for name, each in found.items()}
 
 
-def finished(problem: Problem, solve: Callable[[Problem], dict[str, Compressed]], *, tuned: bool) -> dict[str, Compressed]:
+def finished(problem: Problem, solve: Callable[[Problem], dict[str, Compressed]], *, real_signs: bool) -> dict[str, Compressed]:
     """What `compress` returns of a method that may tune the block: what was found there, or solved now.
 
     Args:
-        tuned: whether signs are stored as real vectors.
+        real_signs: whether signs are stored as real vectors.
     """
     if all(name in problem.settings for name in problem.current):
         return {name: problem.settings[name] for name in problem.current}
     solved = solve(problem)
-    return {name: replace(each, weight=real_signs(each.weight)) for name, each in solved.items()} if tuned else solved
+    return {name: replace(each, weight=with_real_signs(each.weight)) for name, each in solved.items()} if real_signs else solved
 
 
 def _groups(run: BlockRun) -> list[list[str]]:
@@ -121,22 +122,20 @@ def _train(
     run: BlockRun, rounded: Mapping[str, _Rounded], dense: Mapping[str, Tensor], steps: int, method: str
 ) -> tuple[float, float]:
     """Train what is free, in place; the held-out losses before and after."""
-    for weight in dense.values():
-        weight.requires_grad_()
-    vectors = [vector for each in rounded.values() for vector in each.vectors.values()]
-    adam = torch.optim.Adam(
-        [{"params": vectors, "lr": VECTOR_RATE}]
-        + [{"params": [each], "lr": WEIGHT_RATE * float(each.detach().square().mean().sqrt())} for each in dense.values()]
-    )
-    rates = [group["lr"] for group in adam.param_groups]
 
     def weights() -> dict[str, Tensor]:
         return {**{name: each.values() for name, each in rounded.items()}, **dense}
 
-    free = [each for group in adam.param_groups for each in group["params"]]
     held = list(range(run.batches))[-max(1, run.batches // HELD_OUT) :]
     batches = cycle([batch for batch in range(run.batches) if batch not in held] or held)
     first = best = _loss(run, held, weights())
+    vectors = [vector for each in rounded.values() for vector in each.vectors.values()]
+    free = [*vectors, *(weight.requires_grad_() for weight in dense.values())]
+    if not free:
+        return first, first
+    rates = [VECTOR_RATE] * len(vectors)
+    rates += [WEIGHT_RATE * float(each.detach().square().mean().sqrt()) for each in dense.values()]
+    adam = torch.optim.Adam([{"params": [each], "lr": rate} for each, rate in zip(free, rates, strict=True)])
     kept = [each.detach().clone() for each in free]
     for step in range(steps):
         for group, rate in zip(adam.param_groups, rates, strict=True):

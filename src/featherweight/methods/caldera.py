@@ -52,7 +52,8 @@ class CALDERA(Factored):
         downdate: fit `Q` in the norm that is left once `L` is free to make up for errors that `R` can reach: the share of that
             which is believed. 1 as the authors; rounded factors make up for less. 0 for the plain norm.
         tune_block: with `hadamard`: after the linears of each input are solved, so many gradient steps on the block's outputs
-            train the weights that are still dense and the signs of the rotations, which become real vectors (`block_tuning`).
+            train the weights that are still dense and the signs of the rotations (`block_tuning`).
+        tune_signs: train the signs too, which become real vectors of 16 bits; else bits stay as they are.
 
     Other settings: those of `Factored`. Without `activation_aware` both are fitted to the weights alone.
 
@@ -75,6 +76,7 @@ class CALDERA(Factored):
     order: Order = "rounded first"
     downdate: float = 0.9
     tune_block: int = 0
+    tune_signs: bool = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -116,12 +118,17 @@ class CALDERA(Factored):
         if not self.hadamard:
             return terms
         rotated = Rotated.describe(terms, describe_rotation(columns), describe_rotation(rows))
-        return describe_real_signs(rotated) if self.tune_block else rotated
+        return describe_real_signs(rotated) if self.has_real_signs else rotated
 
     @property
     def tunes(self) -> bool:
         """Where the block is tuned."""
         return self.tune_block > 0
+
+    @property
+    def has_real_signs(self) -> bool:
+        """Whether signs are stored as real vectors."""
+        return self.tunes and self.tune_signs
 
     def tune(self, run: BlockRun) -> dict[str, Compressed]:
         """The finished weights of the block's linears.
@@ -131,7 +138,7 @@ class CALDERA(Factored):
         """
         for current in run.current.values():
             must_be_dense(self.name, current.description())
-        return tune_block(run, self._solve, self.tune_block, self.name)
+        return tune_block(run, self._solve, self.tune_block, self.name, signs=self.tune_signs)
 
     def compress(self, problem: Problem) -> dict[str, Compressed]:
         """Solve linear by linear on the shared Hessian.
@@ -139,7 +146,7 @@ class CALDERA(Factored):
         Raises:
             FeatherweightError: activation-aware without a Hessian, or one that cannot be factorised; a rank above the smaller side.
         """
-        return finished(problem, self._solve, tuned=self.tunes)
+        return finished(problem, self._solve, real_signs=self.has_real_signs)
 
     def _solve(self, problem: Problem) -> dict[str, Compressed]:
         weights = {name: current.dequantize() for name, current in problem.current.items()}

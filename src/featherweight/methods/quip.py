@@ -44,7 +44,8 @@ class QuIP(Method):
         rms: to which the rotated weights are scaled before they are rounded; None for what suits the bits. The authors: 0.9.
         rescale: first balance inputs and weights, `W diag(d)` with `d = (H_jj / Σ_i W_ij²)^¼`; `d` is stored.
         tune_block: after the linears of each input are rounded, so many gradient steps on the block's outputs train the
-            weights that are still dense and the signs of the rotations, which become real vectors (`block_tuning`).
+            weights that are still dense and the signs of the rotations (`block_tuning`).
+        tune_signs: train the signs too, which become real vectors of 16 bits; else bits stay as they are.
 
     Raises:
         FeatherweightError: a setting outside these.
@@ -62,6 +63,7 @@ class QuIP(Method):
     rms: float | None = None
     rescale: bool = False
     tune_block: int = 0
+    tune_signs: bool = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -86,13 +88,18 @@ class QuIP(Method):
         rows, columns = current["shape"]
         lattice = Lattice.describe((rows, columns), self.bits)
         rotated = Rotated.describe(lattice, describe_rotation(columns), describe_rotation(rows))
-        rotated = describe_real_signs(rotated) if self.tune_block else rotated
+        rotated = describe_real_signs(rotated) if self.has_real_signs else rotated
         return Rotated.describe(rotated, describe_map(DIAGONAL, columns, dtype)) if self.rescale else rotated
 
     @property
     def tunes(self) -> bool:
         """Where the block is tuned."""
         return self.tune_block > 0
+
+    @property
+    def has_real_signs(self) -> bool:
+        """Whether signs are stored as real vectors."""
+        return self.tunes and self.tune_signs
 
     def tune(self, run: BlockRun) -> dict[str, Compressed]:
         """The finished weights of the block's linears.
@@ -102,7 +109,7 @@ class QuIP(Method):
         """
         for name, current in run.current.items():
             self._check_dense(current.kind, name)
-        return tune_block(run, self._solved, self.tune_block, self.name)
+        return tune_block(run, self._solved, self.tune_block, self.name, signs=self.tune_signs)
 
     def compress(self, problem: Problem) -> dict[str, Compressed]:
         """Solve all linears of the input at once.
@@ -110,7 +117,7 @@ class QuIP(Method):
         Raises:
             FeatherweightError: no Hessian, or one that cannot be factorised; a `current` that is not dense.
         """
-        return finished(problem, self._solved, tuned=self.tunes)
+        return finished(problem, self._solved, real_signs=self.has_real_signs)
 
     def _solved(self, problem: Problem) -> dict[str, Compressed]:
         for name, current in problem.current.items():
