@@ -15,12 +15,12 @@ from common import TINY
 from featherweight.api import finetune
 from featherweight.errors import FeatherweightError
 from featherweight.finetune.settings import Settings
-from featherweight.finetune.signs import real_signs, sign_vectors
 from featherweight.models.source import resolve_model
 from featherweight.models.transforms import Diagonal, Hadamard, ScaledHadamard
 from featherweight.packed.base import described_bytes, from_tensors
 from featherweight.packed.dense import Dense
 from featherweight.packed.rotated import Rotated
+from featherweight.packed.signs import real_signs, sign_vectors
 
 FAST = {**TINY, "steps.0.passes": 0}
 

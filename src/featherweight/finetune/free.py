@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError
 from featherweight.finetune.settings import Settings
-from featherweight.finetune.signs import real_signs, sign_vectors
 from featherweight.finetune.strips import dense_factors, split_ranks, thaw
 from featherweight.packed.base import PackedWeight, from_tensors
 from featherweight.packed.linear import PackedLinear, PackedModule
 from featherweight.packed.placing import place
+from featherweight.packed.signs import real_signs, sign_vectors
 
 
 class FreedLinear(nn.Module):  # type: ignore[misc]
