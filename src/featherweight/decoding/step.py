@@ -1,0 +1,101 @@
+"""One token for every sequence: what runs between the products, and in which order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.decoding.products import Norm, Product
+from featherweight.decoding.reading import Decoder
+from featherweight.kernels import registry
+from featherweight.kernels.decoding import Chosen
+
+
+class Step:
+    """A decode step on buffers that never move: caches, the chosen token, the position.
+
+    A product that can takes the norm before it, the activation after it, or the sum with the residual along; the others have
+    small kernels beside them, one for sum and norm together.
+
+    Args:
+        decoder: what to compute.
+        batch: sequences, all equally long.
+        length: tokens that the cache holds of each.
+
+    Attributes:
+        keys, values: of every block, `[batch, key heads, length, dim]`.
+        chosen: token, position and history.
+        logits: of the last step, `[batch, vocabulary]`.
+    """
+
+    def __init__(self, decoder: Decoder, batch: int, length: int) -> None:
+        tensor = next(iter([*decoder.embedding.parameters(), *decoder.embedding.buffers()]))
+        device, heads = tensor.device, decoder.blocks[0].heads
+        self.decoder, self.batch, self.length, self.device = decoder, batch, length, device
+        shape = (batch, heads.keys, length, heads.dim)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=decoder.dtype, device=device) for _ in decoder.blocks] for _ in "kv"
+        )
+        self.chosen = Chosen.make(batch, length, decoder.vocabulary, device)
+        self.logits = torch.zeros(batch, decoder.vocabulary, dtype=decoder.dtype, device=device)
+        places = torch.arange(length, device=device)[None]
+        cosine, sine = decoder.rotation(torch.zeros(1, 1, 1, dtype=decoder.dtype, device=device), places)
+        self._cosine, self._sine = cosine[0].contiguous(), sine[0].contiguous()
+        signature = {"dtype": str(decoder.dtype).removeprefix("torch.")}
+        self._kernels = {op: registry.choose(op, signature, device) for op in
+                         ("embed", "add_norm", "gate", "attend", "attend_scratch", "choose_token")}  # fmt: skip
+        self._scratch: dict[int, Any] = {}
+
+    def run(self, reach: int) -> None:
+        """Read the chosen token, choose the next and move on by one; the position is below `reach` tokens."""
+        self.logits = self.forward(reach)
+        self.choose()
+
+    def choose(self) -> None:
+        """Choose from the logits, and move on by one."""
+        self._kernels["choose_token"](self.logits, self.chosen)
+
+    def forward(self, reach: int) -> Tensor:
+        """Logits of the token at the position, whose key and value enter the cache."""
+        if reach not in self._scratch:
+            self._scratch[reach] = self._kernels["attend_scratch"](self.decoder.blocks[0].heads, self.batch, reach, self.device)
+        attend, scratch = self._kernels["attend"], self._scratch[reach]
+        hidden, delta = self._embedded(), None
+        for block, keys, values in zip(self.decoder.blocks, self.keys, self.values, strict=True):
+            qkv = self._after_norm(hidden, delta, block.attention_norm, block.qkv)
+            mixed = hidden.new_empty(self.batch, block.heads.keys * block.heads.group * block.heads.dim)
+            attend(qkv, self._cosine, self._sine, keys, values, self.chosen.position, block.heads, scratch, mixed)
+            delta = _added(block.output, mixed, hidden)
+            both = self._after_norm(hidden, delta, block.mlp_norm, block.gate_up, block.activation)
+            delta = _added(block.down, both, hidden)
+        return self._after_norm(hidden, delta, self.decoder.norm, self.decoder.head)
+
+    def _embedded(self) -> Tensor:
+        decoder, token = self.decoder, self.chosen.token
+        if decoder.table is None or type(decoder.embedding) is not nn.Embedding:
+            return decoder.embedding(token[:, None])[:, 0].contiguous()
+        out = decoder.table.new_empty(self.batch, decoder.hidden)
+        return self._kernels["embed"](decoder.table, token, 1.0, out)
+
+    def _after_norm(
+        self, hidden: Tensor, delta: Tensor | None, norm: Norm, product: Product, activation: str | None = None
+    ) -> Tensor:
+        """`product(norm(hidden + delta))`, activated; the sum stays in `hidden`."""
+        if product.fuses and delta is None:
+            return product(hidden, norm=norm, activation=activation)
+        x = torch.empty_like(hidden)
+        self._kernels["add_norm"](hidden, delta, norm.gain, norm.eps, x)
+        if product.fuses or activation is None:
+            return product(x, activation=activation)
+        both = product(x)
+        return self._kernels["gate"](both, activation, both.new_empty(self.batch, product.outputs // 2))
+
+
+def _added(product: Product, x: Tensor, hidden: Tensor) -> Tensor | None:
+    """`hidden += product(x)`; or, where the product cannot add, what remains to be added."""
+    if product.fuses:
+        product(x, residual=hidden)
+        return None
+    return product(x)
