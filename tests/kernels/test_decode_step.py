@@ -118,12 +118,12 @@ def compare_choice(choose_token, device="cpu"):
     drawn_tokens = draws(choose_token, few, ours)
     assert drawn_tokens == draws(choose_token, few, ours)
     shares = torch.bincount(torch.tensor(drawn_tokens), minlength=3) / len(drawn_tokens)
-    assert (shares - torch.tensor([0.5, 0.3, 0.2])).abs().max() < 0.16
+    assert (shares - torch.tensor([0.5, 0.3, 0.2])).abs().max() < 0.2
     ours.seed.fill_(8)
     assert drawn_tokens != draws(choose_token, few, ours)
 
 
-def draws(choose_token, logits, like, count=80):
+def draws(choose_token, logits, like, count=100):
     """Tokens drawn at successive positions from the same logits."""
     chosen = Chosen.make(1, count + 1, logits.shape[1], logits.device)
     chosen.temperature.copy_(like.temperature)
