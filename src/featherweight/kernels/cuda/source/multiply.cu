@@ -1,0 +1,253 @@
+// y = x Wᵀ for few tokens: weights are the matrix unit's 16-row operand, tokens its columns.
+//
+// A warp takes `TILES` tiles of 16 rows and, in each phase, a unit of UNIT inputs: it asks for all codes of the unit at once,
+// and for those of its next unit as it uses these up. Warps of a block lie in `row_warps` by `input_warps`; those of the same
+// inputs share the activations, which pass through shared memory in two stages. Sums over inputs are taken per group in the
+// matrix unit, times the group's scale in fp32, then over the input warps in their order, so results repeat bit for bit.
+//
+// To add a storage, write its `decode_step`, `ZeroPair` and `ScalePair` in a file beside `integer.cuh`; to add a term, add to
+// `total` before the sums are exchanged.
+//
+// Fixed when compiled: BITS, ACTIVATION, SCALE, ZEROS, GROUP (inputs per scale: 128, 64, 32) and WIDE (groups of so many
+// times 128, 0 for whole rows), UNIT, TILES, COLUMNS (tokens in eights), THREADS, RESIDENT.
+#include "integer.cuh"
+
+constexpr int BLOCK = 128, BLOCKS = UNIT / BLOCK;  // inputs that a row of scales covers, such blocks in a unit
+constexpr int GROUPS = BLOCK / GROUP;              // scales to a block
+constexpr int STRIDE = UNIT + 32;                  // of a token's activations in shared memory: no bank conflicts
+
+struct Unit {
+    uint4 codes[TILES][LOADS];
+    ScalePair scales[TILES][BLOCKS * GROUPS];
+#if ZEROS
+    word zeros[TILES][BLOCKS * GROUPS];
+#endif
+};
+
+struct Weights {
+    const uint4* codes;
+    const unsigned char* scales;
+    const unsigned char* zeros;
+    int tiles, units;  // of 16 rows, and of UNIT inputs, that the weight as padded comes to
+    int scale_blocks;  // of a tile
+};
+
+// Where a warp's next unit lies, for each of its tiles.
+struct Place {
+    const uint4* codes[TILES];
+    const unsigned char* scales[TILES];
+#if ZEROS
+    const unsigned char* zeros[TILES];
+#endif
+
+    DEVICE void find(const Weights& weights, int tile, int unit, int lane) {
+#pragma unroll
+        for (int slot = 0; slot < TILES; slot++) {
+            int here = tile + slot < weights.tiles ? tile + slot : weights.tiles - 1;  // past the end: read, and never written
+            codes[slot] = weights.codes + ((unsigned)(here * weights.units + unit) * LOADS * 32 + lane);
+            unsigned at = ((unsigned)(here * weights.scale_blocks + (WIDE == 1 ? unit * BLOCKS : 0)) * 8 + lane / 4) * GROUPS;
+            scales[slot] = weights.scales + at * ScalePair::SIZE;
+#if ZEROS
+            zeros[slot] = weights.zeros + at * 2;
+#endif
+        }
+    }
+
+    DEVICE void load_scales(Unit& target, int slot, int unit, int index) const {
+        unsigned at = index / GROUPS * 8 * GROUPS + index % GROUPS;
+        if (WIDE != 1) at = WIDE == 0 ? 0 : (unsigned)(unit * BLOCKS + index) / (WIDE ? WIDE : 1) * 8;
+        target.scales[slot][index].load(scales[slot] + at * ScalePair::SIZE);
+#if ZEROS
+        target.zeros[slot][index] = load_half_word(zeros[slot] + at * 2);
+#endif
+    }
+
+    DEVICE void load(Unit& target, int unit) const {
+#pragma unroll
+        for (int slot = 0; slot < TILES; slot++) {
+#pragma unroll
+            for (int load = 0; load < LOADS; load++) target.codes[slot][load] = load_stream(codes[slot] + load * 32);
+#pragma unroll
+            for (int index = 0; index < BLOCKS * GROUPS; index++) load_scales(target, slot, unit, index);
+        }
+    }
+};
+
+template <int STEP, int END>
+DEVICE void multiply_steps(float (&sums)[TILES][COLUMNS][4], const Unit& unit, const ZeroPair (&zero)[TILES],
+                           const unsigned char* const (&tokens)[COLUMNS]) {
+    if constexpr (STEP < END) {
+        uint4 x[COLUMNS];
+#pragma unroll
+        for (int column = 0; column < COLUMNS; column++) x[column] = *(const uint4*)(tokens[column] + STEP / 2 * 64);
+#pragma unroll
+        for (int slot = 0; slot < TILES; slot++) {
+            const word* words = (const word*)unit.codes[slot];
+            word a[4], b[4];
+            decode_step<STEP>(words, zero[slot], a);
+            decode_step<STEP + 1>(words, zero[slot], b);
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column++) {
+                multiply_tile(sums[slot][column], a, x[column].x, x[column].y);
+                multiply_tile(sums[slot][column], b, x[column].z, x[column].w);
+            }
+        }
+        multiply_steps<STEP + 2, END>(sums, unit, zero, tokens);
+    }
+}
+
+// One group of a unit: exact products of its codes, then its scale.
+template <int INDEX>
+DEVICE void multiply_groups(float (&total)[TILES][COLUMNS][4], Unit& unit, const unsigned char* const (&tokens)[COLUMNS],
+                            const Place& place, int next) {
+    if constexpr (INDEX < BLOCKS * GROUPS) {
+        float sums[TILES][COLUMNS][4] = {};
+        ZeroPair zero[TILES];
+#pragma unroll
+        for (int slot = 0; slot < TILES; slot++) {
+#if ZEROS
+            zero[slot].set(unit.zeros[slot][INDEX]);
+#else
+            zero[slot].symmetric();
+#endif
+        }
+        multiply_steps<INDEX * GROUP / 16, (INDEX + 1) * GROUP / 16>(sums, unit, zero, tokens);
+#pragma unroll
+        for (int slot = 0; slot < TILES; slot++) {
+            float upper = unit.scales[slot][INDEX].upper(), lower = unit.scales[slot][INDEX].lower();
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column++) {
+                total[slot][column][0] += upper * sums[slot][column][0];
+                total[slot][column][1] += upper * sums[slot][column][1];
+                total[slot][column][2] += lower * sums[slot][column][2];
+                total[slot][column][3] += lower * sums[slot][column][3];
+            }
+            if (next >= 0) {  // the codes just used up make room for those of the next unit
+                constexpr int used = INDEX * LOADS / (BLOCKS * GROUPS), end = (INDEX + 1) * LOADS / (BLOCKS * GROUPS);
+#pragma unroll
+                for (int load = used; load < end; load++) unit.codes[slot][load] = load_stream(place.codes[slot] + load * 32);
+                place.load_scales(unit, slot, next, INDEX);
+            }
+        }
+        multiply_groups<INDEX + 1>(total, unit, tokens, place, next);
+    }
+}
+
+// How the activations of a block lie in shared memory, and how they get there.
+struct Activations {
+    unsigned char* stages;  // of this warp's unit in each phase: [tokens][STRIDE]
+    int bytes, tokens, inputs, stride, member, sharing;
+    const half_word* x;
+
+    DEVICE unsigned char* stage(int index) const { return stages + index * bytes; }
+
+    DEVICE void copy(int unit, int index) const {
+#pragma unroll 1
+        for (int piece = member; piece < tokens * (UNIT / 8); piece += sharing) {
+            int token = piece / (UNIT / 8), column = piece % (UNIT / 8) * 8, input = unit * UNIT + column;
+            bool inside = input < inputs;
+            copy_to_shared(stage(index) + 2 * (token * STRIDE + column), x + (long)token * stride + (inside ? input : 0), inside);
+        }
+    }
+};
+
+DEVICE void put_sums(float* sums, const float (&total)[TILES][COLUMNS][4], int tokens, int block_rows, int row_warp, int lane) {
+#pragma unroll
+    for (int slot = 0; slot < TILES; slot++) {
+#pragma unroll
+        for (int column = 0; column < COLUMNS; column++) {
+#pragma unroll
+            for (int part = 0; part < 4; part++) {
+                int token = column * 8 + lane % 4 * 2 + part % 2, row = (row_warp * TILES + slot) * 16 + lane / 4 + part / 2 * 8;
+                if (token < tokens) sums[token * block_rows + row] = total[slot][column][part];
+            }
+        }
+    }
+}
+
+struct Outputs {
+    half_word* y;
+    const half_word* bias;
+    int rows, tokens, stride, row_shift;  // a block's rows are 2^row_shift
+
+    // Adds what the input warps of all blocks of the cluster found, in a fixed order, and writes.
+    DEVICE void write(const float* sums, int block, int input_warps, int splits, int split, int thread, int threads) const {
+#pragma unroll 1
+        for (int entry = split * threads + thread; entry < tokens << row_shift; entry += splits * threads) {
+            int token = entry >> row_shift, row = (block << row_shift) + (entry & ((1 << row_shift) - 1));
+            if (row >= rows) continue;
+            float sum = bias ? from_number(bias[row]) : 0.0f;
+#pragma unroll 1
+            for (int other = 0; other < splits; other++) {
+#pragma unroll 4
+                for (int warp = 0; warp < input_warps; warp++) {
+                    const float* place = sums + (warp * tokens << row_shift) + entry;
+                    sum += splits == 1 ? *place : load_from_cluster(place, other);
+                }
+            }
+            y[(long)token * stride + row] = to_number(sum);
+        }
+    }
+};
+
+// Blocks (x, y): y of `splits` blocks that take the units in turn and form a cluster; each x walks `rounds` groups of rows.
+// `resident`: all activations stay in shared memory, else they pass through two stages.
+KERNEL void __launch_bounds__(THREADS, RESIDENT)
+multiply(Weights weights, const half_word* x, half_word* y, const half_word* bias, int rows, int inputs, int tokens, int x_stride,
+         int y_stride, int row_shift, int rounds, int resident) {
+    SHARED_MEMORY(memory);
+    int lane = threadIdx.x, row_warp = threadIdx.y, input_warp = threadIdx.z, row_warps = blockDim.y, input_warps = blockDim.z;
+    int splits = gridDim.y, step = splits * input_warps, first = blockIdx.y * input_warps + input_warp;
+    int units = weights.units, phases = (units + step - 1) / step, stages = resident ? phases : phases < 2 ? phases : 2;
+    int block = blockIdx.x * rounds, left = ((rows - 1) >> row_shift) + 1 - block;
+    rounds = rounds < left ? rounds : left;
+    Unit unit;
+    Place place;
+    place.find(weights, (block * row_warps + row_warp) * TILES, first, lane);
+    if (first < units) place.load(unit, first);
+    release_dependents();
+    wait_for_inputs();
+
+    int sharing = row_warps * 32, stage_bytes = tokens * STRIDE * 2;
+    Activations activations = {memory + input_warp * stages * stage_bytes, stage_bytes, tokens, inputs, x_stride,
+                               row_warp * 32 + lane, sharing, x};
+    Outputs outputs = {y, bias, rows, tokens, y_stride, row_shift};
+    float* sums = (float*)(memory + input_warps * stages * stage_bytes);
+    int column_at[COLUMNS];
+#pragma unroll
+    for (int column = 0; column < COLUMNS; column++) {
+        int token = column * 8 + lane / 4;
+        column_at[column] = 2 * ((token < tokens ? token : tokens - 1) * STRIDE + lane % 4 * 8);
+    }
+    activations.copy(first, 0);
+    for (int round = 0, turn = 0; round < rounds; round++, block++) {
+        float total[TILES][COLUMNS][4] = {};
+        for (int phase = 0, current = first; phase < phases; phase++, turn++, current += step) {
+            bool last = phase + 1 == phases, more = !last || round + 1 < rounds;
+            int next = last ? first : current + step, here = resident ? phase : turn & 1, there = resident ? phase + 1 : here ^ 1;
+            if (!resident || round == 0) {
+                finish_copies();
+                synchronize_threads(1 + input_warp, sharing);
+                if (resident ? !last : more && phases > 1) activations.copy(next, there);
+            }
+            place.find(weights, ((block + last) * row_warps + row_warp) * TILES, next, lane);
+            more = more && next < units;
+            if (current < units) {
+                const unsigned char* columns[COLUMNS];
+#pragma unroll
+                for (int column = 0; column < COLUMNS; column++) columns[column] = activations.stage(here) + column_at[column];
+                multiply_groups<0>(total, unit, columns, place, more ? next : -1);
+            } else if (more) {
+                place.load(unit, next);
+            }
+        }
+        float* buffer = sums + (round & 1) * (input_warps * tokens << row_shift);
+        put_sums(buffer + (input_warp * tokens << row_shift), total, tokens, 1 << row_shift, row_warp, lane);
+        if (splits == 1) synchronize_block();
+        else synchronize_cluster();
+        outputs.write(buffer, block, input_warps, splits, blockIdx.y, (input_warp * row_warps + row_warp) * 32 + lane,
+                      sharing * input_warps);
+    }
+    if (splits > 1) synchronize_cluster();  // a block stays until its sums were read
+}
+EXPORT(multiply)
