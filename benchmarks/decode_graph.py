@@ -97,17 +97,20 @@ def build(config: LlamaConfig, form: tuple[int | None, int | None], device: str)
 
 @dataclasses.dataclass(frozen=True)
 class Nothing:
-    """In the place of a product: the residual, or an output that nobody wrote."""
+    """In the place of a product: an output that nobody wrote, or a sum to which nothing is added."""
 
     outputs: int
-    fuses: bool
+    norms: bool
+    adds: bool
     out: Tensor
+    scales: bool = False
 
-    def __call__(self, x: Tensor, *, norm: Any = None, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Any, *, norm: Any = None, activation: str | None = None) -> Tensor:
         """As a product."""
-        if residual is not None:
-            return residual
         return self.out[:, : self.outputs // (1 if activation is None else 2)]
+
+    def add(self, x: Tensor, residual: Tensor, following: Any) -> None:
+        """As a product."""
 
 
 def without_linears(runner: Runner, fuses: bool) -> None:
@@ -118,7 +121,7 @@ def without_linears(runner: Runner, fuses: bool) -> None:
     blocks = tuple(
         dataclasses.replace(
             block,
-            **{name: Nothing(getattr(block, name).outputs, fuses, out) for name in ("qkv", "output", "gate_up", "down")},
+            **{name: Nothing(getattr(block, name).outputs, fuses, fuses, out) for name in ("qkv", "output", "gate_up", "down")},
         )
         for block in decoder.blocks
     )

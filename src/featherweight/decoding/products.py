@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.kernels import registry
+from featherweight.kernels.cuda.around import Scaled
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.dense import Dense
 from featherweight.packed.linear import PackedModule, TiedPackedLinear
@@ -31,20 +32,29 @@ class Norm:
 
 
 class Product(Protocol):
-    """`x [batch, in] → [batch, out]`."""
+    """`x [batch, in] → [batch, out]`, and what of its neighbours it takes along."""
 
     @property
     def outputs(self) -> int:
         """Out features."""
 
     @property
-    def fuses(self) -> bool:
-        """Whether it takes over the norm of its input, the activation and the sum with a residual; otherwise they are None."""
+    def norms(self) -> bool:
+        """Whether it takes the norm of its input and the activation of half its outputs along."""
 
-    def __call__(
-        self, x: Tensor, *, norm: Norm | None = None, activation: str | None = None, residual: Tensor | None = None
-    ) -> Tensor:
-        """The product; with an activation half as many outputs, with a residual that tensor itself, changed."""
+    @property
+    def scales(self) -> bool:
+        """Whether it takes a `Scaled` row in the place of a normed one."""
+
+    @property
+    def adds(self) -> bool:
+        """Whether it can `add`."""
+
+    def __call__(self, x: Tensor | Scaled, *, norm: Norm | None = None, activation: str | None = None) -> Tensor:
+        """The product; with an activation, half as many outputs."""
+
+    def add(self, x: Tensor, residual: Tensor, following: Norm | None) -> Scaled | None:
+        """`residual += product(x)`, in place; scaled for the norm that follows where it can."""
 
 
 @dataclass(frozen=True)
@@ -54,38 +64,48 @@ class DenseRow:
     weight: Tensor
     bias: Tensor | None
     run: Callable[..., Tensor]
-    fuses: bool = True
+    norms: bool = True
+    scales: bool = False
+    adds: bool = True
 
     @property
     def outputs(self) -> int:
         """Out features."""
         return self.weight.shape[0]
 
-    def __call__(
-        self, x: Tensor, *, norm: Norm | None = None, activation: str | None = None, residual: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor | Scaled, *, norm: Norm | None = None, activation: str | None = None) -> Tensor:
         """As `Product`."""
-        out = residual if residual is not None else x.new_empty(1, self.outputs // (1 if activation is None else 2))
+        assert isinstance(x, Tensor)
+        out = x.new_empty(1, self.outputs // (1 if activation is None else 2))
         gain, eps = (None, 0.0) if norm is None else (norm.gain, norm.eps)
-        return self.run(x, self.weight, out, gain=gain, eps=eps, bias=self.bias, residual=residual, activation=activation)
+        return self.run(x, self.weight, out, gain=gain, eps=eps, bias=self.bias, activation=activation)
+
+    def add(self, x: Tensor, residual: Tensor, following: Norm | None) -> None:
+        """As `Product`."""
+        self.run(x, self.weight, residual, bias=self.bias, residual=residual)
 
 
 @dataclass(frozen=True)
 class Separate:
-    """Any weights, one product each, and nothing fused."""
+    """Any weights, one product each, and nothing taken along."""
 
     products: Sequence[Callable[[Tensor], Tensor]]
     outputs: int
     bias: Tensor | None
-    fuses: bool = False
+    norms: bool = False
+    scales: bool = False
+    adds: bool = False
 
-    def __call__(
-        self, x: Tensor, *, norm: Norm | None = None, activation: str | None = None, residual: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor | Scaled, *, norm: Norm | None = None, activation: str | None = None) -> Tensor:
         """As `Product`."""
+        assert isinstance(x, Tensor)
         parts = [product(x) for product in self.products]
         product = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return product if self.bias is None else product + self.bias.to(product.dtype)
+
+    def add(self, x: Tensor, residual: Tensor, following: Norm | None) -> None:
+        """Not offered."""
+        raise NotImplementedError
 
 
 def make_product(modules: Sequence[nn.Module], batch: int) -> Product:
@@ -93,12 +113,12 @@ def make_product(modules: Sequence[nn.Module], batch: int) -> Product:
 
     Weights that stack are stored stacked from here on, and the modules hold views of them: nothing is stored twice.
     """
+    outputs = [int(module.weight.shape[0]) for module in modules]
+    bias = _biases(modules, outputs)
     weights = [_weight(module) for module in modules]
     stacked = stack(weights) if len(weights) > 1 else weights[0]
-    bias = _biases(modules, [weight.shape[0] for weight in weights])
-    outputs = sum(weight.shape[0] for weight in weights)
     if stacked is None:
-        return Separate([_lowered(weight) for weight in weights], outputs, bias)
+        return Separate([_lowered(weight) for weight in weights], sum(outputs), bias)
     if len(weights) > 1:
         _rehouse(modules, stacked.tensors())
     device = next(iter(stacked.tensors().values())).device
@@ -106,8 +126,8 @@ def make_product(modules: Sequence[nn.Module], batch: int) -> Product:
         signature = {"rows": batch, "dtype": str(stacked.values.dtype).removeprefix("torch.")}
         if batch == 1:
             return DenseRow(stacked.values, bias, registry.choose("row_product", signature, device))
-        return Separate([lambda x: nn.functional.linear(x, stacked.values)], outputs, bias)
-    return Separate([_lowered(stacked)], outputs, bias)
+        return Separate([lambda x: nn.functional.linear(x, stacked.values)], sum(outputs), bias)
+    return Separate([_lowered(stacked)], sum(outputs), bias)
 
 
 def _weight(module: nn.Module) -> PackedWeight:
