@@ -62,8 +62,8 @@ class Step:
         self._cosine, self._sine = cosine[0].contiguous(), sine[0].contiguous()
         signature = {"dtype": str(decoder.dtype).removeprefix("torch.")}
         self._kernels = {op: registry.choose(op, signature, device) for op in
-                         ("embed", "add_norm", "gate", "attend", "attend_scratch", "choose_token")}  # fmt: skip
-        self._scratch: dict[int, Any] = {}
+("embed", "add_norm", "gate", "choose_token")}  # fmt: skip
+        self._attention: dict[int, tuple[Any, Any]] = {}
 
     def run(self, reach: int) -> None:
         """Read the chosen token, choose the next and move on by one; the position is below `reach` tokens."""
@@ -76,9 +76,7 @@ class Step:
 
     def forward(self, reach: int) -> Tensor:
         """Logits of the token at the position, whose key and value enter the cache."""
-        if reach not in self._scratch:
-            self._scratch[reach] = self._kernels["attend_scratch"](self.decoder.blocks[0].heads, self.batch, reach, self.device)
-        attend, scratch = self._kernels["attend"], self._scratch[reach]
+        attend, scratch = self._attend(reach)
         decoder, stream = self.decoder, Stream(self._embedded())
         followers = [*((block.attention_norm, block.qkv) for block in decoder.blocks[1:]), (decoder.norm, decoder.head)]
         for block, keys, values, follower in zip(decoder.blocks, self.keys, self.values, followers, strict=True):
@@ -89,6 +87,15 @@ class Step:
             both = self._after_norm(stream, block.mlp_norm, block.gate_up, block.activation)
             _add(stream, block.down, both, *follower)
         return self._after_norm(stream, decoder.norm, decoder.head)
+
+    def _attend(self, reach: int) -> tuple[Any, Any]:
+        """The kernel of attention for caches of `reach` tokens, and its scratch, which all blocks share."""
+        if reach not in self._attention:
+            heads = self.decoder.blocks[0].heads
+            signature = {"dtype": str(self.decoder.dtype).removeprefix("torch."), "dim": heads.dim, "reach": reach}
+            attend, make = (registry.choose(op, signature, self.device) for op in ("attend", "attend_scratch"))
+            self._attention[reach] = attend, make(heads, self.batch, reach, self.device)
+        return self._attention[reach]
 
     def _embedded(self) -> Tensor:
         decoder, token = self.decoder, self.chosen.token

@@ -31,14 +31,17 @@ class Around:
         scaled: what is multiplied, where a norm comes before the product.
         residual: `[1, out]`, added to the outputs; may be where they are written.
         gain: `[out]` float32, of the norm that follows.
-        following: where outputs times gain, and the parts of the sum of their squares, are written: as many as
-            `multiply.blocks_of`.
+        following: where outputs times gain, and the parts of the sum of their squares, are written: one part for each
+            block of the launch.
     """
 
     scaled: Scaled | None = None
     residual: Tensor | None = None
     gain: Tensor | None = None
     following: Scaled | None = None
+
+
+NOTHING = Around()
 
 
 class AroundArguments(ctypes.Structure):

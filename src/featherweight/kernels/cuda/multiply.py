@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda import driver
+from featherweight.kernels.cuda.around import NOTHING, Around, AroundArguments
 from featherweight.kernels.cuda.layout import BLOCK, ROWS, encode_codes, encode_groups
 
 #: Tokens of one launch.
@@ -80,7 +81,9 @@ class _Weights(ctypes.Structure):
     )  # fmt: skip
 
 
-def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: Shape, overlapped: bool = True) -> Tensor:
+def multiply(
+    x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: Shape, overlapped: bool = True, around: Around = NOTHING
+) -> Tensor:
     """`y[t, o] = Σ_i x[t, i] W[o, i] + bias[o]` for up to 16 tokens.
 
     Args:
@@ -88,6 +91,7 @@ def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, sha
         bias: `[out]` in the dtype of `x`.
         y: `[tokens, out]`, written.
         overlapped: let the launch begin before the kernel ahead of it is done.
+        around: what else is done, for one token.
     """
     tokens, tiles = x.shape[0], weight.codes.shape[0]
     threads = 32 * shape.row_warps * shape.input_warps
@@ -115,7 +119,12 @@ def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, sha
     )  # fmt: skip
     grid = (-(-weight.rows // (block_rows * shape.rounds)), shape.splits, 1)
     function.launch(
-        grid, (32, shape.row_warps, shape.input_warps), shared, [description, *pointers, *map(ctypes.c_int, numbers)],
+        grid, (32, shape.row_warps, shape.input_warps), shared, [description, *pointers, *map(ctypes.c_int, numbers), AroundArguments.of(around)],
         cluster=shape.splits, overlapped=overlapped,
     )  # fmt: skip
     return y
+
+
+def blocks_of(rows: int, shape: Shape) -> int:
+    """Blocks of the launch for a weight of so many rows."""
+    return -(-rows // (shape.row_warps * shape.tiles * ROWS * shape.rounds)) * shape.splits

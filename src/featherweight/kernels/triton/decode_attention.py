@@ -12,8 +12,9 @@ from torch import Tensor
 from featherweight.kernels.decoding import Heads
 from featherweight.kernels.triton.dependent import launch_options, wait_for_inputs
 
-#: Tokens that a program reads at once, and its warps; programs that share the tokens of one head, at most.
-CHUNK, WARPS, SPLITS = 64, 4, 64
+#: Tokens that a program reads at once, and its warps; programs that share the tokens of one head, at most, and with which
+#: query heads still have programs of their own.
+CHUNK, WARPS, SPLITS, FEW = 64, 4, 64, 16
 
 #: Splits that are added at once.
 TOGETHER = 8
@@ -208,7 +209,7 @@ class Scratch:
     """Where the programs of one launch leave their parts, for caches read up to some reach; launches one after another share it.
 
     Attributes:
-        chunks: chunks that one program walks; with one chunk every query head has programs of its own.
+        chunks: chunks that one program walks; with one chunk and few splits every query head has programs of its own.
         splits: programs that share the tokens of one head.
     """
 
@@ -253,7 +254,7 @@ def attend(
         qkv, cosine, sine, keys, values, position, query_gain, key_gain, out, scratch.sums, scratch.extremes, scratch.tickets,
         keys.shape[2], splits, heads.scaling, heads.eps, heads.keys, group,
     )  # fmt: skip
-    if scratch.chunks == 1:
+    if splits <= FEW and scratch.chunks == 1:
         _attend_once[(batch * heads.keys * group, splits)](
             *common, heads.dim, CHUNK, TOGETHER, normed, num_warps=WARPS, **options
         )
