@@ -14,7 +14,7 @@ from featherweight.kernels.reference import decode_attention
 
 
 @needs_compiler
-@pytest.mark.parametrize("shape", [Shape(256, 1, 1, 2), Shape(256, 1, 2, 1, splits=2, rounds=2), Shape(256, 2, 1, 2, rounds=3)])
+@pytest.mark.parametrize("shape", [Shape(256, 1, 1, 2), Shape(256, 1, 2, 1, splits=2, blocks=2), Shape(256, 2, 1, 2, blocks=1)])
 def test_norms_and_sums_taken_along(emulation, shape):  # noqa: F811
     weight, dense = weight_of(80, 1152, 4, 128, True, torch.float16)
     generator = torch.Generator().manual_seed(0)

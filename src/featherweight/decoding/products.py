@@ -1,4 +1,4 @@
-"""How a decode step multiplies by the linears that share one input: as one product where their weights stack by rows."""
+"""What a decode step multiplies by, and what of its neighbours a product takes along."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from featherweight.kernels import registry
 from featherweight.kernels.cuda.around import Scaled
-from featherweight.packed.base import PackedWeight
-from featherweight.packed.dense import Dense
-from featherweight.packed.linear import PackedModule, TiedPackedLinear
-from featherweight.packed.lower import lower
-from featherweight.packed.stacking import stack
 
 
 @dataclass(frozen=True)
@@ -106,58 +100,3 @@ class Separate:
     def add(self, x: Tensor, residual: Tensor, following: Norm | None) -> None:
         """Not offered."""
         raise NotImplementedError
-
-
-def make_product(modules: Sequence[nn.Module], batch: int) -> Product:
-    """The product of linears that share their input, outputs one after another.
-
-    Weights that stack are stored stacked from here on, and the modules hold views of them: nothing is stored twice.
-    """
-    outputs = [int(module.weight.shape[0]) for module in modules]
-    bias = _biases(modules, outputs)
-    weights = [_weight(module) for module in modules]
-    stacked = stack(weights) if len(weights) > 1 else weights[0]
-    if stacked is None:
-        return Separate([_lowered(weight) for weight in weights], sum(outputs), bias)
-    if len(weights) > 1:
-        _rehouse(modules, stacked.tensors())
-    device = next(iter(stacked.tensors().values())).device
-    if isinstance(stacked, Dense):
-        signature = {"rows": batch, "dtype": str(stacked.values.dtype).removeprefix("torch.")}
-        if batch == 1:
-            return DenseRow(stacked.values, bias, registry.choose("row_product", signature, device))
-        return Separate([lambda x: nn.functional.linear(x, stacked.values)], sum(outputs), bias)
-    return Separate([_lowered(stacked)], sum(outputs), bias)
-
-
-def _weight(module: nn.Module) -> PackedWeight:
-    return module.packed if isinstance(module, PackedModule | TiedPackedLinear) else Dense(module.weight.data)
-
-
-def _lowered(weight: PackedWeight) -> Callable[[Tensor], Tensor]:
-    return lower(weight, next(iter(weight.tensors().values())).device)
-
-
-def _biases(modules: Sequence[nn.Module], outputs: Sequence[int]) -> Tensor | None:
-    biases = [getattr(module, "bias", None) for module in modules]
-    known = next((bias for bias in biases if bias is not None), None)
-    if known is None:
-        return None
-    return torch.cat(
-        [known.new_zeros(count) if bias is None else bias.data for bias, count in zip(biases, outputs, strict=True)]
-    )
-
-
-def _rehouse(modules: Sequence[nn.Module], stacked: dict[str, Tensor]) -> None:
-    """Make every module's tensors views of its rows of the stacked ones."""
-    first = 0
-    for module in modules:
-        packed = isinstance(module, PackedModule)
-        rows = int(module.weight.shape[0])
-        for name, tensor in stacked.items():
-            part = tensor[first : first + rows]
-            if packed:
-                module._buffers[name] = part
-            else:
-                module.weight.data = part
-        first += rows

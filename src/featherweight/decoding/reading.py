@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from featherweight.decoding.products import Norm, Product, make_product
+from featherweight.decoding.products import Norm, Product
+from featherweight.decoding.stacked import make_product
 from featherweight.errors import FeatherweightError
 from featherweight.kernels.decoding import Heads
 from featherweight.kernels.reference.decode_rows import activated, normed
@@ -88,7 +89,7 @@ def read_decoder(model: Any, batch: int, length: int) -> Decoder:
     table = embedding.weight.data if isinstance(embedding, nn.Embedding) else None
     dtype = embedding(torch.zeros(1, 1, dtype=torch.int64, device=next(_tensors(embedding)).device)).dtype
     return Decoder(
-        embedding, table, tuple(_block(block, batch) for block in blocks), _norm(base.norm), make_product([head], batch),
+        embedding, table, tuple(_block(block, batch, dtype) for block in blocks), _norm(base.norm), make_product([head], batch, dtype),
         base.rotary_emb, dtype, int(head.weight.shape[0]), int(head.weight.shape[1]),
     )  # fmt: skip
 
@@ -150,7 +151,7 @@ def _check_block(block: Any, where: str) -> None:
     _activation(mlp.act_fn)
 
 
-def _block(block: Any, batch: int) -> Block:
+def _block(block: Any, batch: int, dtype: torch.dtype) -> Block:
     attention, mlp = block.self_attn, block.mlp
     norms = [_norm(getattr(attention, name)) if hasattr(attention, name) else None for name in HEAD_NORMS]
     gains, dim = [None if norm is None else norm.gain for norm in norms], int(attention.head_dim)
@@ -158,9 +159,9 @@ def _block(block: Any, batch: int) -> Block:
     group = attention.q_proj.weight.shape[0] // dim // keys
     heads = Heads(keys, group, dim, float(attention.scaling), gains[0], gains[1], 0.0 if norms[0] is None else norms[0].eps)
     return Block(
-        _norm(block.input_layernorm), make_product([attention.q_proj, attention.k_proj, attention.v_proj], batch), heads,
-        make_product([attention.o_proj], batch), _norm(block.post_attention_layernorm),
-        make_product([mlp.gate_proj, mlp.up_proj], batch), _activation(mlp.act_fn), make_product([mlp.down_proj], batch),
+        _norm(block.input_layernorm), make_product([attention.q_proj, attention.k_proj, attention.v_proj], batch, dtype), heads,
+        make_product([attention.o_proj], batch, dtype), _norm(block.post_attention_layernorm),
+        make_product([mlp.gate_proj, mlp.up_proj], batch, dtype), _activation(mlp.act_fn), make_product([mlp.down_proj], batch, dtype),
     )  # fmt: skip
 
 

@@ -31,11 +31,11 @@ def stack(weights: Sequence[PackedWeight]) -> PackedWeight | None:
     )
     if shapes != {name: tuple(shape) for name, (shape, _) in layout.items()}:
         return None
-    return from_tensors(wanted[0], {name: _joined([each[name] for each in tensors]) for name in layout})
+    return from_tensors(wanted[0], {name: join_rows([each[name] for each in tensors]) for name in layout})
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """The parts one after another; no copy where they lie so already."""
+def join_rows(parts: Sequence[Tensor]) -> Tensor:
+    """Parts `[rows, ...]` one after another; no copy where they lie so already."""
     first, place = parts[0], parts[0].data_ptr()
     for part in parts:
         if (
