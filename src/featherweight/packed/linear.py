@@ -114,6 +114,14 @@ class PackedModule(nn.Module):  # type: ignore[misc]
             self._buffers.update(stored)
         self._unprepared = None
 
+    def prepared_for(self, x: Tensor) -> Prepared | None:
+        """The weight in a kernel's layout, made now if one runs for `x`."""
+        return self._prepare(x)
+
+    def hold(self, prepared: Prepared) -> None:
+        """Hold the same weight in other tensors of a kernel's layout, such as a part of those of several weights."""
+        self._take_over(prepared)
+
     def _prepare(self, x: Tensor) -> Prepared | None:
         """The weight in a kernel's layout if one runs for `x`; else the stored tensors are in place afterwards."""
         if self._prepared is None and (x.device, x.dtype) != self._unprepared:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda import driver
+from featherweight.kernels.cuda.around import NOTHING, Around, AroundArguments
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import ROWS
 
@@ -62,7 +63,9 @@ class _Weights(ctypes.Structure):
         )
 
 
-def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: Shape, overlapped: bool = True) -> Tensor:
+def multiply(
+    x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: Shape, overlapped: bool = True, around: Around = NOTHING
+) -> Tensor:
     """`y[t, o] = Σ_i x[t, i] W[o, i] + bias[o]` for up to 64 tokens.
 
     Args:
@@ -70,6 +73,7 @@ def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, sha
         bias: `[out]` in the dtype of `x`.
         y: `[tokens, out]`, written.
         overlapped: let the launch begin before the kernel ahead of it is done.
+        around: what else is done, for one token.
     """
     tokens, block_rows = x.shape[0], shape.row_warps * shape.tiles * ROWS
     columns = next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
@@ -87,11 +91,16 @@ def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, sha
         (min(groups, shape.blocks), shape.splits, 1),
         (32, shape.row_warps, shape.input_warps),
         shape.input_warps * ((phases if resident else min(phases, 2)) * stage + sums),
-        [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers)],
+        [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers), AroundArguments.of(around)],
         cluster=shape.splits,
         overlapped=overlapped,
     )
     return y
+
+
+def blocks_of(rows: int, shape: Shape) -> int:
+    """Blocks of the launch for a weight of so many rows."""
+    return min(-(-rows // (shape.row_warps * shape.tiles * ROWS)), shape.blocks) * shape.splits
 
 
 def dequantize(weight: DeviceCodes, y: Tensor, first: int) -> Tensor:

@@ -8,7 +8,10 @@
 // To add a storage, write its `decode_step`, `ZeroPair` and `ScalePair` in a file beside `integer.cuh`; to add a term, add to
 // `total` before the sums are exchanged.
 //
+// `around.cuh` says what else a product of one token can do.
+//
 // Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), THREADS, RESIDENT.
+#include "around.cuh"
 #include "tiles.cuh"
 
 constexpr int STRIDE = UNIT + 32;  // of a token's activations in shared memory: no bank conflicts
@@ -114,12 +117,17 @@ struct Outputs {
     const half_word* bias;
     int rows, tokens, stride, row_shift;  // a block's rows are 2^row_shift
 
-    // Adds what the input warps of all blocks of the cluster found, in a fixed order, and writes.
-    DEVICE void write(const float* sums, int block, int input_warps, int splits, int split, int thread, int threads) const {
+    Around around;
+    float factor;  // of all sums
+
+    // Adds what the input warps of all blocks of the cluster found, in a fixed order, and writes; returns the sum of the squares
+    // written where `around` wants it.
+    DEVICE float write(const float* sums, int block, int input_warps, int splits, int split, int thread, int threads) const {
+        float squares = 0.0f;
         for (int entry = split * threads + thread; entry < tokens << row_shift; entry += splits * threads) {
             int token = entry >> row_shift, row = (block << row_shift) + (entry & ((1 << row_shift) - 1));
             if (row >= rows) continue;
-            float sum = bias ? from_number(bias[row]) : 0.0f;
+            float sum = 0.0f;
             const float* place = sums + entry;
             if (splits == 1) {
 #pragma unroll 8
@@ -130,8 +138,11 @@ struct Outputs {
                     for (int warp = 0; warp < input_warps; warp++) sum += load_from_cluster(place + (warp * tokens << row_shift), other);
                 }
             }
-            y[(long)token * stride + row] = to_number(sum);
+            sum *= factor;
+            if (bias) sum += from_number(bias[row]);
+            squares += around.finish(y + (long)token * stride, row, sum);
         }
+        return squares;
     }
 };
 
@@ -139,7 +150,7 @@ struct Outputs {
 // most one more to one than to another. `resident`: all activations stay in shared memory, else they pass through two stages.
 KERNEL void __launch_bounds__(THREADS, RESIDENT)
 multiply(Weights weights, const half_word* x, half_word* y, const half_word* bias, int rows, int inputs, int tokens, int x_stride,
-         int y_stride, int row_shift, int resident) {
+         int y_stride, int row_shift, int resident, Around around) {
     SHARED_MEMORY(memory);
     int lane = threadIdx.x, row_warp = threadIdx.y, input_warp = threadIdx.z, row_warps = blockDim.y, input_warps = blockDim.z;
     int splits = gridDim.y, step = splits * input_warps, first = blockIdx.y * input_warps + input_warp;
@@ -156,7 +167,6 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
     int sharing = row_warps * 32, stage_bytes = tokens * STRIDE * 2;
     Activations activations = {memory + input_warp * stages * stage_bytes, stage_bytes, tokens, inputs, x_stride,
                                row_warp * 32 + lane, sharing, x};
-    Outputs outputs = {y, bias, rows, tokens, y_stride, row_shift};
     float* sums = (float*)(memory + input_warps * stages * stage_bytes);
     int column_at[COLUMNS];
 #pragma unroll
@@ -165,6 +175,8 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
         column_at[column] = 2 * ((token < tokens ? token : tokens - 1) * STRIDE + lane % 4 * 8);
     }
     activations.copy(first, 0);
+    Outputs outputs = {y, bias, rows, tokens, y_stride, row_shift, around, around.factor(lane)};
+    float squares = 0.0f;
     for (int round = 0, turn = 0; round < rounds; round++, block++) {
         float total[TILES][COLUMNS][4] = {};
         for (int phase = 0, current = first; phase < phases; phase++, turn++, current += step) {
@@ -190,9 +202,13 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
         put_sums(buffer + (input_warp * tokens << row_shift), total, tokens, 1 << row_shift, row_warp, lane);
         if (splits == 1) synchronize_block();
         else synchronize_cluster();
-        outputs.write(buffer, block, input_warps, splits, blockIdx.y, (input_warp * row_warps + row_warp) * 32 + lane,
-                      sharing * input_warps);
+        squares += outputs.write(buffer, block, input_warps, splits, blockIdx.y, (input_warp * row_warps + row_warp) * 32 + lane,
+                                 sharing * input_warps);
     }
     if (splits > 1) synchronize_cluster();  // a block stays until its sums were read
+    if (around.gain) {
+        float part = sum_over_block(squares, sums, lane, input_warp * row_warps + row_warp, row_warps * input_warps);
+        if (lane == 0 && row_warp == 0 && input_warp == 0) around.squares_out[blockIdx.x * splits + blockIdx.y] = part;
+    }
 }
 EXPORT(multiply)
