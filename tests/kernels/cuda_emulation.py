@@ -1,4 +1,4 @@
-"""CUDA kernels under a host compiler: the sources as they are, lanes as fibers (`emulation/emulation.h`)."""
+"""CUDA kernels under a host compiler: the sources as they are, lanes as fibers (`warp_emulation/emulation.h`)."""
 
 import ctypes
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 from featherweight.kernels.cuda.compiler import SOURCES
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-HERE = Path(__file__).parent / "emulation"
+HERE = Path(__file__).parent / "warp_emulation"
 _FOLDER = tempfile.TemporaryDirectory(prefix="emulated-kernels-")
 
 

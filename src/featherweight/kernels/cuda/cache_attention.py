@@ -164,17 +164,30 @@ def _readable(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | 
         for tensor in tensors if tensor.numel()
     )  # fmt: skip
     seen = mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
-    return aligned and seen and values.coded <= keys.coded and keys.exact.shape[2] > 0
+    return aligned and seen and values.coded <= keys.coded
 
 
-_HELD: dict[tuple[torch.device, int], Tensor] = {}
+#: Words of a device's tickets; those of a stream.
+_TICKETS, _SOME = 1 << 18, 1 << 12
+_HELD: dict[torch.device, Tensor] = {}
+_PLACES: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def _tickets(count: int, device: torch.device) -> Tensor:
-    """Zeros, which every launch leaves as zeros: of a stream its own."""
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    """Zeros, which every launch leaves as zeros. A stream has its own, and so has every launch that is recorded in a graph."""
+    if device.type != "cuda" or count > _SOME:
         return torch.zeros(count, dtype=torch.int32, device=device)
-    place = (device, torch.cuda.current_stream(device).cuda_stream)
-    if place not in _HELD or len(_HELD[place]) < count:
-        _HELD[place] = torch.zeros(max(count, 4096), dtype=torch.int32, device=device)
-    return _HELD[place]
+    if device not in _HELD:
+        _HELD[device] = torch.zeros(_TICKETS, dtype=torch.int32, device=device)
+    held, used = _HELD[device], _PLACES.setdefault((device, 0), torch.zeros(1, dtype=torch.int64))
+    recorded = torch.cuda.is_current_stream_capturing()
+    place = (device, -1 - torch.cuda.current_stream(device).cuda_stream)
+    if not recorded and place in _PLACES:
+        return _PLACES[place]
+    start, size = int(used), count if recorded else _SOME
+    if start + size > _TICKETS:
+        start = 0
+    used.fill_(start + size)
+    if recorded:
+        return held[start : start + size]
+    return _PLACES.setdefault(place, held[start : start + size])

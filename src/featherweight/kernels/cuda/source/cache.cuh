@@ -89,14 +89,27 @@ DEVICE void read_words(word (&words)[WORDS], const unsigned char* shared) {
     }
 }
 
-// The stage's rows of BYTES bytes to shared memory; those from `left` on are not read.
+// Rows of BYTES bytes a token on their way to shared memory, a stage at a time: where this lane's first 16 bytes come from.
 template <int BYTES>
-DEVICE void load_rows(unsigned char* shared, const unsigned char* rows, int left, int lane) {
-#pragma unroll
-    for (int chunk = lane; chunk < STAGE * BYTES / 16; chunk += 32) {
-        copy_to_shared(shared + 16 * chunk, rows + 16 * chunk, chunk * 16 < left * BYTES);
+struct Feed {
+    const unsigned char* source;
+
+    DEVICE void begin(const Rows& rows, int sequence, int head, int base, int lane) {
+        source = rows.of(sequence, head) + (long long)base * BYTES + 16 * lane;
     }
-}
+
+    // The next stage, to `shared`; unless it is WHOLE, zeros where rows from `left` on begin.
+    template <bool WHOLE>
+    DEVICE void copy(unsigned char* shared, int left, int lane) {
+#pragma unroll
+        for (int chunk = 0; chunk < STAGE * BYTES; chunk += 512) {
+            if (STAGE * BYTES - chunk >= 512 || 16 * lane < STAGE * BYTES - chunk) {
+                copy_to_shared(shared + 16 * lane + chunk, source + chunk, WHOLE || chunk + 16 * lane < left * BYTES);
+            }
+        }
+        source += STAGE * BYTES;
+    }
+};
 
 // Zeros in place of the stage's rows from `left` on, whatever the memory behind the last token holds.
 template <int BYTES>

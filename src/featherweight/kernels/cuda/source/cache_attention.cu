@@ -45,7 +45,7 @@ struct Walk {
     }
 
     template <class Sums>
-    DEVICE void add(Sums& sums, const unsigned char* values, const float (&x)[2][2], int base) {
+    DEVICE void add(Sums& sums, const unsigned char* values, const float (&x)[2][2]) {
         float factor;
         if (raise(x, factor)) sums.rescale(factor);
         const float shift = (float)EXTRA - best;
@@ -68,7 +68,7 @@ struct Walk {
 #if MASKED
                 seen = seen && mask[token];
 #endif
-                if (!seen) x[tile][half] = -INFINITY;
+                if (!seen) x[tile][half] = as_float(0xFF800000u);  // −∞
             }
         }
     }
@@ -83,35 +83,62 @@ struct Walk {
     }
 };
 
-// Stages [begin, end) of coded values by one warp; `ring` holds DEPTH stages.
-DEVICE void walk_coded(Walk& walk, Values& values, const Arguments& a, unsigned char* ring, int begin, int end) {
-    const auto fetch = [&](int stage) {
-        if (stage < end) {
-            unsigned char* place = ring + stage % DEPTH * STAGE_BYTES;
-            const int base = stage * STAGE;
-            Keys::load(place, a, walk.sequence, walk.head, base, walk.coded_keys - base, walk.lane);
-            Values::load(place + VALUES_AT, a, walk.sequence, walk.head, base, walk.coded_values - base, walk.lane);
+// The stages of a warp in shared memory, filled ahead of their use.
+struct Ring {
+    KeyFeed keys;
+    ValueFeed values;
+    unsigned char *first, *next;  // the ring, and the place to be filled next
+    int left;                     // coded values of the stages that were not asked for yet
+
+    DEVICE void begin(const Walk& walk, const Arguments& a, unsigned char* ring, int stage) {
+        first = next = ring, left = walk.coded_values - stage * STAGE;
+        keys.begin(a, walk.sequence, walk.head, stage * STAGE, walk.lane);
+        values.begin(a, walk.sequence, walk.head, stage * STAGE, walk.lane);
+    }
+    DEVICE void fetch(const Walk& walk, bool more) {
+        if (more) {
+            if (left >= STAGE) {
+                keys.copy<true>(next, STAGE, walk.lane);
+                values.copy<true>(next + VALUES_AT, STAGE, walk.lane);
+            } else {
+                keys.copy<false>(next, left + walk.coded_keys - walk.coded_values, walk.lane);
+                values.copy<false>(next + VALUES_AT, left, walk.lane);
+            }
+            left -= STAGE;
         }
+        next = after(next);
         close_copies();
-    };
-    for (int stage = begin; stage < begin + DEPTH - 1; stage++) fetch(stage);
+    }
+    DEVICE unsigned char* after(unsigned char* place) const {
+        return place == first + (DEPTH - 1) * STAGE_BYTES ? first : place + STAGE_BYTES;
+    }
+};
+
+// Stages [begin, end) of coded values by one warp; `shared` holds DEPTH stages.
+DEVICE void walk_coded(Walk& walk, Values& values, const Arguments& a, unsigned char* shared, int begin, int end) {
+    Ring ring;
+    ring.begin(walk, a, shared, begin);
+    for (int ahead = 0; ahead < DEPTH - 1; ahead++) ring.fetch(walk, begin + ahead < end);
     if (PREPARED) wait_for_inputs();
     Keys keys;
     keys.begin(a, walk.prepared, walk.asked + walk.row * HEAD_DIM, walk.lane, walk.row, walk.quarter);
+    unsigned char* place = shared;
+    int left = walk.coded_values - begin * STAGE;
     for (int stage = begin; stage < end; stage++) {
         wait_for_copies<DEPTH - 2>();
         synchronize_warp();
-        fetch(stage + DEPTH - 1);  // into the place of the stage before this one, which all lanes have read
-        unsigned char* place = ring + stage % DEPTH * STAGE_BYTES;
-        const int base = stage * STAGE, left = walk.coded_values - base;
-        if (left < STAGE) {
+        ring.fetch(walk, stage + DEPTH - 1 < end);  // into the place of the stage before this one, which all lanes have read
+        const bool edge = MASKED || left < STAGE || stage * STAGE < walk.first;
+        if (edge && left < STAGE) {
             Values::clear(place + VALUES_AT, left, walk.lane);
             synchronize_warp();
         }
         float x[2][2];
         keys.score(x, place, a, walk.prepared, walk.row, walk.quarter);
-        if (MASKED || left < STAGE || base < walk.first) walk.hide(x, base, walk.first, walk.coded_values);
-        walk.add(values, place + VALUES_AT, x, base);
+        if (edge) walk.hide(x, stage * STAGE, walk.first, walk.coded_values);
+        walk.add(values, place + VALUES_AT, x);
+        place = ring.after(place);
+        left -= STAGE;
     }
 }
 
@@ -120,27 +147,29 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
     if (PREPARED) wait_for_inputs();
     Keys keys;
     keys.begin(a, walk.prepared, walk.asked + walk.row * HEAD_DIM, walk.lane, walk.row, walk.quarter);
-    const int begin = walk.coded_values / STAGE, end = (walk.tokens + STAGE - 1) / STAGE;
+    const int begin = walk.coded_values / STAGE, end = walk.tokens > walk.coded_values ? (walk.tokens + STAGE - 1) / STAGE : 0;
     float x[2][2];
     if (warp == WARPS - 1 && walk.first) {
         for (int base = 0; base < walk.first; base += STAGE) {
             score_exact(x, a.first_keys.of(walk.sequence, walk.head), walk.asked, base, walk.first, a.scaling, walk.row, walk.quarter);
             walk.hide(x, base, 0, walk.first);
             values.at(a.first_values.of(walk.sequence, walk.head), base, walk.first);
-            walk.add(values, nullptr, x, base);
+            walk.add(values, nullptr, x);
         }
     }
     for (int stage = begin + warp; stage < end; stage += WARPS) {
         const int base = stage * STAGE;
         if (base < walk.coded_keys) {
-            Keys::load(ring, a, walk.sequence, walk.head, base, walk.coded_keys - base, walk.lane);
+            KeyFeed feed;
+            feed.begin(a, walk.sequence, walk.head, base, walk.lane);
+            feed.copy<false>(ring, walk.coded_keys - base, walk.lane);
             close_copies();
             wait_for_copies<0>();
             synchronize_warp();
             keys.score(x, ring, a, walk.prepared, walk.row, walk.quarter);
             synchronize_warp();
         }
-        if (base + STAGE > walk.coded_keys) {
+        if (base + STAGE > walk.coded_keys && walk.tokens > walk.coded_keys) {
             float exact[2][2];
             score_exact(exact, a.exact_keys.of(walk.sequence, walk.head), walk.asked, base - walk.coded_keys, walk.tokens - walk.coded_keys,
                         a.scaling, walk.row, walk.quarter);
@@ -152,7 +181,7 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
         }
         walk.hide(x, base, walk.coded_values > walk.first ? walk.coded_values : walk.first, walk.tokens);
         values.at(a.exact_values.of(walk.sequence, walk.head), base - walk.coded_values, walk.tokens - walk.coded_values);
-        walk.add(values, nullptr, x, base);
+        walk.add(values, nullptr, x);
     }
 }
 

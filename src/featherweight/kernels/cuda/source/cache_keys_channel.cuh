@@ -11,18 +11,32 @@ constexpr int KEY_STAGE = KEY_MINIMA + 2 * HEAD_DIM;
 constexpr int PREPARED = 0;
 constexpr int KEY_EXTRA = NUMBER == 0 ? 96 : 4;
 
-struct Keys {
-    word query[PAIRS];  // divided by a field's place
+struct KeyFeed {
+    Feed<4 * KEY_WORDS> codes;
+    const unsigned char *scales, *minima;
+    int stage_of_group;
 
-    static DEVICE void load(unsigned char* stage, const Arguments& a, int sequence, int head, int base, int left, int lane) {
-        load_rows<4 * KEY_WORDS>(stage + KEY_CODES, a.keys[0].of(sequence, head) + (long long)base * 4 * KEY_WORDS, left, lane);
-        const unsigned char* scales = a.keys[1].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM;
-        const unsigned char* lowest = a.keys[2].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM;
-        for (int chunk = lane; chunk < 2 * HEAD_DIM / 16; chunk += 32) {
-            copy_to_shared(stage + KEY_SCALES + 16 * chunk, scales + 16 * chunk, true);
-            copy_to_shared(stage + KEY_MINIMA + 16 * chunk, lowest + 16 * chunk, true);
+    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
+        codes.begin(a.keys[0], sequence, head, base, lane);
+        scales = a.keys[1].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM + 16 * lane;
+        minima = a.keys[2].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM + 16 * lane;
+        stage_of_group = base % KEY_GROUP / STAGE;
+    }
+    template <bool WHOLE>
+    DEVICE void copy(unsigned char* stage, int left, int lane) {
+        codes.template copy<WHOLE>(stage + KEY_CODES, left, lane);
+        if (16 * lane < 2 * HEAD_DIM) {
+            copy_to_shared(stage + KEY_SCALES + 16 * lane, scales, true);
+            copy_to_shared(stage + KEY_MINIMA + 16 * lane, minima, true);
+        }
+        if (KEY_GROUP == STAGE || ++stage_of_group == KEY_GROUP / STAGE) {
+            scales += 2 * HEAD_DIM, minima += 2 * HEAD_DIM, stage_of_group = 0;
         }
     }
+};
+
+struct Keys {
+    word query[PAIRS];  // divided by a field's place
 
     static DEVICE constexpr int shift(int field) { return field * KEY_BITS / 8 * 8; }
     static DEVICE constexpr int place(int field) { return field * KEY_BITS % 8; }

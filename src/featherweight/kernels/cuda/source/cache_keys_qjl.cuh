@@ -38,19 +38,37 @@ struct Signs {
     }
 };
 
+struct KeyFeed {
+    Feed<SKETCH / 8> signs;
+    Feed<2> norms, apart_norms;
+    Feed<OUTLIERS ? OUTLIER_SKETCH / 8 : 16> apart;
+    const unsigned char* outliers;
+
+    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
+        signs.begin(a.keys[0], sequence, head, base, lane);
+        norms.begin(a.keys[1], sequence, head, base, lane);
+        if constexpr (OUTLIERS > 0) {
+            apart.begin(a.keys[2], sequence, head, base, lane);
+            apart_norms.begin(a.keys[3], sequence, head, base, lane);
+            outliers = a.keys[4].of(sequence, head) + base / STAGE * OUTLIERS;
+        }
+    }
+    template <bool WHOLE>
+    DEVICE void copy(unsigned char* stage, int left, int lane) {
+        signs.template copy<WHOLE>(stage + KEY_SIGNS, left, lane);
+        norms.template copy<WHOLE>(stage + KEY_NORMS, left, lane);
+        if constexpr (OUTLIERS > 0) {
+            apart.template copy<WHOLE>(stage + KEY_APART, left, lane);
+            apart_norms.template copy<WHOLE>(stage + KEY_APART_NORMS, left, lane);
+            if (lane == 0) copy_8_to_shared(stage + KEY_OUTLIERS, outliers);
+            outliers += OUTLIERS;
+        }
+    }
+};
+
 struct Keys {
     word sketch[STEPS][PLANES][2];
     float factor, offset;
-
-    static DEVICE void load(unsigned char* stage, const Arguments& a, int sequence, int head, int base, int left, int lane) {
-        load_rows<SKETCH / 8>(stage + KEY_SIGNS, a.keys[0].of(sequence, head) + (long long)base * (SKETCH / 8), left, lane);
-        load_rows<2>(stage + KEY_NORMS, a.keys[1].of(sequence, head) + (long long)base * 2, left, lane);
-        if constexpr (OUTLIERS > 0) {
-            load_rows<OUTLIER_SKETCH / 8>(stage + KEY_APART, a.keys[2].of(sequence, head) + (long long)base * (OUTLIER_SKETCH / 8), left, lane);
-            load_rows<2>(stage + KEY_APART_NORMS, a.keys[3].of(sequence, head) + (long long)base * 2, left, lane);
-            if (lane == 0) copy_8_to_shared(stage + KEY_OUTLIERS, a.keys[4].of(sequence, head) + base / STAGE * OUTLIERS);
-        }
-    }
 
     DEVICE void begin(const Arguments& a, const unsigned char* prepared, const half_word*, int lane, int row, int quarter) {
         read_words((word(&)[STEPS * PLANES * 2])sketch, prepared + lane * STEPS * PLANES * 2 * 4);

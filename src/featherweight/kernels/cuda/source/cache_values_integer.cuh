@@ -12,15 +12,26 @@ constexpr int VALUE_CODES = 0, VALUE_SCALES = STAGE * 4 * VALUE_WORDS;
 constexpr int VALUE_MINIMA = VALUE_SCALES + STAGE * 2 * VALUE_GROUPS, VALUE_STAGE = VALUE_MINIMA + STAGE * 2 * VALUE_GROUPS;
 constexpr bool ROTATED_VALUES = false;
 
+struct ValueFeed {
+    Feed<4 * VALUE_WORDS> codes;
+    Feed<2 * VALUE_GROUPS> scales, minima;
+
+    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
+        codes.begin(a.values[0], sequence, head, base, lane);
+        scales.begin(a.values[1], sequence, head, base, lane);
+        minima.begin(a.values[2], sequence, head, base, lane);
+    }
+    template <bool WHOLE>
+    DEVICE void copy(unsigned char* stage, int left, int lane) {
+        codes.template copy<WHOLE>(stage + VALUE_CODES, left, lane);
+        scales.template copy<WHOLE>(stage + VALUE_SCALES, left, lane);
+        minima.template copy<WHOLE>(stage + VALUE_MINIMA, left, lane);
+    }
+};
+
 struct Values {
     float sums[TILES][4] = {};  // channel 16 i + row (+ 8): [0], [2] of even groups, [1], [3] of odd ones
     float minima[4] = {};       // [0] of group `row`
-
-    static DEVICE void load(unsigned char* stage, const Arguments& a, int sequence, int head, int base, int left, int lane) {
-        load_rows<4 * VALUE_WORDS>(stage + VALUE_CODES, a.values[0].of(sequence, head) + (long long)base * 4 * VALUE_WORDS, left, lane);
-        load_rows<2 * VALUE_GROUPS>(stage + VALUE_SCALES, a.values[1].of(sequence, head) + (long long)base * 2 * VALUE_GROUPS, left, lane);
-        load_rows<2 * VALUE_GROUPS>(stage + VALUE_MINIMA, a.values[2].of(sequence, head) + (long long)base * 2 * VALUE_GROUPS, left, lane);
-    }
 
     static DEVICE void clear(unsigned char* stage, int left, int lane) {
         clear_rows<2 * VALUE_GROUPS>(stage + VALUE_SCALES, left, lane);
