@@ -62,6 +62,21 @@ def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
     return True, "torch's int8 product"
 
 
+def _cpu_integer(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """Any bits, groups and sizes, wherever there is a C compiler; compiles when first asked."""
+    from featherweight.kernels.cpu.compiler import missing
+
+    if device.type != "cpu":
+        return False, f"written for CPUs, not for {device.type}"
+    if signature.get("group_index"):
+        return False, "it does not read groups with a stored index"
+    if reason := missing():
+        return False, reason
+    from featherweight.kernels.cpu.integer import told
+
+    return True, told(signature)
+
+
 _ROOM = "featherweight.kernels"
 OPS: dict[str, tuple[Kernel, ...]] = {
     "sweep_block": (
@@ -71,6 +86,14 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     "int8_matmul": (
         Kernel("torch", f"{_ROOM}.reference.int8_matmul", "torch_int8_matmul", _int_mm),
         Kernel("reference", f"{_ROOM}.reference.int8_matmul", "int8_matmul", _always),
+    ),
+    "integer_matmul": (
+        Kernel("cpu", f"{_ROOM}.cpu.integer", "integer_matmul", _cpu_integer),
+        Kernel("reference", f"{_ROOM}.reference.integer_matmul", "integer_matmul", _always),
+    ),
+    "integer_values": (
+        Kernel("cpu", f"{_ROOM}.cpu.integer", "integer_values", _cpu_integer),
+        Kernel("reference", f"{_ROOM}.reference.integer_matmul", "integer_values", _always),
     ),
     "dequantize_matmul": (Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),),
     "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),
