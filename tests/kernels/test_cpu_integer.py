@@ -99,7 +99,7 @@ def test_without_a_compiler_the_reference_runs_and_says_why(monkeypatch):
 
 
 def test_what_the_compiler_says_is_passed_on(monkeypatch, tmp_path):
-    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-DINLINE=nonsense"))
+    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-include", "nonsense.h"))
     monkeypatch.setattr(compiler, "kernel_folder", lambda: tmp_path)
     with pytest.raises(FeatherweightError, match=r"does not compile[\s\S]*nonsense"):
         compiler.library.__wrapped__()

@@ -2,27 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from featherweight.errors import FeatherweightError
 from featherweight.kernels import registry
 from featherweight.packed.base import PackedWeight
+from featherweight.packed.dtypes import dtype_name
 
 OP = "dequantize_matmul"
+INTEGER = "integer_matmul"
 
 
-def lower(weight: PackedWeight, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """`x [..., in] → x · Wᵀ [..., out]` by the best kernel there is for this weight on `device`.
+def lower(weight: PackedWeight, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> Callable[[Tensor], Tensor]:
+    """`x [..., in] → x · Wᵀ [..., out]` by the best kernel there is for this weight on `device` and activations of `dtype`.
 
-    For now every storage lowers to its own composition (`matmul`), chosen through the registry; fused kernels enter
-    there without a change here.
+    A storage without a kernel of its own lowers to its composition (`matmul`).
     """
-    return partial(registry.choose(OP, weight.description(), device), weight=weight)
+    weight = weight.to(device)
+    return prepare(weight, dtype) or weight.matmul
+
+
+def prepare(weight: PackedWeight, dtype: torch.dtype) -> registry.Prepared | None:
+    """The weight in the layout of the best kernel that has one, where it lies; None if the composition is best.
+
+    A kernel that cannot be compiled or loaded is passed over, with a warning that says why.
+
+    Args:
+        dtype: of the activations.
+    """
+    signature = {**weight.description(), "activations": dtype_name(dtype)}
+    for kernel in registry.supporting(OP, signature, next(iter(weight.tensors().values())).device):
+        if not kernel.prepares:
+            break
+        try:
+            prepared: registry.Prepared = kernel.load()(weight)
+            return prepared
+        except FeatherweightError as problem:
+            warnings.warn(f"the {kernel.name} kernel is not used: {problem}", RuntimeWarning, stacklevel=2)
+    return None
 
 
 def explain(weight: PackedWeight, device: torch.device | str) -> list[tuple[str, bool, str]]:
-    """`(kernel, runs, reason)` of every kernel that could multiply by `weight` on `device`, in order of preference."""
-    return registry.explain(OP, weight.description(), device)
+    """`(kernel, runs, reason)` of every kernel that could multiply by `weight` on `device`, in order of preference.
+
+    The last ones are of the composition: those of the weight's own product, or of the integer codes inside it.
+    """
+    description = weight.description()
+    *fused, (name, runs, reason) = registry.explain(OP, description, device)
+    if description["kind"] == "integer":
+        return [*fused, *registry.explain(INTEGER, description, device)]
+    chosen = {
+        f"{part['bits']}-bit integers inside by {next(kernel for kernel, does, _ in offered if does)}"
+        for part in _parts(description)
+        if part["kind"] == "integer" and (offered := registry.explain(INTEGER, part, device))
+    }
+    return [*fused, (name, runs, "; ".join((reason, *sorted(chosen))))]
+
+
+def _parts(description: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The descriptions inside one."""
+    for value in description.values():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, Mapping) and "kind" in each:
+                yield each
+                yield from _parts(each)
