@@ -55,7 +55,9 @@ def test_no_compiler_is_a_reason_and_not_a_defect(told, monkeypatch) -> None:
 def test_a_wrong_product_is_broken(told, monkeypatch) -> None:
     if compiler.missing():
         pytest.skip(compiler.missing())
-    monkeypatch.setattr(integer, "integer_matmul", lambda x, weight: torch.zeros(*x.shape[:-1], weight.shape[0]))
+    monkeypatch.setattr(
+        integer.IntegerProduct, "__call__", lambda self, x, bias=None: torch.zeros(*x.shape[:-1], self.weight.shape[0])
+    )
     code, out = told()
     assert code == 1 and "the product is wrong: relative error 1.0e+00" in out
     assert out.splitlines()[-1].startswith("broken: 8-bit, 4-bit") and "2:4 masked" not in out.splitlines()[-1]

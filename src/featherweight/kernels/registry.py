@@ -107,8 +107,12 @@ def _cpu_integer(signature: Signature, device: torch.device) -> tuple[bool, str]
     """Any bits, groups and sizes, wherever there is a C compiler; compiles when first asked."""
     from featherweight.kernels.cpu.compiler import missing
 
+    if signature.get("kind") != "integer":
+        return False, f"for integer codes, not for {signature.get('kind')}"
     if device.type != "cpu":
         return False, f"written for CPUs, not for {device.type}"
+    if signature.get("activations") == "float64":
+        return False, "for activations of 16 or 32 bits, not float64"
     if signature.get("group_index"):
         return False, "it does not read groups with a stored index"
     if reason := missing():
@@ -138,6 +142,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     ),
     "dequantize_matmul": (
         Kernel("cuda", f"{_ROOM}.cuda.prepared", "prepare_integer", _cuda_integer, prepares=True),
+        Kernel("cpu", f"{_ROOM}.cpu.integer", "IntegerProduct", _cpu_integer, prepares=True),
         Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),
     ),
     "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),

@@ -50,12 +50,10 @@ def prepare(weight: PackedWeight, dtype: torch.dtype) -> registry.Prepared | Non
 def explain(weight: PackedWeight, device: torch.device | str) -> list[tuple[str, bool, str]]:
     """`(kernel, runs, reason)` of every kernel that could multiply by `weight` on `device`, in order of preference.
 
-    The last ones are of the composition: those of the weight's own product, or of the integer codes inside it.
+    The last is the composition; it says by which kernel integer codes inside the weight are multiplied.
     """
     description = weight.description()
     *fused, (name, runs, reason) = registry.explain(OP, description, device)
-    if description["kind"] == "integer":
-        return [*fused, *registry.explain(INTEGER, description, device)]
     chosen = {
         f"{part['bits']}-bit integers inside by {next(kernel for kernel, does, _ in offered if does)}"
         for part in _parts(description)

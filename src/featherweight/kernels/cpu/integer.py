@@ -37,6 +37,9 @@ class Codes(Protocol):
     scales: Tensor
     zeros: Tensor | None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors, by name."""
+
 
 class _Job(ctypes.Structure):
     """`Job` of `common.h`."""
@@ -53,23 +56,67 @@ class _Job(ctypes.Structure):
     )  # fmt: skip
 
 
-def integer_matmul(x: Tensor, weight: Codes) -> Tensor:
-    """`x [..., in]` times the transposed weight, `[..., out]` in the dtype of `x`, to the accuracy of that dtype.
+class IntegerProduct:
+    """An integer weight ready to be multiplied: its stored tensors, and where they lie told to `integer.c` once."""
 
-    Up to 16 tokens are multiplied as fixed-point integers of 24 bits (16 for bfloat16) with a scale for each block of inputs, sums
-    exact within a block; more by torch, from the decoded weight, some rows at a time.
-    """
-    tokens = x.reshape(-1, x.shape[-1])
-    dtype = x.dtype if x.dtype in (torch.float32, torch.bfloat16) else torch.float32
-    if len(tokens) <= MOST_TOKENS and block_size(weight.inputs, weight.group_size):
-        y = _multiply(tokens.to(dtype).contiguous(), weight)
-    else:
-        y = torch.empty(len(tokens), weight.codes.shape[0], dtype=dtype)
-        step = max(64, SLAB // (weight.inputs * dtype.itemsize))
-        for first in range(0, y.shape[1], step):
-            values = integer_values(weight, dtype, slice(first, first + step))
-            y[:, first : first + step] = torch.nn.functional.linear(tokens.to(dtype), values)
-    return y.to(x.dtype).view(*x.shape[:-1], y.shape[1])
+    def __init__(self, weight: Codes) -> None:
+        self.weight, self._held = weight, _stored(weight)
+        self._rows = len(self._held[0])
+        self._jobs = {dtype: _job(weight, self._held, dtype) for dtype in (torch.float32, torch.bfloat16)}
+        self._multiply = library().featherweight_multiply
+        self._summed = block_size(weight.inputs, weight.group_size) > 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies find their own tensors."""
+        return IntegerProduct, (self.weight,)
+
+    def runs(self, x: Tensor) -> bool:
+        """Whether `x` can be multiplied: memory of a CPU, no gradients wanted."""
+        return (
+            x.dtype in KINDS and type(x) in (Tensor, torch.nn.Parameter) and not (x.requires_grad and torch.is_grad_enabled())
+        )
+
+    def stored(self) -> dict[str, Tensor]:
+        """The stored tensors: the same."""
+        return self.weight.tensors()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it holds: the stored tensors."""
+        return self.weight.tensors()
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x [..., in]` to `x · Wᵀ + bias`, `[..., out]` in the dtype of `x`, to the accuracy of that dtype.
+
+        Up to 16 tokens are multiplied as fixed-point integers of 24 bits (16 for bfloat16) with a scale for each block of inputs,
+        sums exact within a block; more by torch, from the decoded weight, some rows at a time.
+        """
+        dtype = x.dtype if x.dtype in self._jobs else torch.float32
+        tokens = x.reshape(-1, x.shape[-1]).to(dtype).contiguous()
+        count = tokens.shape[0]
+        y = torch.empty(count, self._rows, dtype=dtype)
+        if self._summed and count <= MOST_TOKENS:
+            job = _Job.from_buffer_copy(self._jobs[dtype])
+            job.x, job.y, job.tokens, job.threads = (
+                tokens.data_ptr(),
+                y.data_ptr(),
+                count,
+                _threads(y.numel() * self.weight.inputs),
+            )
+            _check(self._multiply(ctypes.byref(job)))
+        else:
+            step = max(64, SLAB // (self.weight.inputs * dtype.itemsize))
+            for first in range(0, self._rows, step):
+                values = integer_values(self.weight, dtype, slice(first, first + step))
+                y[:, first : first + step] = torch.nn.functional.linear(tokens, values)
+        y = y.view(*x.shape[:-1], self._rows).to(x.dtype)
+        return y if bias is None else y.add_(bias)
+
+
+def integer_matmul(x: Tensor, weight: Codes) -> Tensor:
+    """`x [..., in]` times the transposed weight, as `IntegerProduct` does it; float64 by torch."""
+    if x.dtype not in KINDS:
+        return torch.nn.functional.linear(x, integer_values(weight, x.dtype))
+    return IntegerProduct(weight)(x)
 
 
 def integer_values(weight: Codes, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
@@ -77,7 +124,9 @@ def integer_values(weight: Codes, dtype: torch.dtype, rows: slice = slice(None))
     kept = dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
     stored = _stored(weight, rows)
     values = torch.empty(len(stored[0]), weight.inputs, dtype=kept)
-    _run("featherweight_decode", _job(weight, stored, values, values.numel()))
+    job = _job(weight, stored, kept)
+    job.y, job.threads = values.data_ptr(), _threads(values.numel())
+    _check(library().featherweight_decode(ctypes.byref(job)))
     return values.to(dtype)
 
 
@@ -99,34 +148,30 @@ def level() -> str:
     return LEVELS[_level()]
 
 
-def _multiply(x: Tensor, weight: Codes) -> Tensor:
-    y = torch.empty(len(x), weight.codes.shape[0], dtype=x.dtype)
-    stored = _stored(weight)
-    job = _job(weight, stored, y, len(x) * y.shape[1] * weight.inputs)
-    job.x, job.tokens = x.data_ptr(), len(x)
-    job.block = block_size(weight.inputs, weight.group_size)
-    _run("featherweight_multiply", job)
-    return y
-
-
 def _stored(weight: Codes, rows: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor | None]:
     zeros = None if weight.zeros is None else weight.zeros[rows].contiguous()
     return weight.codes[rows].contiguous(), weight.scales[rows].contiguous(), zeros
 
 
-def _job(weight: Codes, stored: tuple[Tensor, Tensor, Tensor | None], target: Tensor, work: int) -> _Job:
+def _job(weight: Codes, stored: tuple[Tensor, Tensor, Tensor | None], dtype: torch.dtype) -> _Job:
+    """Everything but the tokens, where the result goes, and the threads."""
     codes, scales, zeros = stored
-    threads = max(1, min(torch.get_num_threads(), work // THREAD_WORK)) if _parallel() else 1
     return _Job(
-        codes.data_ptr(), scales.data_ptr(), None if zeros is None else zeros.data_ptr(), None, target.data_ptr(), _parallel(),
+        codes.data_ptr(), scales.data_ptr(), None if zeros is None else zeros.data_ptr(), None, None, _parallel() or None,
         codes.shape[0], weight.inputs, 0, scales.shape[1], weight.group_size or weight.inputs, codes.shape[1],
-        0 if zeros is None else zeros.shape[1], 0, weight.bits, KINDS[scales.dtype], KINDS[target.dtype], _level(), threads,
+        0 if zeros is None else zeros.shape[1], block_size(weight.inputs, weight.group_size), weight.bits, KINDS[scales.dtype],
+        KINDS[dtype], _level(), 1,
     )  # fmt: skip
 
 
-def _run(function: str, job: _Job) -> None:
-    if getattr(library(), function)(ctypes.byref(job)):
-        raise FeatherweightError("a kernel found no memory", found=function)
+def _threads(work: int) -> int:
+    """How many are worth their waking for so many weights times tokens."""
+    return max(1, min(torch.get_num_threads(), work // THREAD_WORK))
+
+
+def _check(status: int) -> None:
+    if status:
+        raise FeatherweightError("a kernel found no memory", fix="free some, or use fewer tokens at once")
 
 
 @cache
