@@ -32,9 +32,18 @@ typedef struct {
 } Job;
 
 typedef struct Work Work;
+
+/* Of one thread, for one row. Behind what is written everything is zero (`zeros`: the fixed zero point). */
+typedef struct {
+    uint8_t *zeros, *codes;           /* [groups + PADDING]; [code_bytes + PADDING], or one byte each [columns + PADDING] */
+    float *numbers;                   /* stored scales, [groups + PADDING] */
+    float *group_scale, *group_shift; /* [groups + PADDING] */
+    float *scale, *shift, *factor;    /* [blocks + PADDING]; factor: of four tokens */
+} Room;
+
 typedef struct {
     void (*unpack)(const Work *, const uint8_t *, int64_t bytes, int64_t count, uint8_t *codes);
-    void (*parameters)(const Work *, int64_t row, uint8_t *zeros, float *scale, float *shift);
+    void (*parameters)(const Work *, int64_t row, Room *);
     void (*factors)(const Work *, const float *scale, int64_t token, int count, float *factor);
     void (*fix)(Work *, int64_t token);
     void (*row)(const Work *, const uint8_t *codes, const float *factor, int64_t token, int count, float *result);

@@ -9,22 +9,21 @@ static void unpack_scalar(const Work *work, const uint8_t *source, int64_t bytes
     }
 }
 
-/* Scale of every block of a row, and scale times zero point. */
-INLINE void parameters(const Work *work, int64_t row, uint8_t *zeros, float *scale, float *shift) {
+/* Scale of every block of a row, and scale times zero point; `numbers` takes the stored scales. Loops run in whole vectors: behind
+ * what is written all is zero. */
+INLINE void parameters(const Work *work, int64_t row, Room *room) {
     const Job *job = work->job;
-    int64_t each = job->group_size / job->block, kind = job->scale_kind;
-    const char *scales = (const char *)job->scales + row * job->groups * (kind == FLOAT32 ? 4 : 2);
-    if (job->zeros) work->level->unpack(work, job->zeros + row * job->zero_bytes, job->zero_bytes, job->groups, zeros);
-    if (each == 1) {
-        if (kind == FLOAT16) for (int64_t b = 0; b < work->blocks; b++) scale[b] = load(scales, FLOAT16, b);
-        else for (int64_t b = 0; b < work->blocks; b++) scale[b] = load(scales, kind, b);
-        for (int64_t b = 0; b < work->blocks; b++) shift[b] = scale[b] * zeros[b];
-        return;
-    }
-    for (int64_t group = 0, b = 0; group < job->groups; group++) {
-        float value = load(scales, kind, group), shifted = value * zeros[group];
-        for (int64_t end = b + each < work->blocks ? b + each : work->blocks; b < end; b++) scale[b] = value, shift[b] = shifted;
-    }
+    int64_t each = job->group_size / job->block, whole = (job->groups + 15) / 16 * 16, size = job->scale_kind == FLOAT32 ? 4 : 2;
+    memcpy(room->numbers, (const char *)job->scales + row * job->groups * size, job->groups * size);
+    if (job->zeros) work->level->unpack(work, job->zeros + row * job->zero_bytes, job->zero_bytes, job->groups, room->zeros);
+    float *scale = each == 1 ? room->scale : room->group_scale, *shift = each == 1 ? room->shift : room->group_shift;
+    if (job->scale_kind == FLOAT16) for (int64_t i = 0; i < whole; i++) scale[i] = load(room->numbers, FLOAT16, i);
+    else if (job->scale_kind == BFLOAT16) for (int64_t i = 0; i < whole; i++) scale[i] = load(room->numbers, BFLOAT16, i);
+    else memcpy(scale, room->numbers, whole * sizeof(float));
+    for (int64_t i = 0; i < whole; i++) shift[i] = scale[i] * room->zeros[i];
+    for (int64_t group = 0, b = 0; each > 1 && group < job->groups; group++)
+        for (int64_t end = b + each < work->blocks ? b + each : work->blocks; b < end; b++)
+            room->scale[b] = scale[group], room->shift[b] = shift[group];
 }
 
 /* Values of a row, as torch makes them: s (q - z) in float32, then rounded. */
@@ -45,7 +44,7 @@ INLINE void values(const Job *job, int64_t row, const uint8_t *codes, const uint
 INLINE void factors(const Work *work, const float *scale, int64_t token, int count, float *factor) {
     int64_t stride = work->blocks + PADDING;
     for (int m = 0; m < count; m++)
-        for (int64_t b = 0; b < work->blocks; b++) factor[m * stride + b] = scale[b] * work->scale[(token + m) * stride + b];
+        for (int64_t b = 0; b < (work->blocks + 15) / 16 * 16; b++) factor[m * stride + b] = scale[b] * work->scale[(token + m) * stride + b];
 }
 
 INLINE float dot(const float *a, const float *b, int64_t count) { /* both padded with zeros to 16 */
@@ -104,9 +103,7 @@ INLINE void fix(Work *work, int64_t token) {
 
 /* One instruction set's versions of all of these; `unpack` and `row` are written for each. */
 #define LEVEL(NAME, TARGET) \
-    TARGET static void parameters_##NAME(const Work *work, int64_t row, uint8_t *zeros, float *scale, float *shift) { \
-        parameters(work, row, zeros, scale, shift); \
-    } \
+    TARGET static void parameters_##NAME(const Work *work, int64_t row, Room *room) { parameters(work, row, room); } \
     TARGET static void factors_##NAME(const Work *work, const float *scale, int64_t token, int count, float *factor) { \
         factors(work, scale, token, count, factor); \
     } \

@@ -31,35 +31,32 @@ LEVEL(scalar, )
 #include "x86.h"
 #endif
 
-typedef struct {
-    uint8_t *zeros, *row; /* [groups + PADDING]; [code_bytes + PADDING] */
-    float *scale, *shift, *factor; /* [blocks + PADDING], zeros behind; of four tokens */
-} Room;
-
 static int make_room(const Work *work, Room *room) {
     const Job *job = work->job;
-    room->zeros = malloc(job->groups + PADDING), room->row = calloc(job->code_bytes + PADDING, 1);
-    room->scale = calloc(work->blocks + PADDING, sizeof(float)), room->shift = calloc(work->blocks + PADDING, sizeof(float));
-    room->factor = calloc(4 * (work->blocks + PADDING), sizeof(float));
-    if (!room->zeros || !room->row || !room->scale || !room->shift || !room->factor) return 0;
-    memset(room->zeros, 1 << (job->bits - 1), job->groups + PADDING);
+    int64_t groups = job->groups + PADDING, blocks = work->blocks + PADDING;
+    room->zeros = malloc(groups), room->codes = calloc(job->columns + job->code_bytes + PADDING, 1);
+    float *floats = room->numbers = calloc(3 * groups + 6 * blocks, sizeof(float));
+    if (!room->zeros || !room->codes || !floats) return 0;
+    memset(room->zeros, 1 << (job->bits - 1), groups);
+    room->group_scale = floats + groups, room->group_shift = floats + 2 * groups;
+    room->scale = floats + 3 * groups, room->shift = room->scale + blocks, room->factor = room->shift + blocks;
     return 1;
 }
 
-static void free_room(Room *room) { free(room->zeros), free(room->row), free(room->scale), free(room->shift), free(room->factor); }
+static void free_room(Room *room) { free(room->zeros), free(room->codes), free(room->numbers); }
 
 /* Codes of a row behind which so much may be read that no vector leaves the tensor. */
 static const uint8_t *row_codes(const Work *work, int64_t row, Room *room) {
     const Job *job = work->job;
     const uint8_t *codes = job->codes + row * job->code_bytes;
     if ((job->rows - 1 - row) * job->code_bytes >= PADDING) return codes;
-    return memcpy(room->row, codes, job->code_bytes);
+    return memcpy(room->codes, codes, job->code_bytes);
 }
 
 static void multiply_row(const Work *work, int64_t row, Room *room) {
     const Job *job = work->job;
     const uint8_t *codes = row_codes(work, row, room);
-    work->level->parameters(work, row, room->zeros, room->scale, room->shift);
+    work->level->parameters(work, row, room);
     for (int64_t token = 0, count; token < job->tokens; token += count) {
         float result[4];
         count = job->tokens - token >= 4 ? 4 : job->tokens - token >= 2 ? 2 : 1;
@@ -72,27 +69,26 @@ static void multiply_row(const Work *work, int64_t row, Room *room) {
     }
 }
 
-static void decode_row(const Work *work, int64_t row, Room *room, uint8_t *codes) {
+static void decode_row(const Work *work, int64_t row, Room *room) {
     const Job *job = work->job;
-    work->level->unpack(work, job->codes + row * job->code_bytes, job->code_bytes, job->columns, codes);
+    work->level->unpack(work, job->codes + row * job->code_bytes, job->code_bytes, job->columns, room->codes);
     if (job->zeros) work->level->unpack(work, job->zeros + row * job->zero_bytes, job->zero_bytes, job->groups, room->zeros);
-    work->level->values(work, row, codes, room->zeros);
+    work->level->values(work, row, room->codes, room->zeros);
 }
 
 static void some_rows(void *shared) {
     Work *work = shared;
     Room room;
     int sound = make_room(work, &room);
-    uint8_t *codes = malloc(work->job->columns + PADDING);
-    if (!sound || !codes) work->failed = 1;
+    if (!sound) work->failed = 1;
     while (!work->failed) {
         int64_t row = __atomic_fetch_add(&work->next, work->chunk, __ATOMIC_RELAXED), end = row + work->chunk;
         if (row >= work->job->rows) break;
         for (; row < end && row < work->job->rows; row++)
             if (work->bytes || work->words) multiply_row(work, row, &room);
-            else decode_row(work, row, &room, codes);
+            else decode_row(work, row, &room);
     }
-    free(codes), free_room(&room);
+    free_room(&room);
 }
 
 static void prepare(Work *work, const Job *job) {
