@@ -1,6 +1,6 @@
 """One token (or a few) times a weight on a CPU, one thread: dense in torch, torch's own 4-bit product, the C kernel.
 
-    python benchmarks/cpu_multiply.py --output benchmarks/cpu-multiply        # two minutes or so; ratios are to float32
+    python benchmarks/cpu_multiply.py --output benchmarks/cpu-multiply        # half a minute on an idle machine; ratios are to float32
     python benchmarks/cpu_multiply.py --shapes 256x512 --tokens 1 --output try
 
 Weights are random codes in groups; every weight read per call lies in enough copies to exceed 256 MB, so they come from memory. Errors
@@ -24,11 +24,15 @@ from featherweight.packed.integer import Integer
 
 
 def random_weight(rows: int, inputs: int, bits: int, group: int) -> Integer:
-    """Asymmetric codes; a decoded weight has the spread of a trained one."""
-    codes = torch.randint(0, 2**bits, (rows, inputs), dtype=torch.uint8)
-    groups = -(-inputs // group)
-    zeros = torch.full((rows, groups), 2 ** (bits - 1)) + torch.randint(-1, 2, (rows, groups))
-    return Integer.from_codes(codes, (torch.rand(rows, groups) + 0.5).half() / 2**bits / 10, zeros, bits, group)
+    """Any bytes are codes; scales such that a weight has the spread of a trained one; zero points anywhere."""
+    description = Integer.describe((rows, inputs), bits, group, symmetric=False, scale_dtype=torch.float16)
+    stored = {
+        name: torch.randint(0, 256, shape, dtype=dtype)
+        if dtype == torch.uint8
+        else ((torch.rand(shape) + 0.5) / 2**bits / 10).to(dtype)
+        for name, (shape, dtype) in Integer.layout(description).items()
+    }
+    return Integer.from_tensors(description, stored)
 
 
 def copies(weight: Integer) -> list[Integer]:
@@ -56,10 +60,10 @@ def integer_codes(weight: Integer) -> Tensor:
     return unpack(weight.codes, weight.bits, weight.inputs)
 
 
-def cases(rows: int, inputs: int, tokens: int, group: int, levels: list[int]) -> Iterator[Case]:
+def cases(rows: int, inputs: int, tokens: int, group: int, widths: list[int], levels: list[int]) -> Iterator[Case]:
     """The first is float32."""
     x, narrow = torch.randn(tokens, inputs), torch.randn(tokens, inputs).bfloat16()
-    weights = {bits: random_weight(rows, inputs, bits, group) for bits in (4, 8, 3, 2)}
+    weights = {bits: random_weight(rows, inputs, bits, group) for bits in widths}
     dense = weights[4].dequantize()
     product, flops = torch.nn.functional.linear, 2.0 * rows * inputs * tokens
     for name, given in (("float32, torch", x), ("bfloat16, torch", narrow)):
@@ -95,20 +99,23 @@ def product_at(level: int, weight: Integer) -> integer.IntegerProduct:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", default=["4096x4096", "14336x4096", "576x1536"])
-    parser.add_argument("--tokens", nargs="*", type=int, default=[1, 4, 16])
+    parser.add_argument("--tokens", nargs="*", type=int, default=[1, 4])
+    parser.add_argument("--bits", nargs="*", type=int, default=[4, 8, 3, 2], help="4 first; several only with one token")
     parser.add_argument("--group", type=int, default=64)
+    parser.add_argument("--replays", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("cpu-multiply"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     card, table = measure_card("cpu"), list[dict[str, Any]]()
-    levels = list(range(integer._level(), -1, -1))
+    levels = [level for level in (2, 1) if level <= integer._level()] or [0]
     for shape in options.shapes:
         rows, inputs = map(int, shape.split("x"))
         for tokens in options.tokens:
-            asked = list(cases(rows, inputs, tokens, options.group, levels))
-            table += measure(asked, card, {"out": rows, "in": inputs, "tokens": tokens}, replays=10)
+            widths = options.bits if tokens == 1 else options.bits[:1]
+            asked = list(cases(rows, inputs, tokens, options.group, widths, levels))
+            table += measure(asked, card, {"out": rows, "in": inputs, "tokens": tokens}, replays=options.replays)
             write_page(options.output, "cpu-multiply", "Products on a CPU", card, table, __doc__.strip().split("\n\n")[-1])
 
 
