@@ -128,6 +128,23 @@ def _cuda_attend(signature: Signature, device: torch.device) -> tuple[bool, str]
     if (capability := torch.cuda.get_device_capability(device)) < (9, 0):
         return False, f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
     return not missing(), missing() or "blocks put their parts together in shared memory"
+def _cpu_integer(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """Any bits, groups and sizes, wherever there is a C compiler; compiles when first asked."""
+    from featherweight.kernels.cpu.compiler import missing
+
+    if signature.get("kind") != "integer":
+        return False, f"for integer codes, not for {signature.get('kind')}"
+    if device.type != "cpu":
+        return False, f"written for CPUs, not for {device.type}"
+    if signature.get("activations") == "float64":
+        return False, "for activations of 16 or 32 bits, not float64"
+    if signature.get("group_index"):
+        return False, "it does not read groups with a stored index"
+    if reason := missing():
+        return False, reason
+    from featherweight.kernels.cpu.integer import told
+
+    return True, told(signature)
 
 
 _ROOM = "featherweight.kernels"
@@ -150,8 +167,17 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("torch", f"{_ROOM}.reference.int8_matmul", "torch_int8_matmul", _int_mm),
         Kernel("reference", f"{_ROOM}.reference.int8_matmul", "int8_matmul", _always),
     ),
+    "integer_matmul": (
+        Kernel("cpu", f"{_ROOM}.cpu.integer", "integer_matmul", _cpu_integer),
+        Kernel("reference", f"{_ROOM}.reference.integer_matmul", "integer_matmul", _always),
+    ),
+    "integer_values": (
+        Kernel("cpu", f"{_ROOM}.cpu.integer", "integer_values", _cpu_integer),
+        Kernel("reference", f"{_ROOM}.reference.integer_matmul", "integer_values", _always),
+    ),
     "dequantize_matmul": (
         Kernel("cuda", f"{_ROOM}.cuda.prepared", "prepare_integer", _cuda_integer, prepares=True),
+        Kernel("cpu", f"{_ROOM}.cpu.integer", "IntegerProduct", _cpu_integer, prepares=True),
         Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),
     ),
     "embed": _step_kernels("decode_rows", "embed"),
