@@ -16,7 +16,7 @@ import argparse
 import csv
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -161,13 +161,13 @@ def cell(value: object) -> str:
     """A number as the table shows it."""
     if not isinstance(value, float):
         return "" if value is None else str(value)
-    return f"{value:.5f}" if abs(value) < 2 else f"{value:.1f}"
+    return f"{value:.5f}" if abs(value) < 2 else f"{value:.2f}"
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown_table(rows: list[dict[str, Any]], columns: Sequence[str]) -> str:
     """All rows."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cell(row.get(column)) for column in COLUMNS) + " |" for row in rows]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(row.get(column)) for column in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -178,7 +178,7 @@ def write(rows: list[dict[str, Any]], folder: Path) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    (folder / "solver.md").write_text(markdown(rows))
+    (folder / "solver.md").write_text(markdown_table(rows, COLUMNS))
 
 
 def main() -> None:
@@ -209,11 +209,11 @@ def main() -> None:
             except Exception as problem_met:  # one case must not lose the others
                 print(f"{shape} {case}: {type(problem_met).__name__}: {problem_met}", flush=True)
                 continue
-            print(markdown(rows[-1:]).splitlines()[-1], flush=True)
+            print(markdown_table(rows[-1:], COLUMNS).splitlines()[-1], flush=True)
             if options.output:
                 write(rows, options.output)
     name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
-    print(f"\n{name}, torch {torch.__version__}, milliseconds, median of {options.repeats}\n\n{markdown(rows)}")
+    print(f"\n{name}, torch {torch.__version__}, milliseconds, median of {options.repeats}\n\n{markdown_table(rows, COLUMNS)}")
 
 
 if __name__ == "__main__":
