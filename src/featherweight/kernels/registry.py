@@ -93,6 +93,18 @@ def _cuda_integer(signature: Signature, device: torch.device) -> tuple[bool, str
     return True, "16-bit activations without gradients: codes go straight to the matrix unit, or by slabs for many tokens"
 
 
+def _triton_groups(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    size = signature.get("group_size", 0)
+    if not 0 < size <= 128 or size % 16:
+        return False, f"groups of a multiple of 16 columns up to 128, not {size}"
+    return _triton_sweep(signature, device)
+
+
+def _triton_fit(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    runs, reason = _triton_sweep({}, device)
+    return runs, "one launch for all groups" if runs else reason
+
+
 def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """What `torch._int_mm` takes on CUDA: more than 16 tokens, inputs and outputs in eights; on a CPU anything."""
     if device.type not in ("cpu", "cuda"):
@@ -162,6 +174,22 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     "sweep_block": (
         Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", _triton_sweep),
         Kernel("reference", f"{_ROOM}.reference.sweep_block", "sweep_block", _always),
+    ),
+    "sweep_groups": (
+        Kernel("triton", f"{_ROOM}.triton.sweep_groups", "sweep_groups", _triton_groups),
+        Kernel("reference", f"{_ROOM}.reference.sweep_groups", "sweep_groups", _always),
+    ),
+    "fit_groups": (
+        Kernel("triton", f"{_ROOM}.triton.sweep_groups", "fit_groups", _triton_fit),
+        Kernel("reference", f"{_ROOM}.reference.fit_groups", "fit_groups", _always),
+    ),
+    "sweep_vectors": (
+        Kernel("triton", f"{_ROOM}.triton.sweep_vectors", "sweep_vectors", _triton_sweep),
+        Kernel("reference", f"{_ROOM}.reference.sweep_vectors", "sweep_vectors", _always),
+    ),
+    "descend_vectors": (
+        Kernel("triton", f"{_ROOM}.triton.sweep_vectors", "descend_vectors", _triton_sweep),
+        Kernel("reference", f"{_ROOM}.reference.sweep_vectors", "descend_vectors", _always),
     ),
     "int8_matmul": (
         Kernel("torch", f"{_ROOM}.reference.int8_matmul", "torch_int8_matmul", _int_mm),
