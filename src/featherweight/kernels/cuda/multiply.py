@@ -84,8 +84,8 @@ def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, sha
     sums = 4 * (1 if groups <= shape.blocks else 2) * tokens * block_rows
     resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
     blocks = min(groups, shape.blocks)
-    numbers = (weight.rows, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
-    numbers += (groups // blocks, groups % blocks, phases, resident)
+    sizes = (weight.rows, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
+    numbers = (*sizes, groups // blocks, groups % blocks, phases, int(resident))
     function.launch(
         (blocks, shape.splits, 1),
         (32, shape.row_warps, shape.input_warps),
