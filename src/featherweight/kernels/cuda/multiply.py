@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featherweight.kernels.cuda import driver
 from featherweight.kernels.cuda.integer import DeviceCodes
-from featherweight.kernels.cuda.layout import ROWS
+from featherweight.kernels.cuda.layout import BLOCK, ROWS
 
 #: Tokens of one launch.
 MOST_TOKENS = 64
@@ -79,9 +79,9 @@ def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, sha
     function = _load("multiply", weight, x.dtype, shape.unit, constants, x.device)
     description = _Weights.of(weight, shape.unit)
     phases = -(-description.units // (shape.input_warps * shape.splits))
-    stage = tokens * (shape.unit + 32) * 2
+    stage = tokens * (shape.unit + 32) * 2 + (shape.unit // min(weight.group or BLOCK, BLOCK) + 1) * columns * 32
     groups = -(-weight.rows // block_rows)
-    sums = 4 * (1 if groups <= shape.blocks else 2) * tokens * block_rows
+    sums = 4 * (1 if groups <= shape.blocks else 2) * tokens * (block_rows + 4)
     resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
     blocks = min(groups, shape.blocks)
     sizes = (weight.rows, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
