@@ -37,6 +37,7 @@ class Shape:
         resident: blocks that registers must leave room for on a multiprocessor.
         splits: blocks that share the inputs of the same outputs, as a cluster.
         blocks: of the grid, or clusters, at most; each takes one group of outputs after the other.
+        held: units that a warp has registers for, 1 or 2.
     """
 
     unit: int = 512
@@ -46,6 +47,7 @@ class Shape:
     resident: int = 3
     splits: int = 1
     blocks: int = 264
+    held: int = 1
 
 
 class _Weights(ctypes.Structure):
@@ -74,7 +76,7 @@ def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, sha
     tokens, block_rows = x.shape[0], shape.row_warps * shape.tiles * ROWS
     columns = next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
     threads = 32 * shape.row_warps * shape.input_warps
-    constants = {"TILES": shape.tiles, "COLUMNS": columns, "SPLITS": shape.splits, "THREADS": threads}
+    constants = {"TILES": shape.tiles, "COLUMNS": columns, "SPLITS": shape.splits, "HELD": shape.held, "THREADS": threads}
     constants["RESIDENT"] = shape.resident
     function = _load("multiply", weight, x.dtype, shape.unit, constants, x.device)
     description = _Weights.of(weight, shape.unit)

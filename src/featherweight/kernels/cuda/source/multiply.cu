@@ -1,11 +1,11 @@
 // y = x Wᵀ for few tokens: weights are the matrix unit's 16-row operand, tokens its columns.
 //
-// A warp takes `TILES` tiles of 16 rows and, in each phase, a unit of UNIT inputs; before it multiplies by one unit it asks for all
-// codes of its next, so that a unit of every warp is under way at any time. Warps of a block lie in `row_warps` by `input_warps`; those of the same
+// A warp takes `TILES` tiles of 16 rows and, in each phase, a unit of UNIT inputs; it asks for its next unit group by group as it
+// goes along: into the place of what it has used up (HELD 1), or into other registers ahead of each group (HELD 2). Warps of a block lie in `row_warps` by `input_warps`; those of the same
 // inputs share the activations, which lie in shared memory (`fields.cuh`). Sums over inputs are taken per group in the matrix
 // unit, times the group's scale in fp32, then over the input warps in their order, so results repeat bit for bit.
 //
-// Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), SPLITS, THREADS, RESIDENT.
+// Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), HELD, SPLITS, THREADS, RESIDENT.
 #include "fields.cuh"
 
 template <int STEP, int END>
@@ -30,11 +30,12 @@ DEVICE void multiply_steps(float (&sums)[TILES][COLUMNS][4], const Unit& unit, c
 }
 
 // The groups of a unit one after the other: exact products of the codes, then the zero point, then the scale. `beside`: what
-// `Activations` has beside them, from the lane's first token.
+// `Activations` has beside them, from the lane's first token; `more`: whether `source` is to be loaded to `then`.
 template <int INDEX>
 DEVICE void multiply_groups(float (&total)[TILES][COLUMNS][4], const Unit& unit, const unsigned char* const (&tokens)[COLUMNS],
-                            const float* beside, const float2 (&factors)[COLUMNS]) {
+                            const float* beside, const float2 (&factors)[COLUMNS], bool more, const Source& source, Unit& then) {
     if constexpr (INDEX < GROUPS_OF_UNIT) {
+        if (HELD == 2 && more) source.load(then, INDEX);
         float sums[TILES][COLUMNS][4];
         float2 zeros[COLUMNS];
 #pragma unroll
@@ -66,7 +67,8 @@ DEVICE void multiply_groups(float (&total)[TILES][COLUMNS][4], const Unit& unit,
                 total[slot][column][3] += lower * factors[column].y * sum[3];
             }
         }
-        multiply_groups<INDEX + 1>(total, unit, tokens, beside, factors);
+        if (HELD == 1 && more) source.load(then, INDEX);
+        multiply_groups<INDEX + 1>(total, unit, tokens, beside, factors, more, source, then);
     }
 }
 
@@ -118,8 +120,10 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
     int step = SPLITS * input_warps, first = blockIdx.y * input_warps + input_warp, units = weights.units;
     int stages = resident ? phases : 2, index = blockIdx.x;
     int rounds = share + (index < spare), block = index * share + (index < spare ? index : spare);
-    Unit units_held[2];
-    load_unit(units_held[0], weights, (block * row_warps + row_warp) * TILES, first, lane);
+    Unit held[HELD];
+    Source source;
+    source.find(weights, (block * row_warps + row_warp) * TILES, first, lane);
+    load_unit(held[0], source);
     release_dependents();
     wait_for_inputs();
 
@@ -137,11 +141,11 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
     activations.put(first, 0);
     float total[TILES][COLUMNS][4] = {};
     int round = 0, phase = 0, turn = 0, current = first;
-    // Asks for the warp's next unit, then multiplies by the one that is there; at the end of a group of rows writes its sums.
+    // Multiplies by one unit and asks for the warp's next; at the end of a group of rows writes its sums.
     auto take = [&](const Unit& now, Unit& then) {
         bool last = phase + 1 == phases, more = !last || round + 1 < rounds;
         int next = last ? first : current + step, here = resident ? phase : turn & 1;
-        if (more) load_unit(then, weights, ((block + last) * row_warps + row_warp) * TILES, next, lane);
+        source.find(weights, ((block + last) * row_warps + row_warp) * TILES, next, lane);
         if (!resident || round == 0) {
             synchronize_threads(1 + input_warp, sharing);
             if (resident ? !last : more) activations.put(next, resident ? phase + 1 : here ^ 1);
@@ -154,7 +158,9 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
             float2 factors[COLUMNS];
 #pragma unroll
             for (int column = 0; column < COLUMNS; column++) factors[column] = *(const float2*)(beside + GROUPS_OF_UNIT * WIDTH + column * 8);
-            multiply_groups<0>(total, now, columns, beside, factors);
+            multiply_groups<0>(total, now, columns, beside, factors, more, source, then);
+        } else if (more) {
+            load_unit(then, source);
         }
         turn++, phase++, current = next;
         if (last) {
@@ -169,7 +175,7 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
         }
         return more;
     };
-    while (take(units_held[0], units_held[1]) && take(units_held[1], units_held[0])) {}
+    while (take(held[0], held[HELD - 1]) && (HELD == 1 || take(held[HELD - 1], held[0]))) {}
     if (SPLITS > 1) synchronize_cluster();  // a block stays until its sums were read
 }
 EXPORT(multiply)
