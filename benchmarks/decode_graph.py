@@ -180,6 +180,8 @@ def measured(shape: str, form: str, options: argparse.Namespace) -> list[dict[st
     weights = sum({t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]}.values())
     ids = random_tokens(model, 1, options.context, device)
     runner = Runner(model, 1, options.context + options.tokens + 2)
+    runner.read(ids)
+    runner.compare()
     ms, streamed = time_steps(runner, ids, options.tokens)
     product = model.model.layers[0].mlp.gate_proj
     kernel = (

@@ -42,7 +42,7 @@ class CodedRow:
     def __call__(self, x: Tensor | Scaled, *, norm: Norm | None = None, activation: str | None = None) -> Tensor:
         """As `Product`."""
         row = x.x if isinstance(x, Scaled) else x
-        around = Around(scaled=x if isinstance(x, Scaled) else None)
+        around = Around(scaled=x) if isinstance(x, Scaled) else None
         return multiply(row, self.weight, self.bias, row.new_empty(1, self.outputs), self.shape, around=around)
 
     def add(self, x: Tensor, residual: Tensor, following: Norm | None) -> Scaled | None:

@@ -115,21 +115,6 @@ def _triton_step(signature: Signature, device: torch.device) -> tuple[bool, str]
     return True, "part of a fused decode step"
 
 
-def _cuda_attend(signature: Signature, device: torch.device) -> tuple[bool, str]:
-    """Clusters of blocks, for caches so short that query heads of one key head may read it each for itself."""
-    from featherweight.kernels.cuda.compiler import missing
-
-    if device.type != "cuda":
-        return False, f"written for CUDA, not for {device.type}"
-    if signature.get("dtype") not in ("bfloat16", "float16"):
-        return False, f"for 16-bit activations, not {signature.get('dtype')}"
-    if signature.get("reach", 0) > 1024 or signature.get("dim") not in (32, 64, 128, 256):
-        return False, f"for heads of 32 to 256 and up to 1024 tokens, not {signature.get('dim')} and {signature.get('reach')}"
-    if (capability := torch.cuda.get_device_capability(device)) < (9, 0):
-        return False, f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
-    return not missing(), missing() or "blocks put their parts together in shared memory"
-
-
 _ROOM = "featherweight.kernels"
 
 
@@ -158,14 +143,8 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     "add_norm": _step_kernels("decode_rows", "add_norm"),
     "gate": _step_kernels("decode_rows", "gate"),
     "row_product": _step_kernels("decode_rows", "row_product"),
-    "attend": (
-        Kernel("cuda", f"{_ROOM}.cuda.attend", "attend", _cuda_attend),
-        *_step_kernels("decode_attention", "attend"),
-    ),
-    "attend_scratch": (
-        Kernel("cuda", f"{_ROOM}.cuda.attend", "make_scratch", _cuda_attend),
-        *_step_kernels("decode_attention", "make_scratch"),
-    ),
+    "attend": _step_kernels("decode_attention", "attend"),
+    "attend_scratch": _step_kernels("decode_attention", "make_scratch"),
     "choose_token": _step_kernels("decode_choice", "choose_token"),
     "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),
     "cache_scores": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_scores", _always),),

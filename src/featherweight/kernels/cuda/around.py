@@ -41,9 +41,6 @@ class Around:
     following: Scaled | None = None
 
 
-NOTHING = Around()
-
-
 class AroundArguments(ctypes.Structure):
     """The same as the kernel takes it."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda import driver
-from featherweight.kernels.cuda.around import NOTHING, Around, AroundArguments
+from featherweight.kernels.cuda.around import Around, AroundArguments
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import ROWS
 
@@ -64,7 +64,7 @@ class _Weights(ctypes.Structure):
 
 
 def multiply(
-    x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: Shape, overlapped: bool = True, around: Around = NOTHING
+    x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: Shape, overlapped: bool = True, around: Around | None = None
 ) -> Tensor:
     """`y[t, o] = Σ_i x[t, i] W[o, i] + bias[o]` for up to 64 tokens.
 
@@ -79,8 +79,10 @@ def multiply(
     columns = next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
     threads = 32 * shape.row_warps * shape.input_warps
     constants = {"TILES": shape.tiles, "COLUMNS": columns, "THREADS": threads, "RESIDENT": shape.resident}
+    constants["AROUND"] = int(around is not None)
     function = _load("multiply", weight, x.dtype, shape.unit, constants, x.device)
     description = _Weights.of(weight, shape.unit)
+    others = [] if around is None else [AroundArguments.of(around)]
     phases = -(-description.units // (shape.input_warps * shape.splits))
     stage = tokens * (shape.unit + 32) * 2
     groups = -(-weight.rows // block_rows)
@@ -91,7 +93,7 @@ def multiply(
         (min(groups, shape.blocks), shape.splits, 1),
         (32, shape.row_warps, shape.input_warps),
         shape.input_warps * ((phases if resident else min(phases, 2)) * stage + sums),
-        [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers), AroundArguments.of(around)],
+        [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers), *others],
         cluster=shape.splits,
         overlapped=overlapped,
     )

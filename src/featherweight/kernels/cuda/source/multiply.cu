@@ -10,7 +10,7 @@
 //
 // `around.cuh` says what else a product of one token can do.
 //
-// Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), THREADS, RESIDENT.
+// Fixed when compiled: what `tiles.cuh` and `around.cuh` name, COLUMNS (tokens in eights), THREADS, RESIDENT.
 #include "around.cuh"
 #include "tiles.cuh"
 
@@ -117,32 +117,29 @@ struct Outputs {
     const half_word* bias;
     int rows, tokens, stride, row_shift;  // a block's rows are 2^row_shift
 
-    Around around;
-    float factor;  // of all sums
+    // Adds what the input warps of all blocks of the cluster found, in a fixed order.
+    DEVICE float add(const float* place, int input_warps, int splits) const {
+        float sum = 0.0f;
+        if (splits == 1) {
+#pragma unroll 8
+            for (int warp = 0; warp < input_warps; warp++) sum += place[warp * tokens << row_shift];
+        } else {
+            for (int other = 0; other < splits; other++) {
+#pragma unroll 8
+                for (int warp = 0; warp < input_warps; warp++) sum += load_from_cluster(place + (warp * tokens << row_shift), other);
+            }
+        }
+        return sum;
+    }
 
-    // Adds what the input warps of all blocks of the cluster found, in a fixed order, and writes; returns the sum of the squares
-    // written where `around` wants it.
-    DEVICE float write(const float* sums, int block, int input_warps, int splits, int split, int thread, int threads) const {
-        float squares = 0.0f;
+    DEVICE void write(const float* sums, int block, int input_warps, int splits, int split, int thread, int threads) const {
         for (int entry = split * threads + thread; entry < tokens << row_shift; entry += splits * threads) {
             int token = entry >> row_shift, row = (block << row_shift) + (entry & ((1 << row_shift) - 1));
             if (row >= rows) continue;
-            float sum = 0.0f;
-            const float* place = sums + entry;
-            if (splits == 1) {
-#pragma unroll 8
-                for (int warp = 0; warp < input_warps; warp++) sum += place[warp * tokens << row_shift];
-            } else {
-                for (int other = 0; other < splits; other++) {
-#pragma unroll 8
-                    for (int warp = 0; warp < input_warps; warp++) sum += load_from_cluster(place + (warp * tokens << row_shift), other);
-                }
-            }
-            sum *= factor;
+            float sum = add(sums + entry, input_warps, splits);
             if (bias) sum += from_number(bias[row]);
-            squares += around.finish(y + (long)token * stride, row, sum);
+            y[(long)token * stride + row] = to_number(sum);
         }
-        return squares;
     }
 };
 
@@ -150,7 +147,11 @@ struct Outputs {
 // most one more to one than to another. `resident`: all activations stay in shared memory, else they pass through two stages.
 KERNEL void __launch_bounds__(THREADS, RESIDENT)
 multiply(Weights weights, const half_word* x, half_word* y, const half_word* bias, int rows, int inputs, int tokens, int x_stride,
-         int y_stride, int row_shift, int resident, Around around) {
+         int y_stride, int row_shift, int resident
+#if AROUND
+         , Around around
+#endif
+) {
     SHARED_MEMORY(memory);
     int lane = threadIdx.x, row_warp = threadIdx.y, input_warp = threadIdx.z, row_warps = blockDim.y, input_warps = blockDim.z;
     int splits = gridDim.y, step = splits * input_warps, first = blockIdx.y * input_warps + input_warp;
@@ -175,10 +176,19 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
         column_at[column] = 2 * ((token < tokens ? token : tokens - 1) * STRIDE + lane % 4 * 8);
     }
     activations.copy(first, 0);
-    Outputs outputs = {y, bias, rows, tokens, y_stride, row_shift, around, around.factor(lane)};
-    float squares = 0.0f;
+    Outputs outputs = {y, bias, rows, tokens, y_stride, row_shift};
+    int thread = (input_warp * row_warps + row_warp) * 32 + lane, threads = sharing * input_warps;
+#if AROUND
+    float factor = around.factor(lane), squares = 0.0f;
+    int entry = blockIdx.y * threads + thread;  // of one token: a thread has one output at most
+#endif
     for (int round = 0, turn = 0; round < rounds; round++, block++) {
         float total[TILES][COLUMNS][4] = {};
+#if AROUND
+        int row = (block << row_shift) + entry;
+        bool inside = entry >> row_shift == 0 && row < rows;
+        Beside beside = around.load(row, inside);
+#endif
         for (int phase = 0, current = first; phase < phases; phase++, turn++, current += step) {
             bool last = phase + 1 == phases, more = !last || round + 1 < rounds;
             int next = last ? first : current + step, here = resident ? phase : turn & 1, there = resident ? phase + 1 : here ^ 1;
@@ -202,13 +212,20 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
         put_sums(buffer + (input_warp * tokens << row_shift), total, tokens, 1 << row_shift, row_warp, lane);
         if (splits == 1) synchronize_block();
         else synchronize_cluster();
-        squares += outputs.write(buffer, block, input_warps, splits, blockIdx.y, (input_warp * row_warps + row_warp) * 32 + lane,
-                                 sharing * input_warps);
+#if AROUND
+        if (inside) {
+            float sum = factor * outputs.add(buffer + entry, input_warps, splits) + (bias ? from_number(bias[row]) : 0.0f);
+            squares += around.finish(y, row, sum, beside);
+        }
+#else
+        outputs.write(buffer, block, input_warps, splits, blockIdx.y, thread, threads);
+#endif
     }
     if (splits > 1) synchronize_cluster();  // a block stays until its sums were read
-    if (around.gain) {
-        float part = sum_over_block(squares, sums, lane, input_warp * row_warps + row_warp, row_warps * input_warps);
-        if (lane == 0 && row_warp == 0 && input_warp == 0) around.squares_out[blockIdx.x * splits + blockIdx.y] = part;
-    }
+#if AROUND
+    if (!around.gain) return;
+    squares = sum_over_block(squares, sums, lane, thread / 32, threads / 32);
+    if (thread == 0) around.squares_out[blockIdx.x * splits + blockIdx.y] = squares;
+#endif
 }
 EXPORT(multiply)
