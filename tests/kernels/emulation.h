@@ -92,14 +92,16 @@ DEVICE half_word to_bf16(double value) {
     return (half_word)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-DEVICE float sum_over_warp(float value) {
+DEVICE float sum_over_lanes(float value, int lanes) {
     current->warp->words[current->lane][0] = as_word(value);
     synchronize_warp();
     float sum = 0.0f;
-    for (auto& lane : current->warp->words) sum += as_float(lane[0]);
+    for (int i = 0; i < lanes; i++) sum += as_float(current->warp->words[current->lane / lanes * lanes + i][0]);
     synchronize_warp();
     return sum;
 }
+DEVICE float sum_over_warp(float value) { return sum_over_lanes(value, 32); }
+DEVICE float exponential(float value) { return std::exp(value); }
 DEVICE float inverse_root(float value) { return 1.0f / std::sqrt(value); }
 
 DEVICE word select_bits(word a, word mask, word b) { return (a & mask) | b; }

@@ -52,8 +52,11 @@ DEVICE void synchronize_threads(int barrier, int threads) {
     else asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// Blocks of a cluster: all wait for all; a number in the shared memory of one of them, by its rank.
-DEVICE void synchronize_cluster() { asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory"); }
+// Blocks of a cluster: all wait for all. What a block wrote to its shared memory before its own barrier is then seen by the
+// others; of device memory nothing is promised, which would cost a microsecond.
+DEVICE void synchronize_cluster() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
 DEVICE float load_from_cluster(const float* place, int rank) {
     word address = (word)__cvta_generic_to_shared(place);
     float v;
@@ -62,12 +65,16 @@ DEVICE float load_from_cluster(const float* place, int rank) {
     return v;
 }
 
-// The sum over the lanes of a warp, for all of them.
-DEVICE float sum_over_warp(float value) {
+// The sum over `lanes` neighbouring lanes of a warp, a power of two, for all of them.
+DEVICE float sum_over_lanes(float value, int lanes) {
 #pragma unroll
-    for (int distance = 16; distance; distance /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, distance);
+    for (int distance = 16; distance; distance /= 2) {
+        if (distance < lanes) value += __shfl_xor_sync(0xFFFFFFFFu, value, distance);
+    }
     return value;
 }
+DEVICE float sum_over_warp(float value) { return sum_over_lanes(value, 32); }
+DEVICE float exponential(float value) { return __expf(value); }
 DEVICE float inverse_root(float value) { return rsqrtf(value); }
 
 // (a & mask) | b in one instruction.
