@@ -101,6 +101,7 @@ class Nothing:
 
     outputs: int
     norms: bool
+    gates: bool
     adds: bool
     out: Tensor
     scales: bool = False
@@ -121,7 +122,7 @@ def without_linears(runner: Runner, fuses: bool) -> None:
     blocks = tuple(
         dataclasses.replace(
             block,
-            **{name: Nothing(getattr(block, name).outputs, fuses, fuses, out) for name in ("qkv", "output", "gate_up", "down")},
+            **{name: Nothing(getattr(block, name).outputs, fuses, fuses, fuses, out) for name in ("qkv", "output", "gate_up", "down")},
         )
         for block in decoder.blocks
     )

@@ -11,6 +11,7 @@ from featherweight.kernels.cuda.around import Around, Scaled
 from featherweight.kernels.cuda.multiply import Shape, blocks_of, multiply
 from featherweight.kernels.decoding import Heads
 from featherweight.kernels.reference import decode_attention
+from featherweight.kernels.reference.decode_rows import activated
 
 
 @needs_compiler
@@ -25,10 +26,23 @@ def test_norms_and_sums_taken_along(emulation, shape):  # noqa: F811
     after = Scaled(torch.full((1, 80), torch.nan).bfloat16(), torch.full((blocks_of(80, shape),), torch.nan), 1e-5)
     normed = row.double() * gain * (row.double().square().mean() + 1e-5).rsqrt()
     expected = residual.double() + normed @ dense.T + bias.double()
-    multiply(before.x, weight, bias, residual, shape, around=Around(before, residual, following, after))
+    multiply(before.x, weight, bias, residual, shape, around=Around(before, None, residual, following, after))
     assert (residual.double() - expected).norm() < 5e-3 * expected.norm()
     assert torch.equal(after.x, (residual.float() * following).bfloat16())
     torch.testing.assert_close(after.squares.sum(), residual.float().square().sum())
+
+
+@needs_compiler
+@pytest.mark.parametrize(("activation", "shape"), [("silu", Shape(256, 2, 1, 2, blocks=2)), ("gelu_tanh", Shape(256, 2, 2, 1))])
+def test_one_half_of_the_outputs_times_the_other(emulation, activation, shape):  # noqa: F811
+    weight, dense = weight_of(160, 640, 4, 64, True, torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    x, bias = 0.1 * torch.randn(1, 640, generator=generator).bfloat16(), torch.randn(160, generator=generator).bfloat16()
+    y = torch.full((1, 80), torch.nan).bfloat16()
+    multiply(x, weight, bias, y, shape, around=Around(activation=activation))
+    first, second = (x.double() @ dense.T + bias.double()).chunk(2, -1)
+    expected = activated(first, activation) * second
+    assert (y.double() - expected).norm() < 5e-3 * expected.norm()
 
 
 @needs_compiler

@@ -23,6 +23,9 @@ SHARED_BYTES = 227 << 10
 #: Dtypes of activations, as the sources number them.
 ACTIVATIONS = {torch.bfloat16: 0, torch.float16: 1}
 
+#: Activations of half the outputs, as the sources number them.
+GATES = {None: 0, "silu": 1, "gelu_tanh": 2}
+
 #: Inputs and warps of a block of `dequantize`.
 _UNIT, _WARPS = 256, 8
 
@@ -73,13 +76,15 @@ def multiply(
         bias: `[out]` in the dtype of `x`.
         y: `[tokens, out]`, written.
         overlapped: let the launch begin before the kernel ahead of it is done.
-        around: what else is done, for one token.
+        around: what else is done, for one token; with an activation two tiles to a warp, and half as many outputs.
     """
     tokens, block_rows = x.shape[0], shape.row_warps * shape.tiles * ROWS
+    halves = 1 if around is None or around.activation is None else 2
     columns = next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
     threads = 32 * shape.row_warps * shape.input_warps
-    constants = {"TILES": shape.tiles, "COLUMNS": columns, "THREADS": threads, "RESIDENT": shape.resident}
-    constants["AROUND"] = int(around is not None)
+    constants = {"TILES": shape.tiles, "COLUMNS": columns, "SPLITS": shape.splits, "THREADS": threads}
+    constants["RESIDENT"] = shape.resident
+    constants |= {"AROUND": int(around is not None), "GATED": 0 if around is None else GATES[around.activation]}
     function = _load("multiply", weight, x.dtype, shape.unit, constants, x.device)
     description = _Weights.of(weight, shape.unit)
     others = [] if around is None else [AroundArguments.of(around)]
@@ -88,11 +93,13 @@ def multiply(
     groups = -(-weight.rows // block_rows)
     sums = 4 * (1 if groups <= shape.blocks else 2) * tokens * block_rows
     resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
-    numbers = (weight.rows, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1, resident)
+    blocks = min(groups, shape.blocks)
+    numbers: tuple[int, ...] = (weight.rows // halves, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
+    numbers += (groups // blocks, groups % blocks, phases, resident)
     function.launch(
-        (min(groups, shape.blocks), shape.splits, 1),
+        (blocks, shape.splits, 1),
         (32, shape.row_warps, shape.input_warps),
-        shape.input_warps * ((phases if resident else min(phases, 2)) * stage + sums),
+        shape.input_warps * ((phases if resident else 2) * stage + sums),
         [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers), *others],
         cluster=shape.splits,
         overlapped=overlapped,

@@ -1,12 +1,14 @@
-// What a decode step has around the product of one token, taken along by it: the norm before it, the sum with a residual, and
-// what the norm after it needs. Each is done where its pointer is not null, and asked for before it is needed.
+// What a decode step has around the product of one token, taken along by it: the norm before it, the activation of half of its
+// outputs, the sum with a residual, and what the norm after it needs. Each is done where its pointer is not null, and asked for
+// before it is needed.
 //
 // A norm is two halves. Who writes a row also writes it times the norm's gain, and the sum of its squares, one part a block;
 // who multiplies by that row divides its finished sums by the root of the mean square. Parts are added in a fixed order.
 //
-// Fixed when compiled: AROUND (0: none of this).
+// Fixed when compiled: AROUND (0: none of this), GATED (0; 1 SiLU, 2 GELU by its tanh form: outputs of the first half of the
+// rows, activated, times those of the second).
 #pragma once
-#include "numbers.cuh"
+#include "tiles.cuh"
 
 #if AROUND
 // What one output meets.
@@ -51,6 +53,12 @@ struct Around {
         return value * value;
     }
 };
+
+DEVICE float activate(float value) {
+    float scale = 1.0f;
+    if (GATED == 2) scale = 1.5957691216057308f * (1.0f + 0.044715f * value * value);
+    return value / (1.0f + exponential(-scale * value));
+}
 
 // The sum over all threads of a block, for the first of them; `room` holds one number a warp.
 DEVICE float sum_over_block(float value, float* room, int lane, int warp, int warps) {

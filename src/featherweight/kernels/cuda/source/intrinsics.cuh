@@ -57,11 +57,17 @@ DEVICE void synchronize_threads(int barrier, int threads) {
 DEVICE void synchronize_cluster() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
-DEVICE float load_from_cluster(const float* place, int rank) {
+
+// A number in the shared memory of a block of the cluster, by its rank; in one's own if there are no others.
+DEVICE float load_from_block(const float* place, int rank) {
     word address = (word)__cvta_generic_to_shared(place);
     float v;
+#if SPLITS > 1
     asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];}"
                  : "=f"(v) : "r"(address), "r"(rank) : "memory");
+#else
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+#endif
     return v;
 }
 
@@ -74,6 +80,7 @@ DEVICE float sum_over_lanes(float value, int lanes) {
     return value;
 }
 DEVICE float sum_over_warp(float value) { return sum_over_lanes(value, 32); }
+
 DEVICE float exponential(float value) { return __expf(value); }
 DEVICE float inverse_root(float value) { return rsqrtf(value); }
 
