@@ -95,7 +95,8 @@ class PackedModule(nn.Module):  # type: ignore[misc]
 
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x · Wᵀ + bias`: from the kept values where there are any, by a kernel where one runs, else by composition."""
-        dense = self.dense(x.dtype)
+        kind = x.device.type
+        dense = self.dense(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
         if dense is None:
             prepared = self._prepare(x)
             if prepared is not None:
