@@ -43,7 +43,7 @@ def weight_of(rows, inputs, bits, group, zeros, scale_dtype, seed=0):
     ],
 )
 def test_product_is_that_of_the_decoded_weight(
-    emulation,
+    emulation,  # noqa: F811
     bits,
     dtype,
     rows,
@@ -52,7 +52,7 @@ def test_product_is_that_of_the_decoded_weight(
     group,
     zeros,
     scale,
-    shape,  # noqa: F811
+    shape,
 ):
     weight, dense = weight_of(rows, inputs, bits, group, zeros, scale)
     generator = torch.Generator().manual_seed(1)
@@ -84,7 +84,7 @@ def test_compiles_for_hopper(bits, tmp_path, monkeypatch):
         pytest.skip(compiler.missing())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     constants = {"BITS": bits, "ACTIVATION": 0, "SCALE": 0, "ZEROS": 1, "GROUP": 64, "WIDE": 1, "UNIT": 256}
-    constants |= {"TILES": 1, "COLUMNS": 2, "SPLITS": 2, "HELD": 2, "THREADS": 256, "RESIDENT": 2}
+    constants |= {"TILES": 1, "COLUMNS": 2, "SPLITS": 2, "THREADS": 256, "HELD": 2, "RESIDENT": 2, "AROUND": 0}
     first = compiler.build("multiply.cu", constants, "sm_90")
     assert first[:4] == b"\x7fELF"
     kept = list(tmp_path.rglob("*.cubin"))

@@ -1,12 +1,16 @@
 // y = x Wᵀ for few tokens: weights are the matrix unit's 16-row operand, tokens its columns.
 //
 // A warp takes `TILES` tiles of 16 rows and, in each phase, a unit of UNIT inputs; it asks for its next unit group by group as it
-// goes along: into the place of what it has used up (HELD 1), or into other registers ahead of each group (HELD 2). Warps of a block lie in `row_warps` by `input_warps`; those of the same
-// inputs share the activations, which lie in shared memory (`fields.cuh`). Sums over inputs are taken per group in the matrix
-// unit, times the group's scale in fp32, then over the input warps in their order, so results repeat bit for bit.
+// goes along: into the place of what it has used up (HELD 1), or into other registers ahead of each group (HELD 2). Warps of a
+// block lie in `row_warps` by `input_warps`; those of the same inputs share the activations, which lie in shared memory
+// (`fields.cuh`). Sums over inputs are taken per group in the matrix unit, times the group's scale in fp32, then over the input
+// warps in their order, so results repeat bit for bit. `around.cuh` says what else a product of one token can do.
 //
-// Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), HELD, SPLITS, THREADS, RESIDENT.
+// Fixed when compiled: what `tiles.cuh` and `around.cuh` name, COLUMNS (tokens in eights), HELD, SPLITS, THREADS, RESIDENT.
+#include "around.cuh"
 #include "fields.cuh"
+
+constexpr int SPAN = GATED ? 1 : TILES;  // tiles of outputs to a warp
 
 template <int STEP, int END>
 DEVICE void multiply_steps(float (&sums)[TILES][COLUMNS][4], const Unit& unit, const unsigned char* const (&tokens)[COLUMNS]) {
@@ -93,17 +97,22 @@ struct Outputs {
     const half_word* bias;
     int rows, tokens, stride, row_shift;  // a block's rows are 2^row_shift
 
-    // Adds what the input warps of all blocks of the cluster found, in a fixed order, and writes.
+    // Adds what the input warps of all blocks of the cluster found, in a fixed order.
+    DEVICE float add(const float* place, int input_warps) const {
+        float sum = 0.0f;
+        for (int other = 0; other < SPLITS; other++) {
+#pragma unroll 8
+            for (int warp = 0; warp < input_warps; warp++) sum += load_from_block(place + warp * tokens * ((1 << row_shift) + 4), other);
+        }
+        return sum;
+    }
+
     DEVICE void write(const float* sums, int block, int input_warps, int split, int thread, int threads) const {
         for (int entry = split * threads + thread; entry < tokens << row_shift; entry += SPLITS * threads) {
-            int token = entry >> row_shift, row = (block << row_shift) + (entry & ((1 << row_shift) - 1));
+            int token = entry >> row_shift, here = entry & ((1 << row_shift) - 1), row = (block << row_shift) + here;
             if (row >= rows) continue;
-            float sum = bias ? from_number(bias[row]) : 0.0f;
-            const float* place = sums + token * ((1 << row_shift) + 4) + (entry & ((1 << row_shift) - 1));
-            for (int other = 0; other < SPLITS; other++) {
-#pragma unroll 8
-                for (int warp = 0; warp < input_warps; warp++) sum += load_from_block(place + warp * tokens * ((1 << row_shift) + 4), other);
-            }
+            float sum = add(sums + token * ((1 << row_shift) + 4) + here, input_warps);
+            if (bias) sum += from_number(bias[row]);
             y[(long)token * stride + row] = to_number(sum);
         }
     }
@@ -114,7 +123,11 @@ struct Outputs {
 // activations stay in shared memory, else they pass through two stages.
 KERNEL void __launch_bounds__(THREADS, RESIDENT)
 multiply(Weights weights, const half_word* x, half_word* y, const half_word* bias, int rows, int inputs, int tokens, int x_stride,
-         int y_stride, int row_shift, int share, int spare, int phases, int resident) {
+         int y_stride, int row_shift, int share, int spare, int phases, int resident
+#if AROUND
+         , Around around
+#endif
+) {
     SHARED_MEMORY(memory);
     int lane = threadIdx.x, row_warp = threadIdx.y, input_warp = threadIdx.z, row_warps = blockDim.y, input_warps = blockDim.z;
     int step = SPLITS * input_warps, first = blockIdx.y * input_warps + input_warp, units = weights.units;
@@ -122,7 +135,7 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
     int rounds = share + (index < spare), block = index * share + (index < spare ? index : spare);
     Unit held[HELD];
     Source source;
-    source.find(weights, (block * row_warps + row_warp) * TILES, first, lane);
+    source.find(weights, (block * row_warps + row_warp) * SPAN, first, lane);
     load_unit(held[0], source);
     release_dependents();
     wait_for_inputs();
@@ -139,13 +152,24 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
         column_at[column] = 2 * ((token < tokens ? token : tokens - 1) * STRIDE + lane % 4 * 8);
     }
     activations.put(first, 0);
+    int thread = (input_warp * row_warps + row_warp) * 32 + lane, threads = sharing * input_warps;
+#if AROUND
+    float factor = around.factor(lane), squares = 0.0f;
+    int block_rows = row_warps * SPAN * 16, entry = blockIdx.y * threads + thread;  // of one token: a thread has one output at most
+    Beside beside_row;
+#endif
     float total[TILES][COLUMNS][4] = {};
     int round = 0, phase = 0, turn = 0, current = first;
     // Multiplies by one unit and asks for the warp's next; at the end of a group of rows writes its sums.
     auto take = [&](const Unit& now, Unit& then) {
         bool last = phase + 1 == phases, more = !last || round + 1 < rounds;
         int next = last ? first : current + step, here = resident ? phase : turn & 1;
-        source.find(weights, ((block + last) * row_warps + row_warp) * TILES, next, lane);
+#if AROUND
+        int row = block * block_rows + entry;
+        bool inside = entry < block_rows && row < rows;
+        if (phase == 0) beside_row = around.load(row, inside);
+#endif
+        source.find(weights, ((block + last) * row_warps + row_warp) * SPAN, next, lane);
         if (!resident || round == 0) {
             synchronize_threads(1 + input_warp, sharing);
             if (resident ? !last : more) activations.put(next, resident ? phase + 1 : here ^ 1);
@@ -169,13 +193,32 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
             put_sums(buffer + input_warp * each, total, tokens, 1 << row_shift, row_warp, lane);
             synchronize_block();
             if (SPLITS > 1) synchronize_cluster();
-            outputs.write(buffer, block, input_warps, blockIdx.y, (input_warp * row_warps + row_warp) * 32 + lane,
-                          sharing * input_warps);
+#if AROUND
+            if (inside) {
+#if GATED
+                const float* gate = buffer + entry / 16 * 32 + entry % 16;
+                float sum = factor * outputs.add(gate, input_warps), up = factor * outputs.add(gate + 16, input_warps);
+                if (bias) sum += from_number(bias[row]), up += from_number(bias[rows + row]);
+                sum = activate(sum) * up;
+#else
+                float sum = factor * outputs.add(buffer + entry, input_warps);
+                if (bias) sum += from_number(bias[row]);
+#endif
+                squares += around.finish(y, row, sum, beside_row);
+            }
+#else
+            outputs.write(buffer, block, input_warps, blockIdx.y, thread, threads);
+#endif
             round++, block++, phase = 0;
         }
         return more;
     };
     while (take(held[0], held[HELD - 1]) && (HELD == 1 || take(held[HELD - 1], held[0]))) {}
     if (SPLITS > 1) synchronize_cluster();  // a block stays until its sums were read
+#if AROUND
+    if (!around.gain) return;
+    squares = sum_over_block(squares, sums, lane, thread / 32, threads / 32);
+    if (thread == 0) around.squares_out[blockIdx.x * SPLITS + blockIdx.y] = squares;
+#endif
 }
 EXPORT(multiply)

@@ -2,8 +2,13 @@
 //
 // Fixed when compiled: BITS, ACTIVATION, SCALE, ZEROS, GROUP (inputs per scale: 128, 64, 32) and WIDE (groups of so many times
 // 128, 0 for whole rows), UNIT (inputs that a warp takes at once), TILES (of 16 rows to a warp).
+// GATED: of two tiles to a warp, the second is that far behind the first as half the outputs.
 #pragma once
 #include "integer.cuh"
+
+#ifndef GATED
+#define GATED 0
+#endif
 
 constexpr int BLOCK = 128, BLOCKS = UNIT / BLOCK;  // inputs that a row of scales covers, such blocks in a unit
 constexpr int GROUPS = BLOCK / GROUP;              // scales to a block
@@ -35,7 +40,8 @@ struct Source {
         unit = wanted < weights.units ? wanted : weights.units - 1;
 #pragma unroll
         for (int slot = 0; slot < TILES; slot++) {
-            int here = tile + slot < weights.tiles ? tile + slot : weights.tiles - 1;
+            int here = tile + slot * (GATED ? weights.tiles / 2 : 1);
+            if (here >= weights.tiles) here = weights.tiles - 1;
             codes[slot] = weights.codes + ((unsigned)(here * weights.units + unit) * LOADS * 32 + lane);
             unsigned first = ((unsigned)(here * weights.scale_blocks + (WIDE == 1 ? unit * BLOCKS : 0)) * 8 + lane / 4) * GROUPS;
             scales[slot] = weights.scales + first * ScalePair::SIZE;
