@@ -27,7 +27,7 @@ ACTIVATIONS = {torch.bfloat16: 0, torch.float16: 1}
 GATES = {None: 0, "silu": 1, "gelu_tanh": 2}
 
 #: Inputs and warps of a block of `dequantize`.
-_UNIT, _WARPS = 256, 8
+_UNIT, _WARPS = 256, 4
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def dequantize(weight: DeviceCodes, y: Tensor, first: int) -> Tensor:
     function.launch(
         (-(-tiles * description.units // _WARPS), 1, 1),
         (32, _WARPS, 1),
-        0,
+        _WARPS * ROWS * (2 * _UNIT + 64),
         [description, ctypes.c_void_p(_address(y)), *map(ctypes.c_int, numbers)],
     )
     return y
