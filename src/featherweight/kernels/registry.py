@@ -140,6 +140,8 @@ def _cuda_attend(signature: Signature, device: torch.device) -> tuple[bool, str]
     if (capability := torch.cuda.get_device_capability(device)) < (9, 0):
         return False, f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
     return not missing(), missing() or "blocks put their parts together in shared memory"
+
+
 def _cpu_integer(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """Any bits, groups and sizes, wherever there is a C compiler; compiles when first asked."""
     from featherweight.kernels.cpu.compiler import missing
@@ -212,14 +214,8 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     "add_norm": _step_kernels("decode_rows", "add_norm"),
     "gate": _step_kernels("decode_rows", "gate"),
     "row_product": _step_kernels("decode_rows", "row_product"),
-    "attend": (
-        Kernel("cuda", f"{_ROOM}.cuda.attend", "attend", _cuda_attend),
-        *_step_kernels("decode_attention", "attend"),
-    ),
-    "attend_scratch": (
-        Kernel("cuda", f"{_ROOM}.cuda.attend", "make_scratch", _cuda_attend),
-        *_step_kernels("decode_attention", "make_scratch"),
-    ),
+    "attend": _step_kernels("decode_attention", "attend"),
+    "attend_scratch": _step_kernels("decode_attention", "make_scratch"),
     "choose_token": _step_kernels("decode_choice", "choose_token"),
     "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),
     "cache_scores": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_scores", _always),),
