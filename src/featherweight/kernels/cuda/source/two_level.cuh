@@ -1,0 +1,198 @@
+// A group is one step of the matrix unit, so scales are applied to the weights, in fp16: w = q S + B with B = −s z.
+//
+// A code q taken out of a word by one AND is the fp16 number q 2^(p − 24), subnormal and exact, where p is its place in the half; S is
+// the scale times 2^(24 − p). Of every four groups the first two have their codes at place FIRST, the others at SECOND. All
+// scales carry a power of two (the inverse of `factor`) that brings S and B into fp16's range; activations are brought into it
+// token by token.
+//
+// A chunk: codes [4 BITS words][32 lanes], in 16s of bytes; of every group S's and B's second level (S₂, B₂, −s₂ of the zero,
+// s₂ z₂ of the zero), four fp16; codes of scales and zeros, a word and a half (SECOND_BITS 3) or two words (4) for each lane:
+// those of groups 4 t … 4 t + 3 for t = lane % 4. Rows eight apart share a word, one in either half.
+constexpr int FIRST = BITS == 4 ? 4 : BITS == 3 ? 3 : 4, SECOND = BITS == 4 ? 4 : 6;
+constexpr int CODE_LOADS = BITS, CONSTANTS_AT = 512 * BITS, SECOND_AT = CONSTANTS_AT + 128;
+constexpr int CHUNK_BYTES = SECOND_AT + (SECOND_BITS == 3 ? 192 : 256);
+
+constexpr word FIELD = twice((1u << BITS) - 1);
+
+DEVICE constexpr word fp16_power(int exponent) {  // both halves; subnormal below 2^-14
+    return twice(exponent >= -14 ? (word)(exponent + 15) << 10 : 1u << (exponent + 24));
+}
+
+// Field at bit PLACE of both halves of a word, brought to bit TO.
+template <int PLACE, int TO>
+DEVICE word field_at(word bits) {
+    if constexpr (PLACE > TO) return bits >> (PLACE - TO) & FIELD << TO;
+    else return bits << (TO - PLACE) & FIELD << TO;
+}
+
+// Pair PAIR (0 … 15) of a block's BITS words: element PAIR % 4 of the operand of step PAIR / 4.
+template <int PAIR>
+DEVICE word code_pair(const word* words) {
+    constexpr int to = PAIR < 8 ? FIRST : SECOND;
+#if BITS == 4
+    return field_at<PAIR % 4 * 4, to>(words[PAIR / 4]);
+#elif BITS == 2
+    // places 0 2 | 4 6 | 8 10 | 12 14 of words 0 and 1: the lower of each goes to FIRST, the upper to SECOND
+    return field_at<PAIR % 4 * 4 + (PAIR < 8 ? 0 : 2), to>(words[PAIR % 8 / 4]);
+#else
+    if constexpr (PAIR < 3) return field_at<3, to>(words[PAIR]);
+    else if constexpr (PAIR < 6) return field_at<9, to>(words[PAIR - 3]);
+    else if constexpr (PAIR < 8) return field_at<0, to>(words[PAIR - 6]);
+    else if constexpr (PAIR < 11) return field_at<6, to>(words[PAIR - 8]);
+    else if constexpr (PAIR < 14) return field_at<12, to>(words[PAIR - 11]);
+    else if constexpr (PAIR == 14) return field_at<0, to>(words[2]);
+    else {
+        word bits = words[0] >> 9 & 0x00400040u;
+        bits = select_bits(words[1] >> 8, 0x00800080u, bits);
+        return select_bits(words[2] >> 7, 0x01000100u, bits);
+    }
+#endif
+}
+
+// Field of a second-level code, as an exact fp16 number.
+template <int PLACE>
+DEVICE word second_code(word bits) {
+    constexpr int width = SECOND_BITS, shift = PLACE + width <= 10 ? 0 : width == 3 ? 6 : 8, to = PLACE - shift;
+    word value = select_bits(bits >> shift, twice(((1u << width) - 1) << to), fp16_power(10 - to));
+    return add_fp16(value, fp16_power(10 - to) | 0x80008000u);
+}
+
+struct Chunk {
+    word codes[4 * BITS];
+    word scale[4], offset[4];  // S and B of groups 4 t … 4 t + 3, rows eight apart in the halves
+
+    template <int GROUP, int SCALE_PLACE, int ZERO_PLACE>
+    DEVICE void decode_group(word scales, word zeros, uint2 constants) {
+        constexpr int place = GROUP < 2 ? FIRST : SECOND;
+        word s = scale_row_fp16<0>(second_code<SCALE_PLACE>(scales), constants.x, constants.x >> 16);
+        word z = scale_row_fp16<0>(second_code<ZERO_PLACE>(zeros), constants.y, constants.y >> 16);
+        scale[GROUP] = s;
+        offset[GROUP] = multiply_two_fp16(multiply_two_fp16(s, fp16_power(place - 24)), z);
+    }
+
+    DEVICE void load(const unsigned char* chunk, int lane) {
+        const uint4* all = (const uint4*)chunk;
+#pragma unroll
+        for (int load = 0; load < CODE_LOADS; load++) *(uint4*)(codes + 4 * load) = all[load * 32 + lane];
+        const uint4* constants = (const uint4*)(chunk + CONSTANTS_AT) + lane % 4 * 2;
+        uint4 a = constants[0], b = constants[1];
+        word first = ((const word*)(chunk + SECOND_AT))[lane];
+#if SECOND_BITS == 3
+        word bytes = ((const half_word*)(chunk + SECOND_AT + 128))[lane];
+        word second = pick_bytes(bytes, 0, 0x4140u);
+        word last = select_bits(first >> 7, 0x01000100u, second & 0x00C000C0u);
+        decode_group<0, 0, 12>(first, first, make_uint2(a.x, a.y));
+        decode_group<1, 3, 0>(first, second, make_uint2(a.z, a.w));
+        decode_group<2, 6, 3>(first, second, make_uint2(b.x, b.y));
+        decode_group<3, 9, 6>(first, last, make_uint2(b.z, b.w));
+#else
+        word second = ((const word*)(chunk + SECOND_AT + 128))[lane];
+        decode_group<0, 0, 0>(first, second, make_uint2(a.x, a.y));
+        decode_group<1, 4, 4>(first, second, make_uint2(a.z, a.w));
+        decode_group<2, 8, 8>(first, second, make_uint2(b.x, b.y));
+        decode_group<3, 12, 12>(first, second, make_uint2(b.z, b.w));
+#endif
+    }
+
+    template <int BLOCK, int STEP>
+    DEVICE void multiply_step(Sums& sums, const uint4 (&x)[COLUMNS][2], int source) const {
+        const word* words = codes + BLOCK * BITS;
+        word s = from_lane(scale[STEP], source), b = from_lane(offset[STEP], source), a[4];
+        a[0] = scale_row_fp16<0>(code_pair<4 * STEP>(words), s, b);
+        a[1] = scale_row_fp16<1>(code_pair<4 * STEP + 1>(words), s, b);
+        a[2] = scale_row_fp16<0>(code_pair<4 * STEP + 2>(words), s, b);
+        a[3] = scale_row_fp16<1>(code_pair<4 * STEP + 3>(words), s, b);
+#pragma unroll
+        for (int column = 0; column < COLUMNS; column++) {
+            const uint4& both = x[column][STEP / 2];
+            multiply_fp16(STEP % 2 ? sums.odd[column] : sums.value[column], a, STEP % 2 ? both.z : both.x, STEP % 2 ? both.w : both.y);
+        }
+    }
+
+    template <int BLOCK>
+    DEVICE void multiply(Sums& sums, const uint4 (&x)[COLUMNS][2]) {
+        int source = (threadIdx.x % 32 & ~3) + BLOCK;
+        multiply_step<BLOCK, 0>(sums, x, source);
+        multiply_step<BLOCK, 1>(sums, x, source);
+        multiply_step<BLOCK, 2>(sums, x, source);
+        multiply_step<BLOCK, 3>(sums, x, source);
+    }
+};
+
+// Lane t reads eight numbers at a time, four of either of two steps; four consecutive inputs lie together.
+DEVICE int place_of(int input) {
+    int within = input % 64, step = within / 16;
+    return input - within + step / 2 * 32 + within % 16 / 4 * 8 + step % 2 * 4 + within % 4;
+}
+DEVICE int pair_place(int input, int pair) { return place_of(input) + 2 * pair; }
+
+#define NORMALIZED 1
+#include "inputs.cuh"
+
+// Weights beside the codes: a record is an fp16 value, one bit for the row (0, or 1 for the one eight below), 15 for the place of
+// the input. Lane l holds records of rows l / 4 and l / 4 + 8, so that sums stay where they are.
+struct Extra {
+    static constexpr int HELD = 4;  // records asked for before the tile's chunks
+    const int* starts;
+    int segments, segment, length, first;  // of a tile, this split's first and their number, its first input
+    int next, end, coming, coming_end;     // rows of the list: this warp's, the tile's end; those of the tile after
+    word records[HELD];
+
+    DEVICE Extra(const Work& work, const Run& run, int unit, int) {
+        segments = (work.tile_chunks + work.segment_chunks - 1) / work.segment_chunks;
+        int last = (run.first_chunk + run.length + work.segment_chunks - 1) / work.segment_chunks;
+        first = run.first_chunk * CHUNK;
+        segment = run.first_chunk / work.segment_chunks;
+        length = last - segment;
+        starts = work.list_starts;
+        if (starts) look_ahead(unit / run.length);
+    }
+    DEVICE void look_ahead(int tile) {
+        coming = starts[tile * segments + segment];
+        coming_end = starts[tile * segments + segment + length];
+    }
+    DEVICE void begin(const Work& work, const Run& run, int tile, bool whole, int warp, int lane) {
+        next = end = 0;
+        if (!starts) return;
+        if (whole) next = coming + warp, end = coming_end;  // the block that has the tile's first chunk adds the list
+#pragma unroll
+        for (int held = 0; held < HELD; held++) {
+            records[held] = first;
+            if (next + held * WARPS < end) records[held] = load_word(work.list + (long long)(next + held * WARPS) * 32 + lane);
+        }
+        if (tile + 1 < work.tiles) look_ahead(tile + 1);
+    }
+    DEVICE void add_record(const Work& work, float (&found)[2][8 * COLUMNS], word record, const half_word* inputs, int stride) const {
+        const half_word* x = inputs + place_of((int)(record & 0x7FFF) - first);
+        float value = from_fp16((half_word)(record >> 16)), upper = record & 0x8000 ? 0.0f : value, lower = value - upper;
+#pragma unroll
+        for (int token = 0; token < 8 * COLUMNS; token++) {
+            if (token >= work.tokens) break;
+            float number = from_fp16(x[token * stride]);
+            found[0][token] += upper * number;
+            found[1][token] += lower * number;
+        }
+    }
+    DEVICE void add(const Work& work, Sums& sums, const half_word* inputs, int stride, int lane) {
+        if (next >= end) return;
+        float found[2][8 * COLUMNS] = {};
+#pragma unroll
+        for (int held = 0; held < HELD; held++) {
+            if (next < end) add_record(work, found, records[held], inputs, stride);
+            next += WARPS;
+        }
+        for (; next < end; next += WARPS) add_record(work, found, load_word(work.list + (long long)next * 32 + lane), inputs, stride);
+        float inverse = 1.0f / work.factor;
+#pragma unroll
+        for (int token = 0; token < 8 * COLUMNS; token++) {
+            if (token >= work.tokens) break;
+#pragma unroll
+            for (int row = 0; row < 2; row++) {
+                float sum = found[row][token];
+                sum += from_lane_xor(sum, 1);
+                sum += from_lane_xor(sum, 2);
+                if (token % 8 / 2 == lane % 4) sums.value[token / 8][row * 2 + token % 2] += sum * inverse;
+            }
+        }
+    }
+};

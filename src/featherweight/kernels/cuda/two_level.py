@@ -1,0 +1,208 @@
+"""`x · Wᵀ` for up to 16 tokens straight from two-level codes with a sparse term beside them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featherweight.kernels.cuda import stream
+from featherweight.kernels.cuda.stream import Chunked, Shape
+
+#: Of the layout; a device copy of another version is thrown away and made again.
+VERSION = 1
+
+#: Outputs of a tile; inputs of a group, a block, a chunk; chunks of a segment of the sparse list.
+ROWS, GROUP, BLOCK, CHUNK, SEGMENT = 16, 16, 64, 256, 16
+
+#: Place in its half of a code that was taken out of a word: of the first and the last two groups of a block; see `two_level.cuh`.
+PLACES = {2: (4, 6), 3: (3, 6), 4: (4, 4)}
+
+#: Scales are brought below 2^15, so that both S and B are fp16 numbers.
+LARGEST = 15
+
+
+@dataclass(frozen=True)
+class TwoLevelParts:
+    """A two-level weight, unpacked.
+
+    Attributes:
+        codes: `[out, in]` uint8.
+        scale_codes, zero_codes: `[out, groups]` uint8.
+        scale_grids, zero_grids: `[out, groups, 2]` float32, the step and the zero of every number's own grid.
+        index: group of every input, `[in]` int64.
+    """
+
+    codes: Tensor
+    scale_codes: Tensor
+    zero_codes: Tensor
+    scale_grids: Tensor
+    zero_grids: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class SparseParts:
+    """Entries to be added: `rows`, `columns` int64, `values` float16, `[entries]` each."""
+
+    rows: Tensor
+    columns: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceTwoLevel:
+    """A two-level weight as the kernels read it.
+
+    Attributes:
+        bits: of a code.
+        second_bits: of the codes of scales and zeros, 3 or 4.
+        chunked: chunks of codes, scales and zeros; the order of inputs; the sparse list.
+    """
+
+    bits: int
+    second_bits: int
+    chunked: Chunked
+
+
+def multiply(x: Tensor, weight: DeviceTwoLevel, bias: Tensor | None, y: Tensor, shape: Shape | None = None) -> Tensor:
+    """As `stream.multiply`."""
+    constants = {"BITS": weight.bits, "SECOND_BITS": weight.second_bits}
+    return stream.multiply("two_level.cu", constants, x, weight.chunked, bias, y, shape)
+
+
+def encode(parts: TwoLevelParts, bits: int, second_bits: int, sparse: SparseParts | None) -> DeviceTwoLevel:
+    """The device form. `second_bits` is 3 where scales and zeros have at most 3 bits, else 4."""
+    rows, inputs = parts.codes.shape
+    gather, groups = group_order(parts.index, inputs)
+    padded = _pad_rows(parts.codes)
+    columns = gather.clamp(min=0)
+    codes = torch.where(gather < 0, 0, padded[:, columns]) if bool((gather < 0).any()) else padded[:, columns]
+    exponent = _exponent(parts, bits)
+    blobs = [
+        _code_bytes(codes, bits),
+        _constant_bytes(parts, groups, bits, exponent),
+        _second_bytes(_take_groups(parts.scale_codes, groups), _take_groups(parts.zero_codes, groups), second_bits),
+    ]
+    own_order = bool((gather[:inputs] == torch.arange(inputs, device=gather.device)).all())
+    starts, records = (None, None) if sparse is None else encode_list(sparse, gather, len(padded) // ROWS)
+    arrivals = torch.zeros(len(padded) // ROWS, dtype=torch.int32, device=codes.device)
+    order = None if own_order else gather.to(torch.int32)
+    chunked = Chunked(rows, inputs, torch.cat(blobs, -1), arrivals, order, starts, records, SEGMENT, 2.0**exponent)
+    return DeviceTwoLevel(bits, second_bits, chunked)
+
+
+def group_order(index: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
+    """Inputs group by group, each group filled up to whole 16s with -1, the whole to chunks; and the group of every 16."""
+    order = index.argsort(stable=True)
+    counts = torch.bincount(index)
+    filled = -(-counts // GROUP) * GROUP
+    total = -(-int(filled.sum()) // CHUNK) * CHUNK
+    gather = torch.full((total,), -1, dtype=torch.int64, device=index.device)
+    shift = (filled.cumsum(0) - filled) - (counts.cumsum(0) - counts)
+    gather[torch.arange(inputs, device=index.device) + shift[index[order]]] = order
+    groups = torch.full((total // GROUP,), -1, dtype=torch.int64, device=index.device)
+    owners = torch.arange(len(counts), device=index.device).repeat_interleave(filled // GROUP)
+    groups[: len(owners)] = owners
+    return gather, groups
+
+
+def code_places(bits: int) -> list[list[tuple[int, int, int, int]]]:
+    """Of pair 0 … 15 of a block: `(first bit of the code, number of bits, word, bit in the half)` of every piece."""
+    if bits == 4:
+        return [[(0, 4, pair // 4, pair % 4 * 4)] for pair in range(16)]
+    if bits == 2:
+        return [[(0, 2, pair % 8 // 4, pair % 4 * 4 + (0 if pair < 8 else 2))] for pair in range(16)]
+    fields = [(word, 3) for word in range(3)] + [(word, 9) for word in range(3)] + [(0, 0), (1, 0)]
+    fields += [(word, 6) for word in range(3)] + [(word, 12) for word in range(3)] + [(2, 0)]
+    return [[(0, 3, word, place)] for word, place in fields] + [[(bit, 1, bit, 15) for bit in range(3)]]
+
+
+def _code_bytes(codes: Tensor, bits: int) -> Tensor:
+    """`[rows, inputs]` to `[tiles, chunks, 512 · bits]` uint8."""
+    tiles, chunks = codes.shape[0] // ROWS, codes.shape[1] // CHUNK
+    # tile, half, row, chunk, block, step, part, high input, odd → tile, chunk, block, row, part, step, high input, half, odd
+    split = codes.view(tiles, 2, 8, chunks, 4, 4, 4, 2, 2).permute(0, 3, 4, 2, 6, 5, 7, 1, 8)
+    split = split.reshape(tiles, chunks, 4, 32, 16, 2).to(torch.int32)
+    words = torch.zeros(*split.shape[:4], bits, dtype=torch.int32, device=codes.device)
+    for pair, pieces in enumerate(code_places(bits)):
+        for first, count, word, place in pieces:
+            for odd in range(2):
+                words[..., word] |= (split[..., pair, odd] >> first & 2**count - 1) << (place + 16 * odd)
+    # tile, chunk, block, lane, word → tile, chunk, load, lane, word of the load
+    lanes = words.permute(0, 1, 3, 2, 4).reshape(tiles, chunks, 32, bits, 4)
+    return lanes.permute(0, 1, 3, 2, 4).contiguous().view(torch.uint8).reshape(tiles, chunks, -1)
+
+
+def _constant_bytes(parts: TwoLevelParts, groups: Tensor, bits: int, exponent: int) -> Tensor:
+    """`[tiles, chunks, 128]` uint8: of every group S₂, B₂, −s₂ of the zero, s₂ z₂ of the zero."""
+    scale, zero = (_take_groups(grids[::ROWS], groups, pad=False) for grids in (parts.scale_grids, parts.zero_grids))
+    first, second = PLACES[bits]
+    steps = torch.tensor([first, first, second, second], device=scale.device).repeat(len(groups) // 4)
+    step = scale[..., 0] * torch.exp2((24 - steps - exponent).to(torch.float32))
+    constants = torch.stack([step, -step * scale[..., 1], -zero[..., 0], zero[..., 0] * zero[..., 1]], -1).to(torch.float16)
+    return constants.view(len(constants), -1, CHUNK // GROUP * 4).view(torch.uint8)
+
+
+def _second_bytes(scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
+    """Codes `[rows, groups]` of scales and zeros to `[tiles, chunks, 192 or 256]` uint8."""
+    split = []
+    for codes in (scales, zeros):
+        tiles, chunks = codes.shape[0] // ROWS, codes.shape[1] // 16
+        # tile, half, row, chunk, part, group → tile, chunk, lane, half, group
+        lanes = codes.to(torch.int32).view(tiles, 2, 8, chunks, 4, 4).permute(0, 3, 2, 4, 1, 5)
+        split.append(lanes.reshape(tiles, chunks, 32, 2, 4))
+    s, z = split
+    group = torch.arange(4, device=scales.device, dtype=torch.int32)
+    if bits == 4:
+        halves = [(each << 4 * group).sum(-1, dtype=torch.int32) for each in (s, z)]
+        words = [half[..., 0] | half[..., 1] << 16 for half in halves]
+        return torch.cat([word.contiguous().view(torch.uint8) for word in words], -1)
+    half = (s << 3 * group).sum(-1, dtype=torch.int32) | z[..., 0] << 12 | (z[..., 3] >> 2) << 15
+    byte = z[..., 1] | z[..., 2] << 3 | (z[..., 3] & 3) << 6
+    word = (half[..., 0] | half[..., 1] << 16).contiguous()
+    return torch.cat([word.view(torch.uint8), byte.to(torch.uint8).flatten(-2)], -1)
+
+
+def encode_list(sparse: SparseParts, gather: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
+    """Rows of records before every tile and segment, `[tiles · segments + 1]`, and the records, `[rows, 32]`; int32 both.
+
+    A record is the value's float16 in its upper half, then one bit for the upper or lower row of a lane's two, then the place.
+    """
+    device = gather.device
+    segments = -(-len(gather) // (SEGMENT * CHUNK))
+    place = torch.empty(int(gather.max()) + 1, dtype=torch.int64, device=device)
+    place[gather[gather >= 0]] = (gather >= 0).nonzero()[:, 0]
+    at = place[sparse.columns]
+    owner = (sparse.rows // ROWS * segments + at // (SEGMENT * CHUNK)) * 8 + sparse.rows % 8
+    order = torch.argsort(owner * len(gather) + at)
+    owner, at, rows = owner[order], at[order], sparse.rows[order]
+    counts = torch.bincount(owner, minlength=tiles * segments * 8)
+    rank = torch.arange(len(owner), device=device) - (counts.cumsum(0) - counts)[owner]
+    lengths = (-(-counts // 4)).view(-1, 8).amax(1)
+    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    first = torch.arange(segments, device=device).mul(SEGMENT * CHUNK).repeat(tiles).repeat_interleave(lengths)
+    records = first[:, None].repeat(1, 32)
+    value = sparse.values[order].view(torch.int16).long() & 0xFFFF
+    records[starts[owner // 8] + rank // 4, owner % 8 * 4 + rank % 4] = at | (rows % ROWS // 8) << 15 | value << 16
+    return starts.to(torch.int32), records.where(records < 2**31, records - 2**32).to(torch.int32)
+
+
+def _exponent(parts: TwoLevelParts, bits: int) -> int:
+    """Power of two that is taken out of all scales."""
+    step, zero = parts.scale_grids[..., 0], parts.scale_grids[..., 1]
+    largest = float((step * (parts.scale_codes.to(torch.float32) - zero)).abs().amax())
+    return math.frexp(largest)[1] + 24 - PLACES[bits][0] - LARGEST if largest > 0 else 0
+
+
+def _take_groups(values: Tensor, groups: Tensor, pad: bool = True) -> Tensor:
+    """Columns of `values`, zeros where the group is -1, rows filled up to whole tiles."""
+    taken = values[:, groups.clamp(min=0)]
+    taken[:, groups < 0] = 0
+    return _pad_rows(taken) if pad else taken
+
+
+def _pad_rows(values: Tensor) -> Tensor:
+    return torch.nn.functional.pad(values, (0, 0) * (values.ndim - 1) + (0, -len(values) % ROWS))

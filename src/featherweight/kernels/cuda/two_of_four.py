@@ -1,0 +1,123 @@
+"""`x · Wᵀ` for up to 16 tokens from weights of which two of every four inputs are kept, by the sparse matrix unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featherweight.kernels.cuda import stream
+from featherweight.kernels.cuda.stream import CHUNK, ROWS, Chunked, Shape
+
+#: Of the layout; a device copy of another version is thrown away and made again.
+VERSION = 1
+
+#: Inputs that share a scale, as the kernel wants them; larger groups repeat theirs in every chunk.
+GROUPS = (32, 64, 128, 256)
+
+SCALES = {torch.float16: 0, torch.bfloat16: 1}
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceTwoOfFour:
+    """A 2:4 weight as the kernels read it.
+
+    Attributes:
+        bits: of a stored code, 4; or 16: values.
+        group: inputs that share a scale, one of `GROUPS`.
+        scale_dtype: float16 or bfloat16; that of the values for 16 bits.
+        zeros: whether zero points are stored.
+        chunked: operands, places, scales, zero points.
+    """
+
+    bits: int
+    group: int
+    scale_dtype: torch.dtype
+    zeros: bool
+    chunked: Chunked
+
+
+def multiply(x: Tensor, weight: DeviceTwoOfFour, bias: Tensor | None, y: Tensor, shape: Shape | None = None) -> Tensor:
+    """As `stream.multiply`; values must have the dtype of `x`."""
+    constants = {
+        "BITS": weight.bits, "GROUP": weight.group, "SCALE": SCALES[weight.scale_dtype], "ZEROS": int(weight.zeros), "UNIT": CHUNK,
+    }  # fmt: skip
+    return stream.multiply("two_of_four.cu", constants, x, weight.chunked, bias, y, shape)
+
+
+def encode_values(values: Tensor, mask: Tensor) -> DeviceTwoOfFour:
+    """From `values [out, in]`, bf16 or fp16, of which `mask` keeps two of every four."""
+    kept, places = compact(values, mask)
+    tensors = [_operands(kept.view(torch.int16)).view(torch.uint8), _places(places)]
+    return DeviceTwoOfFour(16, GROUPS[-1], values.dtype, False, _chunked(values.shape, tensors))
+
+
+def encode_codes(codes: Tensor, mask: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> DeviceTwoOfFour:
+    """From 4-bit codes.
+
+    Args:
+        codes: `[out, in]` uint8.
+        mask: `[out, in]` bool, keeps two of every four.
+        scales: `[out, groups]` float16 or bfloat16, one for each `group` inputs.
+        zeros: `[out, groups]` uint8; None on a symmetric grid.
+        group: a multiple of 32.
+    """
+    kept, places = compact(codes, mask)
+    width = min(group, CHUNK)
+    pairs = _operands(kept.to(torch.int32))  # tile, chunk, step, lane, element, kept
+    shifts = torch.arange(0, 16, 4, device=codes.device)[:, None] + torch.tensor([0, 16], device=codes.device)
+    words = (pairs << shifts).sum((-2, -1), dtype=torch.int32)
+    words = words.unflatten(2, (2, 4)).transpose(-1, -2).contiguous()
+    tensors = [words.view(torch.uint8), _places(places), _groups(scales, group, codes.shape[1])]
+    if zeros is not None:
+        tensors.append(_groups(zeros, group, codes.shape[1]))
+    return DeviceTwoOfFour(4, width, scales.dtype, zeros is not None, _chunked(codes.shape, tensors))
+
+
+def compact(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What is kept and its places among its four, `[rows, inputs / 2]` each, rows in whole tiles and inputs in whole chunks."""
+    rows, inputs = values.shape
+    places = mask.view(rows, -1, 4).nonzero()[:, 2].view(rows, inputs // 2)
+    kept = values.view(rows, -1, 4).gather(2, places.view(rows, -1, 2)).view(rows, -1)
+    short, missing = -inputs % CHUNK // 2, -rows % ROWS
+    kept = torch.nn.functional.pad(kept, (0, short, 0, missing))
+    filled = torch.tensor([0, 1], device=values.device).repeat(kept.shape[0], kept.shape[1] // 2)
+    filled[:rows, : inputs // 2] = places
+    return kept, filled
+
+
+def _operands(kept: Tensor) -> Tensor:
+    """`[rows, inputs / 2]` to tile, chunk, step, lane, element of the operand, kept neighbour."""
+    tiles, chunks = kept.shape[0] // ROWS, kept.shape[1] * 2 // CHUNK
+    # tile, half, row, chunk, step, high four, part, neighbour → tile, chunk, step, row, part, high four, half, neighbour
+    split = kept.view(tiles, 2, 8, chunks, CHUNK // 32, 2, 4, 2).permute(0, 3, 4, 2, 6, 5, 1, 7)
+    return split.reshape(tiles, chunks, CHUNK // 32, 32, 4, 2).contiguous()
+
+
+def _places(places: Tensor) -> Tensor:
+    """`[rows, inputs / 2]` to `[tiles, chunks, 32, 16]` uint8: a word of every lane for each two steps."""
+    tiles, chunks = places.shape[0] // ROWS, places.shape[1] * 2 // CHUNK
+    # tile, half, row, chunk, two steps, step, half of the step, four, neighbour → tile, chunk, row, step, its half, two steps, …
+    split = places.view(tiles, 2, 8, chunks, CHUNK // 64, 2, 2, 8).permute(0, 3, 2, 5, 6, 4, 1, 7)
+    words = (split << torch.arange(0, 16, 2, device=places.device)).sum(-1)
+    words = words[..., 0] | words[..., 1] << 16
+    words = words.where(words < 2**31, words - 2**32).to(torch.int32)
+    return words.reshape(tiles, chunks, 32, CHUNK // 64).contiguous().view(torch.uint8)
+
+
+def _groups(values: Tensor, group: int, inputs: int) -> Tensor:
+    """`[out, groups]` to tile, chunk, group, row, half; a group larger than a chunk is repeated."""
+    if group > CHUNK:
+        each = torch.arange(0, inputs, CHUNK, device=values.device).div(group, rounding_mode="floor")
+        values, group = values[:, each], CHUNK
+    per_chunk = CHUNK // group
+    values = torch.nn.functional.pad(values, (0, -values.shape[1] % per_chunk, 0, -len(values) % ROWS))
+    split = values.view(-1, 2, 8, values.shape[1] // per_chunk, per_chunk).permute(0, 3, 4, 2, 1)
+    return split.contiguous().view(torch.uint8)
+
+
+def _chunked(shape: torch.Size, tensors: list[Tensor]) -> Chunked:
+    chunks = torch.cat([each.flatten(2) for each in tensors], -1)
+    arrivals = torch.zeros(len(chunks), dtype=torch.int32, device=chunks.device)
+    return Chunked(shape[0], shape[1], chunks, arrivals, segment=1)
