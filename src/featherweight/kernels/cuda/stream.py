@@ -20,8 +20,11 @@ MOST_TOKENS, ROWS, CHUNK, PADDING = 16, 16, 256, 32
 BUFFERS = {1: 4, 2: 2}
 
 #: Warps of a block that multiply, warps that collect, chunks in flight for each, blocks that registers leave room for: the first that
-#: fits is taken. With room for three, two are at work while one of the next launch starts.
-CUTS = ((8, 1, 4, 3), (8, 1, 3, 3), (8, 1, 4, 2), (8, 1, 3, 2), (8, 1, 2, 2), (16, 2, 4, 1), (16, 2, 3, 1), (16, 2, 2, 1))
+#: fits is taken. There is one block to a multiprocessor; with room for two, that of the next launch asks for its chunks meanwhile.
+CUTS = ((12, 1, 4, 2), (12, 1, 3, 2), (16, 2, 4, 1), (16, 2, 3, 1), (16, 2, 2, 1), (8, 2, 2, 1))
+
+#: Whole tiles to a block are worth so much more work for some.
+UNEVEN = 1.1
 
 ACTIVATIONS = {torch.bfloat16: 0, torch.float16: 1}
 
@@ -32,7 +35,7 @@ class _Work(ctypes.Structure):
             "chunks", "x", "y", "bias", "gather", "list_starts", "records", "partial", "arrivals"
         )),
         *((name, ctypes.c_int) for name in (
-            "rows", "tiles", "tile_chunks", "split_chunks", "segment_chunks", "inputs", "tokens", "x_stride", "y_stride", "slots"
+            "rows", "tiles", "tile_chunks", "split_chunks", "segment_chunks", "whole_tiles", "inputs", "tokens", "x_stride", "y_stride", "slots"
         )),
         ("factor", ctypes.c_float),
     )  # fmt: skip
@@ -49,6 +52,7 @@ class Shape:
         resident: blocks that registers leave room for on a multiprocessor.
         split_chunks: chunks of a tile whose activations a block holds.
         blocks: of the launch.
+        whole_tiles: no tile is cut between blocks.
         slots: most blocks that share a tile.
         shared_bytes: of a block.
     """
@@ -59,6 +63,7 @@ class Shape:
     resident: int
     split_chunks: int
     blocks: int
+    whole_tiles: bool
     slots: int
     shared_bytes: int
 
@@ -82,8 +87,12 @@ def shape_of(
         for warps, collectors, stages, resident in cuts:
             need = _shared_bytes(warps, stages, chunk_bytes, tokens, split)
             if need <= shared // resident - 1024:
-                blocks = max(2 * -(-chunks // split), min(min(resident, 2) * processors, tiles * chunks // warps))
-                return Shape(warps, collectors, stages, resident, split, blocks, _slots(tiles, chunks, split, blocks), need)
+                most = max(2 * -(-chunks // split), min(processors, tiles * chunks // warps))
+                rounds = -(-tiles // most)
+                whole = split == chunks and rounds * most <= UNEVEN * tiles
+                blocks = -(-tiles // rounds) if whole else most
+                slots = 1 if whole else _slots(tiles, chunks, split, blocks)
+                return Shape(warps, collectors, stages, resident, split, blocks, whole, slots, need)
     raise FeatherweightError("activations do not fit shared memory", found=f"{tokens} tokens", expected=f"at most {shared} bytes")
 
 
@@ -92,7 +101,7 @@ def _shared_bytes(warps: int, stages: int, chunk_bytes: int, tokens: int, split:
     pairs = 4 if columns == 2 else -(-tokens // 2)
     ring = warps * stages * (chunk_bytes + 8)
     exchange = BUFFERS[columns] * (16 + warps * columns * 8 * pairs * 16)
-    return ring + 64 + exchange + 2 * tokens * (split * CHUNK + PADDING)
+    return ring + exchange + 32 * columns * split + 2 * tokens * (split * CHUNK + PADDING)
 
 
 def _slots(tiles: int, chunks: int, split: int, blocks: int) -> int:
@@ -101,7 +110,7 @@ def _slots(tiles: int, chunks: int, split: int, blocks: int) -> int:
     for first in range(0, chunks, split):
         length = min(split, chunks - first)
         own = blocks * (first + length) // chunks - blocks * first // chunks
-        slots += (length - 2) // max(1, length * tiles // own) + 2
+        slots += max(0, length - 2) // max(1, length * tiles // own) + 2
     return slots
 
 
@@ -163,11 +172,11 @@ def multiply(
     pointers = (weight.chunks, x, y, bias, weight.gather, weight.list_starts, weight.records, partial, weight.arrivals)
     work = _Work(
         *(0 if each is None else each.data_ptr() for each in pointers),
-        weight.rows, tiles, chunks, shape.split_chunks, weight.segment, weight.inputs, tokens, x.stride(0), y.stride(0),
+        weight.rows, tiles, chunks, shape.split_chunks, weight.segment, int(shape.whole_tiles), weight.inputs, tokens, x.stride(0), y.stride(0),
         shape.slots, weight.factor,
     )  # fmt: skip
-    stream = torch.cuda.current_stream(x.device).cuda_stream
-    function.launch((shape.blocks, 1, 1), (32 * (shape.warps + shape.collectors), 1, 1), shape.shared_bytes, [work], stream, overlapped)
+    threads = 32 * (shape.warps + shape.collectors)
+    function.launch((shape.blocks, 1, 1), (threads, 1, 1), shape.shared_bytes, [work], overlapped=overlapped)
     return y
 
 

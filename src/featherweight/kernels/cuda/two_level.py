@@ -137,12 +137,12 @@ def _code_bytes(codes: Tensor, bits: int) -> Tensor:
 
 
 def _constant_bytes(parts: TwoLevelParts, groups: Tensor, bits: int, exponent: int) -> Tensor:
-    """`[tiles, chunks, 128]` uint8: of every group S₂, B₂, −s₂ of the zero, s₂ z₂ of the zero."""
+    """`[tiles, chunks, 128]` uint8: of every group the step and zero of its scales' own grid, then of its zeros'."""
     scale, zero = (_take_groups(grids[::ROWS], groups, pad=False) for grids in (parts.scale_grids, parts.zero_grids))
     first, second = PLACES[bits]
     steps = torch.tensor([first, first, second, second], device=scale.device).repeat(len(groups) // 4)
     step = scale[..., 0] * torch.exp2((24 - steps - exponent).to(torch.float32))
-    constants = torch.stack([step, -step * scale[..., 1], -zero[..., 0], zero[..., 0] * zero[..., 1]], -1).to(torch.float16)
+    constants = torch.stack([step, scale[..., 1], zero[..., 0], zero[..., 1]], -1).to(torch.float16)
     return constants.view(len(constants), -1, CHUNK // GROUP * 4).view(torch.uint8)
 
 

@@ -1,73 +1,70 @@
-// Activations of a block to shared memory, in the order in which `multiply` reads them. A storage that wants fp16 (NORMALIZED) gets
-// bf16 activations as fp16 numbers, each token times a power of two that brings its largest below 2^15.
-//
-// The storage says where four consecutive inputs of a token lie: `pair_place(input, pair)`, of the first two and the last two.
+// Activations of a block in shared memory, in the order in which a storage's `multiply` reads them. Where the storage wants fp16
+// (NORMALIZED), bf16 activations become fp16 numbers: those of a chunk and a token times a power of two that brings the largest
+// below 2^15.
 #pragma once
 
-DEVICE uint2 load_four(const Work& work, const half_word* token, int input) {
-    half_word v[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        int from = input + i;
-        if (work.gather) from = work.gather[from];
-        v[i] = from >= 0 && from < work.inputs ? token[from] : 0;
-    }
-    return make_uint2(v[0] | (word)v[1] << 16, v[2] | (word)v[3] << 16);
-}
+struct Inputs {
+    float* factors;      // [chunk][token]: what normalising took out
+    half_word* numbers;  // [token][stride]
+    int stride;
 
-// Activations of a token, from input `from` on, as they are; warps of a token take 256 inputs in turn.
-DEVICE word copy_token(const Work& work, const half_word* token, half_word* to, int first, int count, int warp, int warps) {
-    bool whole = !work.gather && work.x_stride % 8 == 0;
-    word largest = 0;
-#pragma unroll 4
-    for (int eight = (warp * 32 + threadIdx.x % 32) * 8; eight < count; eight += warps * 256) {
-        int input = first + eight;
-        uint2 a, b;
-        if (whole && input + 8 <= work.inputs) {
-            uint4 both = *(const uint4*)(token + input);
-            a = make_uint2(both.x, both.y), b = make_uint2(both.z, both.w);
-        } else {
-            a = load_four(work, token, input), b = load_four(work, token, input + 4);
+    // Eight consecutive inputs of a token.
+    static DEVICE uint4 load(const Work& work, int token, int input) {
+        const half_word* x = work.x + (long long)token * work.x_stride;
+        if (!work.gather && input + 8 <= work.inputs) return *(const uint4*)(x + input);
+        word v[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            int from = work.gather ? work.gather[input + i] : input + i;
+            v[i] = from >= 0 && from < work.inputs ? x[from] : 0;
         }
-        *(word*)(to + pair_place(eight, 0)) = a.x;
-        *(word*)(to + pair_place(eight, 1)) = a.y;
-        *(word*)(to + pair_place(eight + 4, 0)) = b.x;
-        *(word*)(to + pair_place(eight + 4, 1)) = b.y;
-        largest = max_magnitude(max_magnitude(max_magnitude(max_magnitude(largest, a.x), a.y), b.x), b.y);
+        return make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16);
     }
-    return largest;
-}
 
-DEVICE void stage_inputs(const Work& work, int first, int count, half_word* inputs, int stride, float* factors, word* scratch) {
-    constexpr bool normalized = NORMALIZED && ACTIVATION == 0;
-    constexpr int all = WARPS + COLLECTORS;
-    int per_token = work.tokens >= all ? 1 : all / work.tokens, at_once = all / per_token;
-    int part = threadIdx.x / 32 % per_token, start = threadIdx.x / 32 / per_token;
-    if (threadIdx.x < 8 * COLUMNS) {
-        scratch[threadIdx.x] = 0;
-        factors[threadIdx.x] = 1.0f;
-    }
-    synchronize_block();
-    for (int token = start; token < work.tokens && start < at_once; token += at_once) {
-        word largest = copy_token(work, work.x + (long long)token * work.x_stride, inputs + token * stride, first, count, part, per_token);
-        if (!normalized) continue;
-        largest = largest_in_warp(largest);
-        if (threadIdx.x % 32 == 0) raise_shared(scratch + token, largest);
-    }
-    if (!normalized) return;
-    synchronize_block();
-    for (int token = start; token < work.tokens && start < at_once; token += at_once) {
-        int exponent = scratch[token] >> 7;                // of the largest, with bf16's bias
-        int up = exponent == 0 ? 0 : 127 + 14 - exponent;  // x 2^up lies below 2^15
-        up = up > 126 ? 126 : up < -126 ? -126 : up;
-        float scale = as_float((word)(127 + up) << 23);
-        if (part == 0 && threadIdx.x % 32 == 0) factors[token] = as_float((word)(127 - up) << 23);
-        for (int eight = (part * 32 + threadIdx.x % 32) * 8; eight < count; eight += per_token * 256) {
+    // A lane's eight inputs of a chunk, put in their places.
+    DEVICE void put(int token, int chunk, uint4 v, int lane) const {
+        constexpr bool normalized = NORMALIZED && ACTIVATION == 0;
+        word pairs[4] = {v.x, v.y, v.z, v.w};
+        float scale = 1.0f;
+        if (normalized) {
+            word largest = 0;
 #pragma unroll
-            for (int pair = 0; pair < 4; pair++) {
-                word* at = (word*)(inputs + token * stride + pair_place(eight + pair / 2 * 4, pair % 2));
-                *at = pack_fp16(as_float(*at << 16) * scale, as_float(*at & 0xFFFF0000u) * scale);
+            for (int pair = 0; pair < 4; pair++) largest = max_magnitude(largest, pairs[pair]);
+            int exponent = (int)(largest_in_warp(largest) >> 7);  // of the largest, with bf16's bias
+            int up = exponent == 0 ? 0 : 127 + 14 - exponent;     // x 2^up lies below 2^15
+            up = up > 126 ? 126 : up < -126 ? -126 : up;
+            scale = as_float((word)(127 + up) << 23);
+            if (lane == 0) factors[chunk * 8 * COLUMNS + token] = as_float((word)(127 - up) << 23);
+        }
+        half_word* to = numbers + token * stride + chunk * CHUNK;
+#pragma unroll
+        for (int pair = 0; pair < 4; pair++) {
+            word number = pairs[pair];
+            if (normalized) number = pack_fp16(as_float(number << 16) * scale, as_float(number & 0xFFFF0000u) * scale);
+            *(word*)(to + pair_place(lane * 8 + pair / 2 * 4, pair % 2)) = number;
+        }
+    }
+
+    DEVICE void stage(const Work& work, int first_chunk, int chunks, int warp, int lane) const {
+        constexpr int all = WARPS + COLLECTORS, batch = 4;
+        for (int start = warp; start < work.tokens * chunks; start += all * batch) {
+            uint4 loaded[batch];
+#pragma unroll
+            for (int i = 0; i < batch; i++) {
+                int item = start + i * all;
+                if (item < work.tokens * chunks) loaded[i] = load(work, item / chunks, (first_chunk + item % chunks) * CHUNK + lane * 8);
+            }
+#pragma unroll
+            for (int i = 0; i < batch; i++) {
+                int item = start + i * all;
+                if (item < work.tokens * chunks) put(item / chunks, item % chunks, loaded[i], lane);
             }
         }
     }
-}
+
+    // One number as fp32; `place` is where it lies.
+    DEVICE float number(int token, int place) const {
+        float value = from_fp16(numbers[token * stride + place]);
+        return NORMALIZED && ACTIVATION == 0 ? value * factors[place / CHUNK * 8 * COLUMNS + token] : value;
+    }
+};

@@ -9,7 +9,8 @@
 // Fixed when compiled: COLUMNS (tokens in eights), WARPS, COLLECTORS, STAGES, RESIDENT (blocks that registers leave room for), and
 // what the storage's file asks for. A storage defines
 //   CHUNK_BYTES;  struct Chunk { load(bytes, lane); template<int BLOCK> multiply(sums, x) }   64 inputs at a time;
-//   stage_inputs(...)   the activations of the block's inputs to shared memory, in the order in which `multiply` reads them;
+//   pair_place(input, pair)   where `multiply` reads the first two and the last two of four consecutive inputs of a token;
+//   NORMALIZED   whether it wants bf16 activations as fp16 numbers;
 //   struct Extra   terms beside the chunks, or none.
 #pragma once
 #include "streaming.cuh"
@@ -27,24 +28,31 @@ struct Work {
     const word* list;             // sparse records, a row of 32 at a time
     float* partial;               // [tiles][slots][COLUMNS][32][4] of tiles that are cut between blocks
     int* arrivals;                // [tiles], zero between launches
-    int rows, tiles, tile_chunks, split_chunks, segment_chunks, inputs, tokens, x_stride, y_stride, slots;
+    int rows, tiles, tile_chunks, split_chunks, segment_chunks, whole_tiles, inputs, tokens, x_stride, y_stride, slots;
     float factor;                 // of all sums
 };
 
-// Which part of all chunks a block has, and who shares a tile with it. A split is a range of chunks of every tile.
+// Which part of all chunks a block has, and who shares a tile with it. A split is a range of chunks of every tile; blocks of a split
+// take equal runs of its chunks, or of whole tiles.
 struct Run {
-    int split, first_chunk, length, units, first_block, blocks;  // chunks of a tile in this split; of all tiles; its blocks
+    int split, first_chunk, length, first_block, blocks;  // chunks of a tile in this split; its blocks
+    unsigned grains, grain;                               // runs end where a grain does: so many, of so many chunks
     DEVICE Run(const Work& work, int index) {
         split = index;
         first_chunk = index * work.split_chunks;
-        int left = work.tile_chunks - first_chunk, all = gridDim.x;
+        int left = work.tile_chunks - first_chunk;
         length = left < work.split_chunks ? left : work.split_chunks;
-        units = length * work.tiles;
-        first_block = all * first_chunk / work.tile_chunks;
-        blocks = all * (first_chunk + length) / work.tile_chunks - first_block;
+        first_block = 0, blocks = gridDim.x;
+        if (length < work.tile_chunks) {
+            blocks = (int)(gridDim.x * (first_chunk + length) / work.tile_chunks);
+            first_block = (int)(gridDim.x * first_chunk / work.tile_chunks);
+            blocks -= first_block;
+        }
+        grain = work.whole_tiles ? length : 1;
+        grains = work.whole_tiles ? work.tiles : length * work.tiles;
     }
-    DEVICE int start(int block) const { return (int)((long long)units * (block - first_block) / blocks); }
-    DEVICE int owner(int unit) const { return first_block + (int)(((long long)(unit + 1) * blocks - 1) / units); }
+    DEVICE int start(int block) const { return (int)(grains * (unsigned)(block - first_block) / blocks * grain); }
+    DEVICE int owner(int unit) const { return first_block + (int)(((unit / grain + 1) * blocks - 1) / grains); }
     DEVICE int first_owner(int tile) const { return owner(tile * length); }
     DEVICE int owners(int tile) const { return owner((tile + 1) * length - 1) - first_owner(tile) + 1; }
     DEVICE int end_of(int tile, int end) const { return (tile + 1) * length < end ? (tile + 1) * length : end; }
@@ -142,14 +150,7 @@ DEVICE bool share_sums(const Work& work, const Run& run, float (&sums)[COLUMNS][
     return true;
 }
 
-DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, const float* factors, int collector,
-                    int lane) {
-    float factor[COLUMNS][2];
-#pragma unroll
-    for (int column = 0; column < COLUMNS; column++) {
-#pragma unroll
-        for (int odd = 0; odd < 2; odd++) factor[column][odd] = work.factor * factors[column * 8 + lane % 4 * 2 + odd];
-    }
+DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, int collector, int lane) {
     int turn = collector;
     for (int tile = first / run.length + collector; tile * run.length < end; tile += COLLECTORS, turn += COLLECTORS) {
         int buffer = turn % BUFFERS;
@@ -171,25 +172,37 @@ DEVICE void collect(const Work& work, const Run& run, int first, int end, const 
         synchronize_warp();
         if (lane == 0) arrive(exchange.emptied + buffer);
 #pragma unroll
-        for (int entry = 0; entry < 4 * COLUMNS; entry++) total[entry / 4][entry % 4] *= factor[entry / 4][entry % 2];
+        for (int entry = 0; entry < 4 * COLUMNS; entry++) total[entry / 4][entry % 4] *= work.factor;
         bool whole = tile * run.length >= first && (tile + 1) * run.length <= end && run.length == work.tile_chunks;
         if (whole || share_sums(work, run, total, tile, lane)) write_outputs(work, total, tile, lane);
     }
 }
 
+// A chunk's sums to those of the tile; where activations were normalised, times what that took out.
+DEVICE void add_part(float (&sums)[COLUMNS][4], const Sums& part, const Inputs& inputs, int chunk, int lane) {
+#pragma unroll
+    for (int column = 0; column < COLUMNS; column++) {
+        float2 factor = make_float2(1.0f, 1.0f);
+        if (NORMALIZED && ACTIVATION == 0) factor = *(const float2*)(inputs.factors + chunk * 8 * COLUMNS + column * 8 + lane % 4 * 2);
+#pragma unroll
+        for (int entry = 0; entry < 4; entry++)
+            sums[column][entry] += (part.value[column][entry] + part.odd[column][entry]) * (entry % 2 ? factor.y : factor.x);
+    }
+}
+
 DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, Ring& ring, const Exchange& exchange,
-                         const half_word* inputs, int stride, int warp, int lane) {
+                         const Inputs& inputs, int warp, int lane) {
     const unsigned char* tokens[COLUMNS];
 #pragma unroll
     for (int column = 0; column < COLUMNS; column++) {
         int token = column * 8 + lane / 4;
-        tokens[column] = (const unsigned char*)(inputs + (token < work.tokens ? token : 0) * stride + lane % 4 * 8);
+        tokens[column] = (const unsigned char*)(inputs.numbers + (token < work.tokens ? token : 0) * inputs.stride + lane % 4 * 8);
     }
     Extra extra(work, run, first, warp);
     int unit = first + warp, turn = 0;
     for (int tile = first / run.length; tile * run.length < end; tile++, turn++) {
         int start = tile * run.length, stop = run.end_of(tile, end), buffer = turn % BUFFERS;
-        Sums sums = {};
+        float sums[COLUMNS][4] = {};
         extra.begin(work, run, tile, start >= first, warp, lane);
         for (; unit < stop; unit += WARPS) {
             Chunk chunk;
@@ -200,15 +213,17 @@ DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, R
             const unsigned char* here[COLUMNS];
 #pragma unroll
             for (int column = 0; column < COLUMNS; column++) here[column] = tokens[column] + (unit - start) * CHUNK * 2;
-            multiply_blocks<0>(sums, chunk, here);
+            Sums part = {};
+            multiply_blocks<0>(part, chunk, here);
+            add_part(sums, part, inputs, unit - start, lane);
         }
-        extra.add(work, sums, inputs, stride, lane);
+        extra.add(work, sums, inputs, lane);
         if (turn >= BUFFERS) wait_for(exchange.emptied + buffer, (turn / BUFFERS - 1) & 1);
         if (lane % 4 < exchange.pairs) {
 #pragma unroll
             for (int column = 0; column < COLUMNS; column++) {
-                const float *even = sums.value[column], *odd = sums.odd[column];
-                *exchange.at(buffer, warp, column, lane) = make_float4(even[0] + odd[0], even[1] + odd[1], even[2] + odd[2], even[3] + odd[3]);
+                const float* sum = sums[column];
+                *exchange.at(buffer, warp, column, lane) = make_float4(sum[0], sum[1], sum[2], sum[3]);
             }
         }
         synchronize_warp();
@@ -222,10 +237,10 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     while (Run(work, split).first_block + Run(work, split).blocks <= (int)blockIdx.x) split++;
     Run run(work, split);
     int first = run.start(blockIdx.x), end = run.start(blockIdx.x + 1);
-    float* factors = (float*)(memory + WARPS * STAGES * CHUNK_BYTES);
-    barrier_word *barriers = (barrier_word*)(factors + 16), *filled = barriers + WARPS * STAGES;
+    barrier_word *barriers = (barrier_word*)(memory + WARPS * STAGES * CHUNK_BYTES), *filled = barriers + WARPS * STAGES;
     Exchange exchange = {(float4*)(filled + 2 * BUFFERS), filled, filled + BUFFERS, COLUMNS == 2 ? 4 : (work.tokens + 1) / 2};
-    half_word* inputs = (half_word*)exchange.at(BUFFERS, 0, 0, 0);
+    float* factors = (float*)exchange.at(BUFFERS, 0, 0, 0);
+    Inputs inputs = {factors, (half_word*)(factors + work.split_chunks * 8 * COLUMNS), work.split_chunks * CHUNK + PADDING};
     Ring ring = {memory + warp * STAGES * CHUNK_BYTES, barriers + warp * STAGES, 0, 0};
     if (lane == 0) {
         if (warp < WARPS) {
@@ -241,9 +256,8 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     }
     release_dependents();
     wait_for_inputs();
-    int stride = work.split_chunks * CHUNK + PADDING;
-    stage_inputs(work, run.first_chunk * CHUNK, run.length * CHUNK, inputs, stride, factors, (word*)exchange.sums);
+    inputs.stage(work, run.first_chunk, run.length, warp, lane);
     synchronize_block();
-    if (warp < WARPS) multiply_run(work, run, first, end, ring, exchange, inputs, stride, warp, lane);
-    else collect(work, run, first, end, exchange, factors, warp - WARPS, lane);
+    if (warp < WARPS) multiply_run(work, run, first, end, ring, exchange, inputs, warp, lane);
+    else collect(work, run, first, end, exchange, warp - WARPS, lane);
 }

@@ -5,8 +5,8 @@
 // scales carry a power of two (the inverse of `factor`) that brings S and B into fp16's range; activations are brought into it
 // token by token.
 //
-// A chunk: codes [4 BITS words][32 lanes], in 16s of bytes; of every group S's and B's second level (S₂, B₂, −s₂ of the zero,
-// s₂ z₂ of the zero), four fp16; codes of scales and zeros, a word and a half (SECOND_BITS 3) or two words (4) for each lane:
+// A chunk: codes [4 BITS words][32 lanes], in 16s of bytes; of every group the step and the zero of its scales' second grid, then
+// of its zeros', fp16, the first times the power of two that makes S; codes of scales and zeros, a word and a half (SECOND_BITS 3) or two words (4) for each lane:
 // those of groups 4 t … 4 t + 3 for t = lane % 4. Rows eight apart share a word, one in either half.
 constexpr int FIRST = BITS == 4 ? 4 : BITS == 3 ? 3 : 4, SECOND = BITS == 4 ? 4 : 6;
 constexpr int CODE_LOADS = BITS, CONSTANTS_AT = 512 * BITS, SECOND_AT = CONSTANTS_AT + 128;
@@ -57,6 +57,11 @@ DEVICE word second_code(word bits) {
     return add_fp16(value, fp16_power(10 - to) | 0x80008000u);
 }
 
+// step (c − zero) of the codes of two rows; `grid` holds the step, then the zero.
+DEVICE word second_number(word codes, word grid) {
+    return multiply_two_fp16(add_fp16(codes, pick_bytes(grid, 0, 0x3232u) ^ 0x80008000u), pick_bytes(grid, 0, 0x1010u));
+}
+
 struct Chunk {
     word codes[4 * BITS];
     word scale[4], offset[4];  // S and B of groups 4 t … 4 t + 3, rows eight apart in the halves
@@ -64,10 +69,9 @@ struct Chunk {
     template <int GROUP, int SCALE_PLACE, int ZERO_PLACE>
     DEVICE void decode_group(word scales, word zeros, uint2 constants) {
         constexpr int place = GROUP < 2 ? FIRST : SECOND;
-        word s = scale_row_fp16<0>(second_code<SCALE_PLACE>(scales), constants.x, constants.x >> 16);
-        word z = scale_row_fp16<0>(second_code<ZERO_PLACE>(zeros), constants.y, constants.y >> 16);
-        scale[GROUP] = s;
-        offset[GROUP] = multiply_two_fp16(multiply_two_fp16(s, fp16_power(place - 24)), z);
+        scale[GROUP] = second_number(second_code<SCALE_PLACE>(scales), constants.x);
+        word zero = second_number(second_code<ZERO_PLACE>(zeros), constants.y);
+        offset[GROUP] = multiply_two_fp16(multiply_two_fp16(scale[GROUP], fp16_power(place - 24) | 0x80008000u), zero);
     }
 
     DEVICE void load(const unsigned char* chunk, int lane) {
@@ -162,26 +166,26 @@ struct Extra {
         }
         if (tile + 1 < work.tiles) look_ahead(tile + 1);
     }
-    DEVICE void add_record(const Work& work, float (&found)[2][8 * COLUMNS], word record, const half_word* inputs, int stride) const {
-        const half_word* x = inputs + place_of((int)(record & 0x7FFF) - first);
+    DEVICE void add_record(const Work& work, float (&found)[2][8 * COLUMNS], word record, const Inputs& inputs) const {
+        int place = place_of((int)(record & 0x7FFF) - first);
         float value = from_fp16((half_word)(record >> 16)), upper = record & 0x8000 ? 0.0f : value, lower = value - upper;
 #pragma unroll
         for (int token = 0; token < 8 * COLUMNS; token++) {
             if (token >= work.tokens) break;
-            float number = from_fp16(x[token * stride]);
+            float number = inputs.number(token, place);
             found[0][token] += upper * number;
             found[1][token] += lower * number;
         }
     }
-    DEVICE void add(const Work& work, Sums& sums, const half_word* inputs, int stride, int lane) {
+    DEVICE void add(const Work& work, float (&sums)[COLUMNS][4], const Inputs& inputs, int lane) {
         if (next >= end) return;
         float found[2][8 * COLUMNS] = {};
 #pragma unroll
         for (int held = 0; held < HELD; held++) {
-            if (next < end) add_record(work, found, records[held], inputs, stride);
+            if (next < end) add_record(work, found, records[held], inputs);
             next += WARPS;
         }
-        for (; next < end; next += WARPS) add_record(work, found, load_word(work.list + (long long)next * 32 + lane), inputs, stride);
+        for (; next < end; next += WARPS) add_record(work, found, load_word(work.list + (long long)next * 32 + lane), inputs);
         float inverse = 1.0f / work.factor;
 #pragma unroll
         for (int token = 0; token < 8 * COLUMNS; token++) {
@@ -191,7 +195,7 @@ struct Extra {
                 float sum = found[row][token];
                 sum += from_lane_xor(sum, 1);
                 sum += from_lane_xor(sum, 2);
-                if (token % 8 / 2 == lane % 4) sums.value[token / 8][row * 2 + token % 2] += sum * inverse;
+                if (token % 8 / 2 == lane % 4) sums[token / 8][row * 2 + token % 2] += sum * inverse;
             }
         }
     }

@@ -105,5 +105,5 @@ DEVICE int pair_place(int input, int pair) {
 struct Extra {
     DEVICE Extra(const Work&, const Run&, int, int) {}
     DEVICE void begin(const Work&, const Run&, int, bool, int, int) {}
-    DEVICE void add(const Work&, Sums&, const half_word*, int, int) {}
+    DEVICE void add(const Work&, float (&)[COLUMNS][4], const Inputs&, int) {}
 };
