@@ -20,6 +20,9 @@ ROWS, GROUP, BLOCK, CHUNK, SEGMENT = 16, 16, 64, 256, 16
 #: Place in its half of a code that was taken out of a word: of the first and the last two groups of a block; see `two_level.cuh`.
 PLACES = {2: (4, 6), 3: (3, 6), 4: (4, 4)}
 
+#: Value of records that fill up the list, -0: at a segment's first place, for the upper row. An entry that looks so is left out.
+FILLING = 0x8000
+
 #: Scales are brought below 2^15, so that both S and B are fp16 numbers.
 LARGEST = 15
 
@@ -139,9 +142,8 @@ def _code_bytes(codes: Tensor, bits: int) -> Tensor:
 def _constant_bytes(parts: TwoLevelParts, groups: Tensor, bits: int, exponent: int) -> Tensor:
     """`[tiles, chunks, 128]` uint8: of every group the step and zero of its scales' own grid, then of its zeros'."""
     scale, zero = (_take_groups(grids[::ROWS], groups, pad=False) for grids in (parts.scale_grids, parts.zero_grids))
-    first, second = PLACES[bits]
-    steps = torch.tensor([first, first, second, second], device=scale.device).repeat(len(groups) // 4)
-    step = scale[..., 0] * torch.exp2((24 - steps - exponent).to(torch.float32))
+    steps = _steps(len(groups), bits, scale.device) - exponent
+    step = scale[..., 0] * torch.exp2(steps.to(torch.float32))
     constants = torch.stack([step, scale[..., 1], zero[..., 0], zero[..., 1]], -1).to(torch.float16)
     return constants.view(len(constants), -1, CHUNK // GROUP * 4).view(torch.uint8)
 
@@ -184,7 +186,7 @@ def encode_list(sparse: SparseParts, gather: Tensor, tiles: int) -> tuple[Tensor
     lengths = (-(-counts // 4)).view(-1, 8).amax(1)
     starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     first = torch.arange(segments, device=device).mul(SEGMENT * CHUNK).repeat(tiles).repeat_interleave(lengths)
-    records = first[:, None].repeat(1, 32)
+    records = first[:, None].repeat(1, 32) | FILLING << 16
     value = sparse.values[order].view(torch.int16).long() & 0xFFFF
     records[starts[owner // 8] + rank // 4, owner % 8 * 4 + rank % 4] = at | (rows % ROWS // 8) << 15 | value << 16
     return starts.to(torch.int32), records.where(records < 2**31, records - 2**32).to(torch.int32)
@@ -206,3 +208,84 @@ def _take_groups(values: Tensor, groups: Tensor, pad: bool = True) -> Tensor:
 
 def _pad_rows(values: Tensor) -> Tensor:
     return torch.nn.functional.pad(values, (0, 0) * (values.ndim - 1) + (0, -len(values) % ROWS))
+
+
+def decode(weight: DeviceTwoLevel, index: Tensor | None = None) -> tuple[TwoLevelParts, SparseParts | None]:
+    """The inverse of `encode`; `index` as it was given, None for consecutive groups. Entries come row by row."""
+    chunked, bits = weight.chunked, weight.bits
+    tiles, chunks, _ = chunked.chunks.shape
+    inputs, rows = chunked.inputs, chunked.rows
+    index = torch.arange(inputs, device=chunked.chunks.device) // GROUP if index is None else index
+    gather, groups = group_order(index, inputs)
+    there = gather >= 0
+    codes = torch.empty(rows, inputs, dtype=torch.uint8, device=gather.device)
+    codes[:, gather[there]] = _read_codes(chunked.chunks[..., : 512 * bits], bits)[:rows, there]
+    pieces = torch.zeros(int(index.max()) + 1, dtype=torch.int64, device=gather.device)
+    pieces[groups[groups >= 0]] = (groups >= 0).nonzero()[:, 0]
+    scales, zeros = (each[:rows, pieces] for each in _read_second(chunked.chunks[..., 512 * bits + 128 :], weight.second_bits))
+    constants = chunked.chunks[..., 512 * bits : 512 * bits + 128].contiguous().view(torch.float16).view(tiles, -1, 4).float()
+    steps = _steps(len(groups), bits, gather.device) - round(math.log2(chunked.factor))
+    constants[..., 0] *= torch.exp2(-steps.to(torch.float32))
+    grids = constants[:, pieces].repeat_interleave(ROWS, 0)[:rows]
+    parts = TwoLevelParts(codes, scales, zeros, grids[..., :2], grids[..., 2:], index)
+    return parts, None if chunked.records is None else decode_list(chunked, gather)
+
+
+def decode_list(chunked: Chunked, gather: Tensor) -> SparseParts:
+    """The entries of a list, row by row."""
+    assert chunked.records is not None and chunked.list_starts is not None
+    tiles = chunked.chunks.shape[0]
+    segments = (len(chunked.list_starts) - 1) // tiles
+    records = chunked.records.long() & 0xFFFFFFFF
+    owner = torch.arange(tiles * segments, device=records.device).repeat_interleave(chunked.list_starts.diff().long())[:, None]
+    filling = owner % segments * (SEGMENT * CHUNK) | FILLING << 16
+    rows = owner // segments * ROWS + torch.arange(32, device=records.device) // 4 + (records >> 15 & 1) * 8
+    used = records != filling
+    rows, columns, values = rows[used], gather[records[used] & 0x7FFF], (records[used] >> 16).to(torch.int32)
+    order = torch.argsort(rows * chunked.inputs + columns)
+    halves = values.where(values < 2**15, values - 2**16).to(torch.int16).view(torch.float16)
+    return SparseParts(rows[order], columns[order], halves[order])
+
+
+def _read_codes(blob: Tensor, bits: int) -> Tensor:
+    """The inverse of `_code_bytes`."""
+    tiles, chunks, _ = blob.shape
+    loads = blob.contiguous().view(torch.int32).view(tiles, chunks, bits, 32, 4)
+    words = loads.permute(0, 1, 3, 2, 4).reshape(tiles, chunks, 32, 4, bits).transpose(2, 3)
+    split = torch.zeros(tiles, chunks, 4, 32, 16, 2, dtype=torch.uint8, device=blob.device)
+    for pair, pieces in enumerate(code_places(bits)):
+        for first, count, word, place in pieces:
+            for odd in range(2):
+                split[..., pair, odd] |= ((words[..., word] >> (place + 16 * odd) & 2**count - 1) << first).to(torch.uint8)
+    # tile, chunk, block, row, part, step, high input, half, odd → tile, half, row, chunk, block, step, part, high input, odd
+    parts = split.view(tiles, chunks, 4, 8, 4, 4, 2, 2, 2).permute(0, 7, 3, 1, 2, 5, 4, 6, 8)
+    return parts.reshape(tiles * ROWS, chunks * CHUNK)
+
+
+def _read_second(blob: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The inverse of `_second_bytes`."""
+    tiles, chunks, _ = blob.shape
+    group = torch.arange(4, device=blob.device, dtype=torch.int32)
+    first = blob[..., :128].contiguous().view(torch.int32)
+    halves = torch.stack([first & 0xFFFF, first >> 16 & 0xFFFF], -1)[..., None]
+    if bits == 4:
+        last = blob[..., 128:].contiguous().view(torch.int32)
+        scales = halves >> 4 * group & 15
+        zeros = torch.stack([last & 0xFFFF, last >> 16 & 0xFFFF], -1)[..., None] >> 4 * group & 15
+    else:
+        byte = blob[..., 128:].view(tiles, chunks, 32, 2).to(torch.int32)
+        halves = halves[..., 0]
+        scales = halves[..., None] >> 3 * group & 7
+        zeros = torch.stack([halves >> 12 & 7, byte & 7, byte >> 3 & 7, byte >> 6 | (halves >> 15) << 2], -1)
+
+    def ordered(lanes: Tensor) -> Tensor:
+        split = lanes.view(tiles, chunks, 8, 4, 2, 4).permute(0, 4, 2, 1, 3, 5)
+        return split.reshape(tiles * ROWS, chunks * 16).to(torch.uint8)
+
+    return ordered(scales), ordered(zeros)
+
+
+def _steps(groups: int, bits: int, device: torch.device) -> Tensor:
+    """Of every group, 24 less the place to which its codes are brought."""
+    first, second = PLACES[bits]
+    return 24 - torch.tensor([first, first, second, second], device=device).repeat(groups // 4)

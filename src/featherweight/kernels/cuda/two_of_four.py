@@ -66,8 +66,7 @@ def encode_codes(codes: Tensor, mask: Tensor, scales: Tensor, zeros: Tensor | No
     kept, places = compact(codes, mask)
     width = min(group, CHUNK)
     pairs = _operands(kept.to(torch.int32))  # tile, chunk, step, lane, element, kept
-    shifts = torch.arange(0, 16, 4, device=codes.device)[:, None] + torch.tensor([0, 16], device=codes.device)
-    words = (pairs << shifts).sum((-2, -1), dtype=torch.int32)
+    words = (pairs << _shifts(codes.device)).sum((-2, -1), dtype=torch.int32)
     words = words.unflatten(2, (2, 4)).transpose(-1, -2).contiguous()
     tensors = [words.view(torch.uint8), _places(places), _groups(scales, group, codes.shape[1])]
     if zeros is not None:
@@ -121,3 +120,38 @@ def _chunked(shape: torch.Size, tensors: list[Tensor]) -> Chunked:
     chunks = torch.cat([each.flatten(2) for each in tensors], -1)
     arrivals = torch.zeros(len(chunks), dtype=torch.int32, device=chunks.device)
     return Chunked(shape[0], shape[1], chunks, arrivals, segment=1)
+
+
+def decode(weight: DeviceTwoOfFour) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The inverse: kept codes uint8 (or values) and their places among their four, `[out, in / 2]`; scales, and zeros if any."""
+    chunked, groups = weight.chunked, CHUNK // weight.group
+    tiles, chunks, _ = chunked.chunks.shape
+    steps, width = CHUNK // 32, 512 * (CHUNK // 32 if weight.bits == 16 else CHUNK // 128)
+    words = chunked.chunks[..., :width].contiguous().view(torch.int32)
+    if weight.bits == 16:
+        pairs = words.view(torch.int16).view(tiles, chunks, steps, 32, 4, 2)
+    else:
+        words = words.view(tiles, chunks, 2, 32, 4).transpose(-1, -2).reshape(tiles, chunks, steps, 32, 1, 1)
+        pairs = (words >> _shifts(words.device) & 15).to(torch.uint8)
+    # tile, chunk, step, row, part, high four, half, neighbour → tile, half, row, chunk, step, high four, part, neighbour
+    split = pairs.view(tiles, chunks, steps, 8, 4, 2, 2, 2).permute(0, 6, 3, 1, 2, 5, 4, 7)
+    kept = split.reshape(tiles * ROWS, -1)[: chunked.rows, : chunked.inputs // 2].contiguous()
+    kept = kept.view(weight.scale_dtype) if weight.bits == 16 else kept
+    named = chunked.chunks[..., width : width + 512].contiguous().view(torch.int32).view(tiles, chunks, 8, 2, 2, CHUNK // 64, 1)
+    places = named >> torch.arange(0, 32, 2, device=named.device, dtype=torch.int32) & 3
+    # tile, chunk, row, step, half of the step, two steps, half, place → tile, half, row, chunk, two steps, step, its half, place
+    places = places.view(tiles, chunks, 8, 2, 2, CHUNK // 64, 2, 8).permute(0, 6, 2, 1, 5, 3, 4, 7)
+    places = places.reshape(tiles * ROWS, -1)[: chunked.rows, : chunked.inputs // 2].contiguous()
+    numbers, at = [], width + 512
+    for dtype, wanted in ((weight.scale_dtype, weight.bits != 16), (torch.uint8, weight.zeros)):
+        if wanted:
+            size = groups * ROWS * dtype.itemsize
+            lanes = chunked.chunks[..., at : at + size].contiguous().view(dtype).view(tiles, chunks, groups, 8, 2)
+            numbers.append(lanes.permute(0, 4, 3, 1, 2).reshape(tiles * ROWS, -1)[: chunked.rows])
+            at += size
+    return kept, places, numbers
+
+
+def _shifts(device: torch.device) -> Tensor:
+    """Of the codes in a word, element of the operand by kept neighbour."""
+    return torch.arange(0, 16, 4, device=device, dtype=torch.int32)[:, None] + torch.tensor([0, 16], dtype=torch.int32, device=device)

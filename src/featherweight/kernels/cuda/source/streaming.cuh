@@ -2,7 +2,9 @@
 #pragma once
 #include "intrinsics.cuh"
 
-#ifndef EMULATED
+#ifdef EMULATED
+#include "streaming_emulation.h"
+#else
 typedef unsigned long long barrier_word;
 
 DEVICE word shared_address(const void* pointer) { return (word)__cvta_generic_to_shared(pointer); }
@@ -49,14 +51,7 @@ DEVICE float load_shared_sum(const float* address) {
     return v;
 }
 
-// Largest magnitude of two bf16 numbers and of `most`, as bits.
-DEVICE word max_magnitude(word most, word pair) {
-    word low = pair & 0x7FFFu, high = pair >> 16 & 0x7FFFu;
-    word larger = low > high ? low : high;
-    return larger > most ? larger : most;
-}
 DEVICE word largest_in_warp(word value) { return __reduce_max_sync(0xFFFFFFFFu, value); }
-DEVICE void raise_shared(word* address, word value) { atomicMax(address, value); }
 
 // sums[16 x 8] += a[16 x 32] b[32 x 8] where of every four of a row two are stored; HALF: which lanes' places are used.
 template <int HALF>
@@ -102,3 +97,10 @@ DEVICE word pack_fp16(float low, float high) {
     return d;
 }
 #endif
+
+// Largest magnitude of two bf16 numbers and of `most`, as bits.
+DEVICE word max_magnitude(word most, word pair) {
+    word low = pair & 0x7FFFu, high = pair >> 16 & 0x7FFFu;
+    word larger = low > high ? low : high;
+    return larger > most ? larger : most;
+}

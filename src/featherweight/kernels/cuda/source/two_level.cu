@@ -3,3 +3,5 @@
 #define STORAGE "two_level.cuh"
 #include "numbers.cuh"
 #include "stream.cuh"
+
+EXPORT(multiply_stream)

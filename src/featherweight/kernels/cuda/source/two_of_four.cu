@@ -2,3 +2,5 @@
 #define STORAGE "two_of_four.cuh"
 #include "integer.cuh"
 #include "stream.cuh"
+
+EXPORT(multiply_stream)
