@@ -103,11 +103,13 @@ def sparse_cases(n: int, k: int, x: Tensor, device: str) -> list[Case]:
     codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, generator=generator, device=device)
     scales = (0.002 + 0.003 * torch.rand(n, k // 128, generator=generator, device=device)).half()
     zeros = torch.randint(0, 16, scales.shape, dtype=torch.uint8, generator=generator, device=device)
+    places = chosen.sort(-1).values.view(n, k // 2).to(torch.uint8)
+    kept = codes[mask].view(n, k // 2)
     cases = []
     for name, weight, zero in (
-        ("2:4 bf16", two_of_four.encode_values(values, mask), None),
-        ("2:4 int4", two_of_four.encode_codes(codes, mask, scales, None, 128), torch.full_like(zeros, 8)),
-        ("2:4 int4 zeros", two_of_four.encode_codes(codes, mask, scales, zeros, 128), zeros),
+        ("2:4 bf16", two_of_four.encode_values(values[mask].view(n, k // 2), places), None),
+        ("2:4 int4", two_of_four.encode_codes(kept, places, scales, None, 128), torch.full_like(zeros, 8)),
+        ("2:4 int4 zeros", two_of_four.encode_codes(kept, places, scales, zeros, 128), zeros),
     ):
         dense = values.float()
         if zero is not None:

@@ -97,14 +97,16 @@ def two_of_four(rows, inputs, bits, group, dtype, zeros, seed=0):
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.rand(rows, inputs // 4, 4, generator=generator).topk(2, -1).indices
     mask = torch.zeros(rows, inputs // 4, 4, dtype=torch.bool).scatter_(2, chosen, True).view(rows, inputs)
+    places = chosen.sort(-1).values.view(rows, -1).to(torch.uint8)
     if bits == 16:
         values = torch.randn(rows, inputs, generator=generator).to(dtype)
-        return two_of_four_module.encode_values(values, mask), values.double() * mask, (values, mask, None, None)
+        weight = two_of_four_module.encode_values(values[mask].view(rows, -1), places)
+        return weight, values.double() * mask, (values, mask, None, None)
     codes = torch.randint(0, 16, (rows, inputs), dtype=torch.uint8, generator=generator)
     groups = -(-inputs // group)
     scales = (torch.rand(rows, groups, generator=generator) + 0.5).half()
     points = torch.randint(0, 16, (rows, groups), dtype=torch.uint8, generator=generator)
-    weight = two_of_four_module.encode_codes(codes, mask, scales, points if zeros else None, group)
+    weight = two_of_four_module.encode_codes(codes[mask].view(rows, -1), places, scales, points if zeros else None, group)
     spread = [each.double().repeat_interleave(group, 1)[:, :inputs] for each in (scales, points if zeros else points * 0 + 8)]
     return weight, (codes.double() - spread[1]) * spread[0] * mask, (codes, mask, scales, points if zeros else None)
 
@@ -127,7 +129,7 @@ def test_two_of_four_layout_gives_everything_back(bits, group, dtype, zeros):
     weight, _, (values, mask, scales, points) = two_of_four(50, 1032, bits, group, dtype, zeros)
     kept, places, numbers = two_of_four_module.decode(weight)
     assert torch.equal(kept, values[mask].view(50, -1))
-    assert torch.equal(places, mask.view(50, -1, 4).nonzero()[:, 2].view(50, -1))
+    assert torch.equal(places.long(), mask.view(50, -1, 4).nonzero()[:, 2].view(50, -1))
     repeat = max(1, group // 256)
     for found, given in zip(numbers, (scales, points), strict=False):
         assert torch.equal(found[:, ::repeat][:, : given.shape[1]], given)

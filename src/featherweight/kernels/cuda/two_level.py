@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,9 @@ ROWS, GROUP, BLOCK, CHUNK, SEGMENT = 16, 16, 64, 256, 16
 
 #: Place in its half of a code that was taken out of a word: of the first and the last two groups of a block; see `two_level.cuh`.
 PLACES = {2: (4, 6), 3: (3, 6), 4: (4, 4)}
+
+#: Inputs that a record can name, padding included.
+MOST_PLACES = 2**15 - CHUNK
 
 #: Value of records that fill up the list, -0: at a segment's first place, for the upper row. An entry that looks so is left out.
 FILLING = 0x8000
@@ -195,7 +200,7 @@ def encode_list(sparse: SparseParts, gather: Tensor, tiles: int) -> tuple[Tensor
 def _exponent(parts: TwoLevelParts, bits: int) -> int:
     """Power of two that is taken out of all scales."""
     step, zero = parts.scale_grids[..., 0], parts.scale_grids[..., 1]
-    largest = float((step * (parts.scale_codes.to(torch.float32) - zero)).abs().amax())
+    largest = float(torch.maximum(step.abs(), (step * (parts.scale_codes.to(torch.float32) - zero)).abs()).amax())
     return math.frexp(largest)[1] + 24 - PLACES[bits][0] - LARGEST if largest > 0 else 0
 
 
@@ -289,3 +294,32 @@ def _steps(groups: int, bits: int, device: torch.device) -> Tensor:
     """Of every group, 24 less the place to which its codes are brought."""
     first, second = PLACES[bits]
     return 24 - torch.tensor([first, first, second, second], device=device).repeat(groups // 4)
+
+
+def second_bits(description: Mapping[str, Any]) -> int:
+    """Bits that codes of scales and zeros take in a chunk: 3, or 4 where one has more."""
+    bits = description["bits"]
+    zero = bits if description["round_zero"] or description["symmetric"] else description["zero_bits"]
+    return 3 if max(description["scale_bits"], zero) <= 3 else 4
+
+
+def reason_against(description: Mapping[str, Any]) -> str:
+    """Why the kernel does not read a weight so described; "" if it does."""
+    dense, others = description, 0
+    if description["kind"] == "sum":
+        dense, others = description["terms_0"], sum(name.startswith("terms_") for name in description) - 1
+    if dense["kind"] != "two_level" or others > 1 or (others == 1 and description["terms_1"]["kind"] != "sparse_rows"):
+        return "for a two-level weight, alone or with one sparse term"
+    if dense["bits"] not in PLACES:
+        return f"for codes of 2, 3 or 4 bits, not {dense['bits']}"
+    if dense["scale_bits"] is None or (dense["zero_bits"] is None and not (dense["symmetric"] or dense["round_zero"])):
+        return "for scales and zeros that are codes themselves"
+    if second_bits(dense) == 4 and max(dense["scale_bits"], dense["zero_bits"] or 0) > 4:
+        return "for scales and zeros of at most 4 bits"
+    if dense["second_group_size"] % ROWS and dense["second_group_size"] < dense["shape"][0]:
+        return f"for second groups in whole {ROWS} outputs, not {dense['second_group_size']}"
+    if dense["group_size"] % GROUP and dense["group_size"] < dense["shape"][1]:
+        return f"for groups of whole {GROUP} inputs, not {dense['group_size']}"
+    if others and dense["shape"][1] > MOST_PLACES:
+        return f"for at most {MOST_PLACES} inputs beside a sparse term, not {dense['shape'][1]}"
+    return ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,44 +48,35 @@ def multiply(x: Tensor, weight: DeviceTwoOfFour, bias: Tensor | None, y: Tensor,
     return stream.multiply("two_of_four.cu", constants, x, weight.chunked, bias, y, shape)
 
 
-def encode_values(values: Tensor, mask: Tensor) -> DeviceTwoOfFour:
-    """From `values [out, in]`, bf16 or fp16, of which `mask` keeps two of every four."""
-    kept, places = compact(values, mask)
-    tensors = [_operands(kept.view(torch.int16)).view(torch.uint8), _places(places)]
-    return DeviceTwoOfFour(16, GROUPS[-1], values.dtype, False, _chunked(values.shape, tensors))
+def encode_values(kept: Tensor, places: Tensor) -> DeviceTwoOfFour:
+    """From kept values, bf16 or fp16, and their places among their four, `[out, in / 2]` both."""
+    tensors = [_operands(_padded(kept, 0).view(torch.int16)).view(torch.uint8), _places(places)]
+    return DeviceTwoOfFour(16, GROUPS[-1], kept.dtype, False, _chunked(kept.shape, tensors))
 
 
-def encode_codes(codes: Tensor, mask: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> DeviceTwoOfFour:
+def encode_codes(codes: Tensor, places: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> DeviceTwoOfFour:
     """From 4-bit codes.
 
     Args:
-        codes: `[out, in]` uint8.
-        mask: `[out, in]` bool, keeps two of every four.
+        codes: that are kept, `[out, in / 2]` uint8.
+        places: among their four, likewise.
         scales: `[out, groups]` float16 or bfloat16, one for each `group` inputs.
         zeros: `[out, groups]` uint8; None on a symmetric grid.
-        group: a multiple of 32.
+        group: 32, 64, 128, whole times 256, or all inputs.
     """
-    kept, places = compact(codes, mask)
     width = min(group, CHUNK)
-    pairs = _operands(kept.to(torch.int32))  # tile, chunk, step, lane, element, kept
+    pairs = _operands(_padded(codes, 0).to(torch.int32))  # tile, chunk, step, lane, element, kept
     words = (pairs << _shifts(codes.device)).sum((-2, -1), dtype=torch.int32)
     words = words.unflatten(2, (2, 4)).transpose(-1, -2).contiguous()
-    tensors = [words.view(torch.uint8), _places(places), _groups(scales, group, codes.shape[1])]
+    tensors = [words.view(torch.uint8), _places(places), _groups(scales, group, 2 * codes.shape[1])]
     if zeros is not None:
-        tensors.append(_groups(zeros, group, codes.shape[1]))
+        tensors.append(_groups(zeros, group, 2 * codes.shape[1]))
     return DeviceTwoOfFour(4, width, scales.dtype, zeros is not None, _chunked(codes.shape, tensors))
 
 
-def compact(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """What is kept and its places among its four, `[rows, inputs / 2]` each, rows in whole tiles and inputs in whole chunks."""
-    rows, inputs = values.shape
-    places = mask.view(rows, -1, 4).nonzero()[:, 2].view(rows, inputs // 2)
-    kept = values.view(rows, -1, 4).gather(2, places.view(rows, -1, 2)).view(rows, -1)
-    short, missing = -inputs % CHUNK // 2, -rows % ROWS
-    kept = torch.nn.functional.pad(kept, (0, short, 0, missing))
-    filled = torch.tensor([0, 1], device=values.device).repeat(kept.shape[0], kept.shape[1] // 2)
-    filled[:rows, : inputs // 2] = places
-    return kept, filled
+def _padded(kept: Tensor, fill: int) -> Tensor:
+    """`[rows, inputs / 2]` with rows in whole tiles and inputs in whole chunks."""
+    return torch.nn.functional.pad(kept, (0, -kept.shape[1] % (CHUNK // 2), 0, -len(kept) % ROWS), value=fill)
 
 
 def _operands(kept: Tensor) -> Tensor:
@@ -96,10 +89,12 @@ def _operands(kept: Tensor) -> Tensor:
 
 def _places(places: Tensor) -> Tensor:
     """`[rows, inputs / 2]` to `[tiles, chunks, 32, 16]` uint8: a word of every lane for each two steps."""
+    places = _padded(places, 0)
+    places.view(len(places), -1, 2)[..., 1] |= (places.view(len(places), -1, 2).sum(-1) == 0).to(places.dtype)  # of padding
     tiles, chunks = places.shape[0] // ROWS, places.shape[1] * 2 // CHUNK
     # tile, half, row, chunk, two steps, step, half of the step, four, neighbour → tile, chunk, row, step, its half, two steps, …
     split = places.view(tiles, 2, 8, chunks, CHUNK // 64, 2, 2, 8).permute(0, 3, 2, 5, 6, 4, 1, 7)
-    words = (split << torch.arange(0, 16, 2, device=places.device)).sum(-1)
+    words = (split.to(torch.int64) << torch.arange(0, 16, 2, device=places.device)).sum(-1)
     words = words[..., 0] | words[..., 1] << 16
     words = words.where(words < 2**31, words - 2**32).to(torch.int32)
     return words.reshape(tiles, chunks, 32, CHUNK // 64).contiguous().view(torch.uint8)
@@ -119,7 +114,7 @@ def _groups(values: Tensor, group: int, inputs: int) -> Tensor:
 def _chunked(shape: torch.Size, tensors: list[Tensor]) -> Chunked:
     chunks = torch.cat([each.flatten(2) for each in tensors], -1)
     arrivals = torch.zeros(len(chunks), dtype=torch.int32, device=chunks.device)
-    return Chunked(shape[0], shape[1], chunks, arrivals, segment=1)
+    return Chunked(shape[0], 2 * shape[1], chunks, arrivals, segment=1)
 
 
 def decode(weight: DeviceTwoOfFour) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -155,3 +150,20 @@ def decode(weight: DeviceTwoOfFour) -> tuple[Tensor, Tensor, list[Tensor]]:
 def _shifts(device: torch.device) -> Tensor:
     """Of the codes in a word, element of the operand by kept neighbour."""
     return torch.arange(0, 16, 4, device=device, dtype=torch.int32)[:, None] + torch.tensor([0, 16], dtype=torch.int32, device=device)
+
+
+def reason_against(description: Mapping[str, Any]) -> str:
+    """Why the kernel does not read a weight so described; "" if it does."""
+    if description["kind"] != "masked" or description["pattern"] != "2:4" or description["mask"] == "implied":
+        return "for weights of which 2:4 are stored with their mask"
+    inner, inputs = description["values"], description["shape"][1]
+    if inner["kind"] == "dense":
+        return "" if inner["dtype"] in ("bfloat16", "float16") else f"for values in 16 bits, not {inner['dtype']}"
+    if inner["kind"] != "integer" or inner["bits"] != 4:
+        return f"for values or 4-bit integer codes, not {inner.get('bits', '')} bits {inner['kind']}"
+    group = inner["group_size"] or inputs
+    if inner["group_index"] or inner["scale_dtype"] == "float32":
+        return "for groups of consecutive inputs with scales in 16 bits"
+    if group not in GROUPS and group % CHUNK and group < inputs:
+        return f"for groups of 32, 64, 128 or whole times 256 inputs, or whole rows, not {group}"
+    return ""
