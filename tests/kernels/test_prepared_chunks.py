@@ -12,7 +12,7 @@ from featherweight.packed.chunked import prepare_two_level, prepare_two_of_four
 #: What a method makes, and who prepares it.
 MADE = {
     "spqr": ({"method": "spqr", "outlier_share": 0.02}, prepare_two_level),
-    "spqr, narrow": ({"method": "spqr", "bits": 2, "scale_bits": 4, "outlier_bits": 8, "order": "identity"}, prepare_two_level),
+    "spqr, narrow": ({"method": "spqr", "bits": 2, "scale_bits": 4, "outlier_bits": 8, "order": "identity", "outlier_share": 0.05}, prepare_two_level),
     "spqr, dense": ({"method": "spqr", "bits": 4, "second_group_size": 64, "outlier_threshold": None}, prepare_two_level),
     "spqr, whole zeros": ({"method": "spqr", "round_zero": True, "outlier_share": 0.001}, prepare_two_level),
     "spqr, symmetric": ({"method": "spqr", "symmetric": True, "group_size": 32, "outlier_share": 0.01}, prepare_two_level),

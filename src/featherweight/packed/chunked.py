@@ -110,7 +110,7 @@ def prepare_two_of_four(weight: Masked) -> PreparedChunks:
     else:
         zeros = None if inner["symmetric"] else unpack(stored["zeros"], 4, inner["groups"])
         codes = unpack(stored["codes"], 4, inputs // 2)
-        encoded = two_of_four.encode_codes(codes, places, stored["scales"], zeros, inner["group_size"] or inputs)
+        encoded = two_of_four.encode_codes(codes, places, stored["scales"], zeros, two_of_four.group_of(inner))
 
     def rebuild() -> dict[str, Tensor]:
         return _masked_tensors(described, *two_of_four.decode(encoded))
@@ -169,8 +169,8 @@ def _masked_tensors(described: dict[str, Any], kept: Tensor, places: Tensor, num
     mask.scatter_(2, places.long().view(rows, -1, 2), True)
     stored = {f"{PREFIX}values": kept} if inner["kind"] == "dense" else {f"{PREFIX}codes": pack(kept, 4)}
     if inner["kind"] != "dense":
-        group = inner["group_size"] or inputs
-        scales, *zeros = (each[:, :: max(1, group // two_of_four.GROUPS[-1])][:, : inner["groups"]].contiguous() for each in numbers)
+        apart = max(1, two_of_four.group_of(inner) // two_of_four.GROUPS[-1])
+        scales, *zeros = (each[:, ::apart][:, : inner["groups"]].contiguous() for each in numbers)
         stored[f"{PREFIX}scales"] = scales
         if zeros:
             stored[f"{PREFIX}zeros"] = pack(zeros[0], 4)

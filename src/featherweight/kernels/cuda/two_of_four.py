@@ -62,7 +62,7 @@ def encode_codes(codes: Tensor, places: Tensor, scales: Tensor, zeros: Tensor | 
         places: among their four, likewise.
         scales: `[out, groups]` float16 or bfloat16, one for each `group` inputs.
         zeros: `[out, groups]` uint8; None on a symmetric grid.
-        group: 32, 64, 128, whole times 256, or all inputs.
+        group: 32, 64, 128 or whole times 256 inputs.
     """
     width = min(group, CHUNK)
     pairs = _operands(_padded(codes, 0).to(torch.int32))  # tile, chunk, step, lane, element, kept
@@ -152,18 +152,24 @@ def _shifts(device: torch.device) -> Tensor:
     return torch.arange(0, 16, 4, device=device, dtype=torch.int32)[:, None] + torch.tensor([0, 16], dtype=torch.int32, device=device)
 
 
+def group_of(codes: Mapping[str, Any]) -> int:
+    """Inputs that share a scale of so described codes; whole chunks where a row has one scale."""
+    inputs, group = codes["shape"][1], codes["group_size"]
+    return -(-inputs // CHUNK) * CHUNK if group is None or group >= inputs else int(group)
+
+
 def reason_against(description: Mapping[str, Any]) -> str:
     """Why the kernel does not read a weight so described; "" if it does."""
     if description["kind"] != "masked" or description["pattern"] != "2:4" or description["mask"] == "implied":
         return "for weights of which 2:4 are stored with their mask"
-    inner, inputs = description["values"], description["shape"][1]
+    inner = description["values"]
     if inner["kind"] == "dense":
         return "" if inner["dtype"] in ("bfloat16", "float16") else f"for values in 16 bits, not {inner['dtype']}"
     if inner["kind"] != "integer" or inner["bits"] != 4:
         return f"for values or 4-bit integer codes, not {inner.get('bits', '')} bits {inner['kind']}"
-    group = inner["group_size"] or inputs
+    group = group_of(inner)
     if inner["group_index"] or inner["scale_dtype"] == "float32":
         return "for groups of consecutive inputs with scales in 16 bits"
-    if group not in GROUPS and group % CHUNK and group < inputs:
+    if group not in GROUPS and group % CHUNK:
         return f"for groups of 32, 64, 128 or whole times 256 inputs, or whole rows, not {group}"
     return ""
