@@ -20,6 +20,7 @@ from featherweight.errors import FeatherweightError
 from featherweight.kernels.cuda import stream, two_level, two_of_four
 from featherweight.kernels.cuda.stream import Chunked
 from featherweight.kernels.cuda.two_level import SparseParts, TwoLevelParts
+from featherweight.kernels.cuda.two_of_four import DeviceTwoOfFour
 
 SHAPES = ((4096, 4096), (4096, 14336), (8192, 8192), (28672, 4096), (57344, 8192))
 QUICK = ((28672, 4096), (8192, 8192), (4096, 4096), (4096, 14336))
@@ -94,8 +95,8 @@ def spqr_cases(n: int, k: int, x: Tensor, variants: list[dict[str, Any]], device
     return reference, cases
 
 
-def sparse_cases(n: int, k: int, x: Tensor, device: str) -> list[Case]:
-    """2:4 as bf16 values and as 4-bit codes in groups of 128."""
+def weights_two_of_four(n: int, k: int, device: str) -> list[tuple[str, DeviceTwoOfFour, Tensor]]:
+    """2:4 as bf16 values and as 4-bit codes in groups of 128, each with its values in float32."""
     generator = torch.Generator(device).manual_seed(n + k)
     chosen = torch.rand(n, k // 4, 4, generator=generator, device=device).topk(2, -1).indices
     mask = torch.zeros(n, k // 4, 4, dtype=torch.bool, device=device).scatter_(2, chosen, True).view(n, k)
@@ -105,16 +106,22 @@ def sparse_cases(n: int, k: int, x: Tensor, device: str) -> list[Case]:
     zeros = torch.randint(0, 16, scales.shape, dtype=torch.uint8, generator=generator, device=device)
     places = chosen.sort(-1).values.view(n, k // 2).to(torch.uint8)
     kept = codes[mask].view(n, k // 2)
+
+    def decoded(points: Tensor) -> Tensor:
+        return (codes.float() - points.float().repeat_interleave(128, 1)) * scales.float().repeat_interleave(128, 1) * mask
+
+    return [
+        ("2:4 bf16", two_of_four.encode_values(values[mask].view(n, k // 2), places), values.float() * mask),
+        ("2:4 int4", two_of_four.encode_codes(kept, places, scales, None, 128), decoded(torch.full_like(zeros, 8))),
+        ("2:4 int4 zeros", two_of_four.encode_codes(kept, places, scales, zeros, 128), decoded(zeros)),
+    ]
+
+
+def sparse_cases(n: int, k: int, x: Tensor, device: str) -> list[Case]:
+    """2:4 as bf16 values and as 4-bit codes."""
     cases = []
-    for name, weight, zero in (
-        ("2:4 bf16", two_of_four.encode_values(values[mask].view(n, k // 2), places), None),
-        ("2:4 int4", two_of_four.encode_codes(kept, places, scales, None, 128), torch.full_like(zeros, 8)),
-        ("2:4 int4 zeros", two_of_four.encode_codes(kept, places, scales, zeros, 128), zeros),
-    ):
-        dense = values.float()
-        if zero is not None:
-            dense = (codes.float() - zero.float().repeat_interleave(128, 1)) * scales.float().repeat_interleave(128, 1)
-        product, outputs = x.double() @ (dense * mask).double().T, x.new_empty(len(x), n)
+    for name, weight, dense in weights_two_of_four(n, k, device):
+        product, outputs = x.double() @ dense.double().T, x.new_empty(len(x), n)
         calls = [
             partial(two_of_four.multiply, x, replace(weight, chunked=each), None, outputs) for each in copies_of(weight.chunked)
         ]

@@ -34,6 +34,10 @@ DEVICE word from_lane(word value, int lane) {
     synchronize_warp();
     return result;
 }
+DEVICE word from_lane_before(word value, int apart) {
+    word other = from_lane(value, current->lane < apart ? 0 : current->lane - apart);
+    return current->lane < apart ? 0 : other;
+}
 DEVICE float from_lane_xor(float value, int mask) { return as_float(from_lane(as_word(value), current->lane ^ mask)); }
 DEVICE word largest_in_warp(word value) {
     for (int mask = 16; mask; mask /= 2) {
@@ -49,11 +53,9 @@ DEVICE float load_shared_sum(const float* address) { return *address; }
 
 DEVICE word add_fp16(word a, word b) { return multiply_add_fp16(a, 0x3C003C00u, b); }
 DEVICE word multiply_two_fp16(word a, word b) { return multiply_add_fp16(a, b, 0x80008000u); }
-template <int ROW>
-DEVICE word scale_row_fp16(word a, word s, word b) {
-    word selector = ROW ? 0x3232u : 0x1010u;
-    return multiply_add_fp16(a, pick_bytes(s, 0, selector), pick_bytes(b, 0, selector));
-}
+template <int HALF>
+DEVICE word multiply_by_half(word a, word pair) { return multiply_two_fp16(a, pick_bytes(pair, 0, HALF ? 0x3232u : 0x1010u)); }
+DEVICE word add_upper_half(word a, word pair) { return add_fp16(a, pick_bytes(pair, 0, 0x3232u)); }
 DEVICE word pack_fp16(float low, float high) { return to_fp16(low) | (word)to_fp16(high) << 16; }
 
 // sums[16 x 8] += a[16 x 32] b[32 x 8]: as `multiply_matrices`, each stored number at the place that the lanes of HALF name.

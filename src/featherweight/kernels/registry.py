@@ -103,6 +103,19 @@ def _on_hopper(storage: str, signature: Signature, device: torch.device) -> tupl
     return True, f"16-bit activations without gradients: codes go straight to the matrix unit, or {many} for many tokens"
 
 
+def _inside(kind: str, part: str, how: str) -> Support:
+    """Weights of a kind that run through the kernel of a part of theirs."""
+
+    def supports(signature: Signature, device: torch.device) -> tuple[bool, str]:
+        if signature.get("kind") != kind:
+            return False, f"for {kind} weights, not for {signature.get('kind')}"
+        inner = {**signature[part], "activations": signature.get("activations", "bfloat16")}
+        best = supporting("dequantize_matmul", inner, device)[0]
+        return best.prepares, f"{how}: {best.name}" if best.prepares else "what it holds has no kernel of its own"
+
+    return supports
+
+
 def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """What `torch._int_mm` takes on CUDA: more than 16 tokens, inputs and outputs in eights; on a CPU anything."""
     if device.type not in ("cpu", "cuda"):
@@ -127,6 +140,14 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("cuda", f"{_ROOM}.cuda.prepared", "prepare_integer", _cuda_integer, prepares=True),
         Kernel("cuda, two levels", "featherweight.packed.chunked", "prepare_two_level", _in_chunks("two_level"), prepares=True),
         Kernel("cuda, 2:4", "featherweight.packed.chunked", "prepare_two_of_four", _in_chunks("two_of_four"), prepares=True),
+        Kernel(
+            "masked codes", "featherweight.packed.around", "prepare_masked_codes",
+            _inside("masked", "values", "all codes, dropped ones on their zero point"), prepares=True,
+        ),
+        Kernel(
+            "sliced", "featherweight.packed.around", "prepare_sliced",
+            _inside("sliced", "inner", "kept inputs gathered once"), prepares=True,
+        ),
         Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),
     ),
     "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),

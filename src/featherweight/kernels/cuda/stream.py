@@ -19,9 +19,9 @@ MOST_TOKENS, ROWS, CHUNK, PADDING = 16, 16, 256, 32
 #: Buffers in which the warps of a block put down their sums, by tokens in eights.
 BUFFERS = {1: 4, 2: 2}
 
-#: Warps of a block that multiply, warps that collect, chunks in flight for each, blocks that registers leave room for: the first that
-#: fits is taken. There is one block to a multiprocessor; with room for two, that of the next launch asks for its chunks meanwhile.
-CUTS = ((12, 1, 4, 2), (12, 1, 3, 2), (16, 2, 4, 1), (16, 2, 3, 1), (16, 2, 2, 1), (8, 2, 2, 1))
+#: Warps of a block that multiply, warps that collect, chunks in flight for each, blocks on a multiprocessor: the first that fits is
+#: taken.
+CUTS = ((8, 1, 4, 2), (8, 1, 3, 2), (16, 2, 4, 1), (16, 2, 3, 1), (16, 2, 2, 1), (8, 2, 2, 1))
 
 #: Whole tiles to a block are worth so much more work for some.
 UNEVEN = 1.1
@@ -32,7 +32,7 @@ ACTIVATIONS = {torch.bfloat16: 0, torch.float16: 1}
 class _Work(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
-            "chunks", "x", "y", "bias", "gather", "list_starts", "records", "partial", "arrivals"
+            "chunks", "chunk_starts", "x", "y", "bias", "gather", "list_starts", "records", "partial", "arrivals"
         )),
         *((name, ctypes.c_int) for name in (
             "rows", "tiles", "tile_chunks", "split_chunks", "segment_chunks", "whole_tiles", "inputs", "tokens", "x_stride", "y_stride", "slots"
@@ -49,7 +49,7 @@ class Shape:
         warps: of a block that multiply.
         collectors: warps of a block that add up the sums of the others.
         stages: chunks that a warp has in flight.
-        resident: blocks that registers leave room for on a multiprocessor.
+        resident: blocks on a multiprocessor.
         split_chunks: chunks of a tile whose activations a block holds.
         blocks: of the launch.
         whole_tiles: no tile is cut between blocks.
@@ -87,7 +87,7 @@ def shape_of(
         for warps, collectors, stages, resident in cuts:
             need = _shared_bytes(warps, stages, chunk_bytes, tokens, split)
             if need <= shared // resident - 1024:
-                most = max(2 * -(-chunks // split), min(processors, tiles * chunks // warps))
+                most = max(2 * -(-chunks // split), min(resident * processors, tiles * chunks // warps))
                 rounds = -(-tiles // most)
                 whole = split == chunks and rounds * most <= UNEVEN * tiles
                 blocks = -(-tiles // rounds) if whole else most
@@ -101,7 +101,7 @@ def _shared_bytes(warps: int, stages: int, chunk_bytes: int, tokens: int, split:
     pairs = 4 if columns == 2 else -(-tokens // 2)
     ring = warps * stages * (chunk_bytes + 8)
     exchange = BUFFERS[columns] * (16 + warps * columns * 8 * pairs * 16)
-    return ring + exchange + 32 * columns * split + 2 * tokens * (split * CHUNK + PADDING)
+    return ring + exchange + 32 * columns * split + 2 * tokens * (split * (CHUNK + CHUNK // 16) + PADDING)
 
 
 def _slots(tiles: int, chunks: int, split: int, blocks: int) -> int:
@@ -122,6 +122,7 @@ class Chunked:
         rows, inputs: of the weight.
         chunks: `[tiles, chunks, bytes]` uint8.
         arrivals: `[tiles]` int32, zero between launches.
+        chunk_starts: of chunks that differ in length, in 16s of bytes, and the end; or None.
         gather: input at every place, int32; or None.
         list_starts, records: of a sparse list, int32; or None.
         segment: chunks of a segment of that list.
@@ -132,6 +133,7 @@ class Chunked:
     inputs: int
     chunks: Tensor
     arrivals: Tensor
+    chunk_starts: Tensor | None = None
     gather: Tensor | None = None
     list_starts: Tensor | None = None
     records: Tensor | None = None
@@ -169,7 +171,7 @@ def multiply(
     }  # fmt: skip
     function = driver.load(source, "multiply_stream", driver.constants_of(fixed), x.device)
     partial = torch.empty(tiles * shape.slots * columns * 128, dtype=torch.float32, device=x.device)
-    pointers = (weight.chunks, x, y, bias, weight.gather, weight.list_starts, weight.records, partial, weight.arrivals)
+    pointers = (weight.chunks, weight.chunk_starts, x, y, bias, weight.gather, weight.list_starts, weight.records, partial, weight.arrivals)
     work = _Work(
         *(0 if each is None else each.data_ptr() for each in pointers),
         weight.rows, tiles, chunks, shape.split_chunks, weight.segment, int(shape.whole_tiles), weight.inputs, tokens, x.stride(0), y.stride(0),

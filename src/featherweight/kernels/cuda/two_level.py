@@ -98,7 +98,7 @@ def encode(parts: TwoLevelParts, bits: int, second_bits: int, sparse: SparsePart
     starts, records = (None, None) if sparse is None else encode_list(sparse, gather, len(padded) // ROWS)
     arrivals = torch.zeros(len(padded) // ROWS, dtype=torch.int32, device=codes.device)
     order = None if own_order else gather.to(torch.int32)
-    chunked = Chunked(rows, inputs, torch.cat(blobs, -1), arrivals, order, starts, records, SEGMENT, 2.0**exponent)
+    chunked = Chunked(rows, inputs, torch.cat(blobs, -1), arrivals, None, order, starts, records, SEGMENT, 2.0**exponent)
     return DeviceTwoLevel(bits, second_bits, chunked)
 
 
@@ -145,11 +145,11 @@ def _code_bytes(codes: Tensor, bits: int) -> Tensor:
 
 
 def _constant_bytes(parts: TwoLevelParts, groups: Tensor, bits: int, exponent: int) -> Tensor:
-    """`[tiles, chunks, 128]` uint8: of every group the step and zero of its scales' own grid, then of its zeros'."""
+    """`[tiles, chunks, 128]` uint8: of every group the step and minus the zero of its scales' own grid, then of its zeros'."""
     scale, zero = (_take_groups(grids[::ROWS], groups, pad=False) for grids in (parts.scale_grids, parts.zero_grids))
     steps = _steps(len(groups), bits, scale.device) - exponent
     step = scale[..., 0] * torch.exp2(steps.to(torch.float32))
-    constants = torch.stack([step, scale[..., 1], zero[..., 0], zero[..., 1]], -1).to(torch.float16)
+    constants = torch.stack([step, -scale[..., 1], zero[..., 0], -zero[..., 1]], -1).to(torch.float16)
     return constants.view(len(constants), -1, CHUNK // GROUP * 4).view(torch.uint8)
 
 
@@ -158,8 +158,8 @@ def _second_bytes(scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
     split = []
     for codes in (scales, zeros):
         tiles, chunks = codes.shape[0] // ROWS, codes.shape[1] // 16
-        # tile, half, row, chunk, part, group → tile, chunk, lane, half, group
-        lanes = codes.to(torch.int32).view(tiles, 2, 8, chunks, 4, 4).permute(0, 3, 2, 4, 1, 5)
+        # tile, half, row, chunk, upper groups, part, group → tile, chunk, lane, half, group
+        lanes = codes.to(torch.int32).view(tiles, 2, 8, chunks, 2, 4, 2).permute(0, 3, 2, 5, 1, 4, 6)
         split.append(lanes.reshape(tiles, chunks, 32, 2, 4))
     s, z = split
     group = torch.arange(4, device=scales.device, dtype=torch.int32)
@@ -193,7 +193,7 @@ def encode_list(sparse: SparseParts, gather: Tensor, tiles: int) -> tuple[Tensor
     first = torch.arange(segments, device=device).mul(SEGMENT * CHUNK).repeat(tiles).repeat_interleave(lengths)
     records = first[:, None].repeat(1, 32) | FILLING << 16
     value = sparse.values[order].view(torch.int16).long() & 0xFFFF
-    records[starts[owner // 8] + rank // 4, owner % 8 * 4 + rank % 4] = at | (rows % ROWS // 8) << 15 | value << 16
+    records[starts[owner // 8] + rank // 4, owner % 8 * 4 + rank % 4] = places_of(len(gather), device)[at] | (rows % ROWS // 8) << 15 | value << 16
     return starts.to(torch.int32), records.where(records < 2**31, records - 2**32).to(torch.int32)
 
 
@@ -231,9 +231,18 @@ def decode(weight: DeviceTwoLevel, index: Tensor | None = None) -> tuple[TwoLeve
     constants = chunked.chunks[..., 512 * bits : 512 * bits + 128].contiguous().view(torch.float16).view(tiles, -1, 4).float()
     steps = _steps(len(groups), bits, gather.device) - round(math.log2(chunked.factor))
     constants[..., 0] *= torch.exp2(-steps.to(torch.float32))
+    constants[..., 1::2] *= -1
     grids = constants[:, pieces].repeat_interleave(ROWS, 0)[:rows]
     parts = TwoLevelParts(codes, scales, zeros, grids[..., :2], grids[..., 2:], index)
     return parts, None if chunked.records is None else decode_list(chunked, gather)
+
+
+def places_of(count: int, device: torch.device) -> Tensor:
+    """Place in shared memory of so many inputs: lane t reads four consecutive ones of either of two groups."""
+    each = torch.arange(count, device=device)
+    within = each % BLOCK
+    group, of_group = within // GROUP, within % GROUP
+    return each - within + group // 2 * 32 + of_group // 4 * 8 + group % 2 * 4 + of_group % 4
 
 
 def decode_list(chunked: Chunked, gather: Tensor) -> SparseParts:
@@ -246,7 +255,8 @@ def decode_list(chunked: Chunked, gather: Tensor) -> SparseParts:
     filling = owner % segments * (SEGMENT * CHUNK) | FILLING << 16
     rows = owner // segments * ROWS + torch.arange(32, device=records.device) // 4 + (records >> 15 & 1) * 8
     used = records != filling
-    rows, columns, values = rows[used], gather[records[used] & 0x7FFF], (records[used] >> 16).to(torch.int32)
+    order = places_of(len(gather), gather.device).argsort()
+    rows, columns, values = rows[used], gather[order[records[used] & 0x7FFF]], (records[used] >> 16).to(torch.int32)
     order = torch.argsort(rows * chunked.inputs + columns)
     halves = values.where(values < 2**15, values - 2**16).to(torch.int16).view(torch.float16)
     return SparseParts(rows[order], columns[order], halves[order])
@@ -284,7 +294,7 @@ def _read_second(blob: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         zeros = torch.stack([halves >> 12 & 7, byte & 7, byte >> 3 & 7, byte >> 6 | (halves >> 15) << 2], -1)
 
     def ordered(lanes: Tensor) -> Tensor:
-        split = lanes.view(tiles, chunks, 8, 4, 2, 4).permute(0, 4, 2, 1, 3, 5)
+        split = lanes.view(tiles, chunks, 8, 4, 2, 2, 2).permute(0, 4, 2, 1, 5, 3, 6)
         return split.reshape(tiles * ROWS, chunks * 16).to(torch.uint8)
 
     return ordered(scales), ordered(zeros)

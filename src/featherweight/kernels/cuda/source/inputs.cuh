@@ -1,12 +1,13 @@
 // Activations of a block in shared memory, in the order in which a storage's `multiply` reads them. Where the storage wants fp16
 // (NORMALIZED), bf16 activations become fp16 numbers: those of a chunk and a token times a power of two that brings the largest
-// below 2^15.
+// below 2^11, so that the sum of 16, which GROUP_SUMS asks for, is one as well.
 #pragma once
 
 struct Inputs {
     float* factors;      // [chunk][token]: what normalising took out
     half_word* numbers;  // [token][stride]
     int stride;
+    half_word* groups;   // [chunk][token][16]: sums of 16 consecutive inputs, in the order 2 t, 2 t + 1, 2 t + 8, 2 t + 9 for t = 0 … 3
 
     // Eight consecutive inputs of a token.
     static DEVICE uint4 load(const Work& work, int token, int input) {
@@ -22,7 +23,7 @@ struct Inputs {
     }
 
     // A lane's eight inputs of a chunk, put in their places.
-    DEVICE void put(int token, int chunk, uint4 v, int lane) const {
+    DEVICE void put(int token, int tokens, int chunk, uint4 v, int lane) const {
         constexpr bool normalized = NORMALIZED && ACTIVATION == 0;
         word pairs[4] = {v.x, v.y, v.z, v.w};
         float scale = 1.0f;
@@ -31,17 +32,24 @@ struct Inputs {
 #pragma unroll
             for (int pair = 0; pair < 4; pair++) largest = max_magnitude(largest, pairs[pair]);
             int exponent = (int)(largest_in_warp(largest) >> 7);  // of the largest, with bf16's bias
-            int up = exponent == 0 ? 0 : 127 + 14 - exponent;     // x 2^up lies below 2^15
+            int up = exponent == 0 ? 0 : 127 + 10 - exponent;     // x 2^up lies below 2^11
             up = up > 126 ? 126 : up < -126 ? -126 : up;
             scale = as_float((word)(127 + up) << 23);
             if (lane == 0) factors[chunk * 8 * COLUMNS + token] = as_float((word)(127 - up) << 23);
         }
+        float sum = 0.0f;
         half_word* to = numbers + token * stride + chunk * CHUNK;
 #pragma unroll
         for (int pair = 0; pair < 4; pair++) {
             word number = pairs[pair];
             if (normalized) number = pack_fp16(as_float(number << 16) * scale, as_float(number & 0xFFFF0000u) * scale);
             *(word*)(to + pair_place(lane * 8 + pair / 2 * 4, pair % 2)) = number;
+            if (GROUP_SUMS) sum += from_fp16((half_word)(number & 0xFFFFu)) + from_fp16((half_word)(number >> 16));
+        }
+        if (GROUP_SUMS) {
+            sum += from_lane_xor(sum, 1);
+            int group = lane / 2;
+            if (lane % 2 == 0) groups[(chunk * tokens + token) * 16 + group % 8 / 2 * 4 + group / 8 * 2 + group % 2] = to_fp16(sum);
         }
     }
 
@@ -57,7 +65,7 @@ struct Inputs {
 #pragma unroll
             for (int i = 0; i < batch; i++) {
                 int item = start + i * all;
-                if (item < work.tokens * chunks) put(item / chunks, item % chunks, loaded[i], lane);
+                if (item < work.tokens * chunks) put(item / chunks, work.tokens, item % chunks, loaded[i], lane);
             }
         }
     }

@@ -9,8 +9,10 @@
 // Fixed when compiled: COLUMNS (tokens in eights), WARPS, COLLECTORS, STAGES, RESIDENT (blocks that registers leave room for), and
 // what the storage's file asks for. A storage defines
 //   CHUNK_BYTES;  struct Chunk { load(bytes, lane); template<int BLOCK> multiply(sums, x) }   64 inputs at a time;
+//   HELD   whether `multiply` still reads what `load` was shown;
 //   pair_place(input, pair)   where `multiply` reads the first two and the last two of four consecutive inputs of a token;
 //   NORMALIZED   whether it wants bf16 activations as fp16 numbers;
+//   GROUP_SUMS   whether Chunk::finish(sums, groups) wants the sums of every 16 activations;
 //   struct Extra   terms beside the chunks, or none.
 #pragma once
 #include "streaming.cuh"
@@ -20,6 +22,7 @@ constexpr int PADDING = 32;  // numbers between the activations of two tokens in
 
 struct Work {
     const unsigned char* chunks;  // [tiles][chunks of a tile][CHUNK_BYTES]
+    const int* chunk_starts;      // of chunks that differ in length, in 16s of bytes, and the end; or no table
     const half_word* x;
     half_word* y;
     const half_word* bias;
@@ -74,13 +77,21 @@ struct Ring {
     DEVICE void ask(const Work& work, const Run& run, int unit, int stage) {
         long long chunk = unit;
         if (run.length < work.tile_chunks) chunk = (long long)(unit / run.length) * work.tile_chunks + run.first_chunk + unit % run.length;
-        copy_chunk(stages + stage * CHUNK_BYTES, work.chunks + chunk * CHUNK_BYTES, CHUNK_BYTES, barriers + stage);
+        long long start = chunk * CHUNK_BYTES;
+        int bytes = CHUNK_BYTES;
+        if (HELD) {
+            start = 16ll * work.chunk_starts[chunk];
+            bytes = (int)(16ll * work.chunk_starts[chunk + 1] - start);
+        }
+        copy_chunk(stages + stage * CHUNK_BYTES, work.chunks + start, bytes, barriers + stage);
     }
     DEVICE const unsigned char* wait() {
         wait_for(barriers + slot, parity);
         return stages + slot * CHUNK_BYTES;
     }
-    DEVICE void advance() {
+    DEVICE void refill(const Work& work, const Run& run, int unit, int end, int lane) {
+        synchronize_warp();
+        if (lane == 0 && unit + STAGES * WARPS < end) ask(work, run, unit + STAGES * WARPS, slot);
         slot++;
         if (slot == STAGES) slot = 0, parity ^= 1;
     }
@@ -97,7 +108,7 @@ struct Exchange {
 };
 
 template <int BLOCK>
-DEVICE void multiply_blocks(Sums& sums, Chunk& chunk, const unsigned char* const (&tokens)[COLUMNS]) {
+DEVICE void multiply_blocks(Sums& sums, Chunk& chunk, const unsigned char* const (&tokens)[COLUMNS], int lane) {
     if constexpr (BLOCK < BLOCKS) {
         uint4 x[COLUMNS][2];
 #pragma unroll
@@ -105,8 +116,8 @@ DEVICE void multiply_blocks(Sums& sums, Chunk& chunk, const unsigned char* const
             x[column][0] = *(const uint4*)(tokens[column] + BLOCK * 128);
             x[column][1] = *(const uint4*)(tokens[column] + BLOCK * 128 + 64);
         }
-        chunk.template multiply<BLOCK>(sums, x);
-        multiply_blocks<BLOCK + 1>(sums, chunk, tokens);
+        chunk.template multiply<BLOCK>(sums, x, lane);
+        multiply_blocks<BLOCK + 1>(sums, chunk, tokens, lane);
     }
 }
 
@@ -150,10 +161,16 @@ DEVICE bool share_sums(const Work& work, const Run& run, float (&sums)[COLUMNS][
     return true;
 }
 
-DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, int collector, int lane) {
-    int turn = collector;
-    for (int tile = first / run.length + collector; tile * run.length < end; tile += COLLECTORS, turn += COLLECTORS) {
-        int buffer = turn % BUFFERS;
+DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, const Inputs& inputs, int collector,
+                    int lane) {
+    int turn = collector, tile = first / run.length + collector;
+    Extra extra(work, run);
+    extra.begin(work, tile, tile * run.length >= first && tile * run.length < end, lane);
+    for (; tile * run.length < end; tile += COLLECTORS, turn += COLLECTORS) {
+        int buffer = turn % BUFFERS, after = tile + COLLECTORS;
+        float more[COLUMNS][4] = {};
+        extra.add(work, more, inputs, lane);
+        extra.begin(work, after, after * run.length < end, lane);
         wait_for(exchange.filled + buffer, turn / BUFFERS & 1);
         float total[COLUMNS][4] = {};
         if (lane % 4 < exchange.pairs) {
@@ -172,7 +189,7 @@ DEVICE void collect(const Work& work, const Run& run, int first, int end, const 
         synchronize_warp();
         if (lane == 0) arrive(exchange.emptied + buffer);
 #pragma unroll
-        for (int entry = 0; entry < 4 * COLUMNS; entry++) total[entry / 4][entry % 4] *= work.factor;
+        for (int entry = 0; entry < 4 * COLUMNS; entry++) total[entry / 4][entry % 4] = work.factor * (total[entry / 4][entry % 4] + more[entry / 4][entry % 4]);
         bool whole = tile * run.length >= first && (tile + 1) * run.length <= end && run.length == work.tile_chunks;
         if (whole || share_sums(work, run, total, tile, lane)) write_outputs(work, total, tile, lane);
     }
@@ -198,26 +215,31 @@ DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, R
         int token = column * 8 + lane / 4;
         tokens[column] = (const unsigned char*)(inputs.numbers + (token < work.tokens ? token : 0) * inputs.stride + lane % 4 * 8);
     }
-    Extra extra(work, run, first, warp);
     int unit = first + warp, turn = 0;
     for (int tile = first / run.length; tile * run.length < end; tile++, turn++) {
         int start = tile * run.length, stop = run.end_of(tile, end), buffer = turn % BUFFERS;
         float sums[COLUMNS][4] = {};
-        extra.begin(work, run, tile, start >= first, warp, lane);
         for (; unit < stop; unit += WARPS) {
             Chunk chunk;
             chunk.load(ring.wait(), lane);
-            synchronize_warp();
-            if (lane == 0 && unit + STAGES * WARPS < end) ring.ask(work, run, unit + STAGES * WARPS, ring.slot);
-            ring.advance();
+            if (!HELD) ring.refill(work, run, unit, end, lane);
             const unsigned char* here[COLUMNS];
 #pragma unroll
             for (int column = 0; column < COLUMNS; column++) here[column] = tokens[column] + (unit - start) * CHUNK * 2;
             Sums part = {};
-            multiply_blocks<0>(part, chunk, here);
+            multiply_blocks<0>(part, chunk, here, lane);
+            if (GROUP_SUMS) {
+                uint2 groups[COLUMNS];
+#pragma unroll
+                for (int column = 0; column < COLUMNS; column++) {
+                    int token = column * 8 + lane / 4;
+                    groups[column] = *(const uint2*)(inputs.groups + ((unit - start) * work.tokens + (token < work.tokens ? token : 0)) * 16 + lane % 4 * 4);
+                }
+                chunk.finish(part, groups);
+            }
+            if (HELD) ring.refill(work, run, unit, end, lane);
             add_part(sums, part, inputs, unit - start, lane);
         }
-        extra.add(work, sums, inputs, lane);
         if (turn >= BUFFERS) wait_for(exchange.emptied + buffer, (turn / BUFFERS - 1) & 1);
         if (lane % 4 < exchange.pairs) {
 #pragma unroll
@@ -240,7 +262,8 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     barrier_word *barriers = (barrier_word*)(memory + WARPS * STAGES * CHUNK_BYTES), *filled = barriers + WARPS * STAGES;
     Exchange exchange = {(float4*)(filled + 2 * BUFFERS), filled, filled + BUFFERS, COLUMNS == 2 ? 4 : (work.tokens + 1) / 2};
     float* factors = (float*)exchange.at(BUFFERS, 0, 0, 0);
-    Inputs inputs = {factors, (half_word*)(factors + work.split_chunks * 8 * COLUMNS), work.split_chunks * CHUNK + PADDING};
+    Inputs inputs = {factors, (half_word*)(factors + work.split_chunks * 8 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr};
+    inputs.groups = inputs.numbers + work.tokens * inputs.stride;
     Ring ring = {memory + warp * STAGES * CHUNK_BYTES, barriers + warp * STAGES, 0, 0};
     if (lane == 0) {
         if (warp < WARPS) {
@@ -259,5 +282,5 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     inputs.stage(work, run.first_chunk, run.length, warp, lane);
     synchronize_block();
     if (warp < WARPS) multiply_run(work, run, first, end, ring, exchange, inputs, warp, lane);
-    else collect(work, run, first, end, exchange, warp - WARPS, lane);
+    else collect(work, run, first, end, exchange, inputs, warp - WARPS, lane);
 }

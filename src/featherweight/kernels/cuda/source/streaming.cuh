@@ -36,6 +36,10 @@ DEVICE void copy_chunk(void* target, const void* source, int bytes, barrier_word
 
 DEVICE void synchronize_warp() { __syncwarp(); }
 DEVICE word from_lane(word value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
+DEVICE word from_lane_before(word value, int apart) {  // 0 for lanes that have none
+    word other = __shfl_up_sync(0xFFFFFFFFu, value, apart);
+    return threadIdx.x % 32 < apart ? 0 : other;
+}
 DEVICE float from_lane_xor(float value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
 
 // Adds one to a counter that other blocks add to; all that this block wrote before is seen by whoever sees it, and the reverse.
@@ -78,17 +82,19 @@ DEVICE word multiply_two_fp16(word a, word b) {
     asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
     return d;
 }
-// a * s + b with the lower (ROW 0) or upper (1) number of `s` and of `b` for both.
-template <int ROW>
-DEVICE word scale_row_fp16(word a, word s, word b) {
+// Both numbers of `a` times, or plus, the lower (HALF 0) or upper (1) number of `pair`.
+template <int HALF>
+DEVICE word multiply_by_half(word a, word pair) {
     word d;
-    if constexpr (ROW == 0) {
-        asm("{\n .reg .b16 s, b, rest;\n .reg .b32 ss, bb;\n mov.b32 {s, rest}, %2;\n mov.b32 {b, rest}, %3;\n mov.b32 ss, {s, s};\n"
-            " mov.b32 bb, {b, b};\n fma.rn.f16x2 %0, %1, ss, bb;\n}" : "=r"(d) : "r"(a), "r"(s), "r"(b));
-    } else {
-        asm("{\n .reg .b16 s, b, rest;\n .reg .b32 ss, bb;\n mov.b32 {rest, s}, %2;\n mov.b32 {rest, b}, %3;\n mov.b32 ss, {s, s};\n"
-            " mov.b32 bb, {b, b};\n fma.rn.f16x2 %0, %1, ss, bb;\n}" : "=r"(d) : "r"(a), "r"(s), "r"(b));
-    }
+    if constexpr (HALF == 0)
+        asm("{\n .reg .b16 x, y;\n .reg .b32 xx;\n mov.b32 {x, y}, %2;\n mov.b32 xx, {x, x};\n mul.rn.f16x2 %0, %1, xx;\n}" : "=r"(d) : "r"(a), "r"(pair));
+    else
+        asm("{\n .reg .b16 x, y;\n .reg .b32 yy;\n mov.b32 {x, y}, %2;\n mov.b32 yy, {y, y};\n mul.rn.f16x2 %0, %1, yy;\n}" : "=r"(d) : "r"(a), "r"(pair));
+    return d;
+}
+DEVICE word add_upper_half(word a, word pair) {
+    word d;
+    asm("{\n .reg .b16 x, y;\n .reg .b32 yy;\n mov.b32 {x, y}, %2;\n mov.b32 yy, {y, y};\n add.rn.f16x2 %0, %1, yy;\n}" : "=r"(d) : "r"(a), "r"(pair));
     return d;
 }
 DEVICE word pack_fp16(float low, float high) {

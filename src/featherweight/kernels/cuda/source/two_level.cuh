@@ -1,16 +1,18 @@
-// A group is one step of the matrix unit, so scales are applied to the weights, in fp16: w = q S + B with B = −s z.
+// A group is one step of the matrix unit, so scales are applied to the weights, in fp16: Σ s (q − z) x = Σ (q S) x − Σ (s z) X, where X is
+// the sum of a group's activations: a step of the matrix unit for 16 groups.
 //
 // A code q taken out of a word by one AND is the fp16 number q 2^(p − 24), subnormal and exact, where p is its place in the half; S is
 // the scale times 2^(24 − p). Of every four groups the first two have their codes at place FIRST, the others at SECOND. All
-// scales carry a power of two (the inverse of `factor`) that brings S and B into fp16's range; activations are brought into it
-// token by token.
+// scales carry a power of two (the inverse of `factor`) that brings S into fp16's range.
 //
-// A chunk: codes [4 BITS words][32 lanes], in 16s of bytes; of every group the step and the zero of its scales' second grid, then
-// of its zeros', fp16, the first times the power of two that makes S; codes of scales and zeros, a word and a half (SECOND_BITS 3) or two words (4) for each lane:
-// those of groups 4 t … 4 t + 3 for t = lane % 4. Rows eight apart share a word, one in either half.
+// A chunk: codes [4 BITS words][32 lanes], in 16s of bytes; of every group the step and minus the zero of its scales' second grid,
+// then of its zeros', fp16, the first times the power of two that makes S; codes of scales and zeros, a word and a half
+// (SECOND_BITS 3) or two words (4) for each lane: those of groups 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 for t = lane % 4. Rows eight
+// apart share a word, one in either half.
 constexpr int FIRST = BITS == 4 ? 4 : BITS == 3 ? 3 : 4, SECOND = BITS == 4 ? 4 : 6;
 constexpr int CODE_LOADS = BITS, CONSTANTS_AT = 512 * BITS, SECOND_AT = CONSTANTS_AT + 128;
 constexpr int CHUNK_BYTES = SECOND_AT + (SECOND_BITS == 3 ? 192 : 256);
+constexpr bool HELD = false;
 
 constexpr word FIELD = twice((1u << BITS) - 1);
 
@@ -57,55 +59,54 @@ DEVICE word second_code(word bits) {
     return add_fp16(value, fp16_power(10 - to) | 0x80008000u);
 }
 
-// step (c − zero) of the codes of two rows; `grid` holds the step, then the zero.
-DEVICE word second_number(word codes, word grid) {
-    return multiply_two_fp16(add_fp16(codes, pick_bytes(grid, 0, 0x3232u) ^ 0x80008000u), pick_bytes(grid, 0, 0x1010u));
-}
+// step (c − zero) of the codes of two rows; `grid` holds the step, then minus the zero.
+DEVICE word second_number(word codes, word grid) { return multiply_by_half<0>(add_upper_half(codes, grid), grid); }
 
 struct Chunk {
     word codes[4 * BITS];
-    word scale[4], offset[4];  // S and B of groups 4 t … 4 t + 3, rows eight apart in the halves
+    word scale[4], offset[4];  // S and −s z of groups 2 t, 2 t + 1, 2 t + 8, 2 t + 9, rows eight apart in the halves
 
     template <int GROUP, int SCALE_PLACE, int ZERO_PLACE>
-    DEVICE void decode_group(word scales, word zeros, uint2 constants) {
-        constexpr int place = GROUP < 2 ? FIRST : SECOND;
-        scale[GROUP] = second_number(second_code<SCALE_PLACE>(scales), constants.x);
-        word zero = second_number(second_code<ZERO_PLACE>(zeros), constants.y);
-        offset[GROUP] = multiply_two_fp16(multiply_two_fp16(scale[GROUP], fp16_power(place - 24) | 0x80008000u), zero);
+    DEVICE void decode_group(word scales, word zeros, word scale_grid, word zero_grid, word down) {
+        scale[GROUP] = second_number(second_code<SCALE_PLACE>(scales), scale_grid);
+        word zero = second_number(second_code<ZERO_PLACE>(zeros), zero_grid);
+        offset[GROUP] = multiply_two_fp16(multiply_two_fp16(scale[GROUP], down), zero);
     }
 
     DEVICE void load(const unsigned char* chunk, int lane) {
         const uint4* all = (const uint4*)chunk;
 #pragma unroll
         for (int load = 0; load < CODE_LOADS; load++) *(uint4*)(codes + 4 * load) = all[load * 32 + lane];
-        const uint4* constants = (const uint4*)(chunk + CONSTANTS_AT) + lane % 4 * 2;
-        uint4 a = constants[0], b = constants[1];
+        const uint4* grids = (const uint4*)(chunk + CONSTANTS_AT) + lane % 4;
+        uint4 a = grids[0], b = grids[4];
         word first = ((const word*)(chunk + SECOND_AT))[lane];
+        word down = (lane % 2 ? fp16_power(SECOND - 24) : fp16_power(FIRST - 24)) | 0x80008000u;  // groups 2 t are at either place
 #if SECOND_BITS == 3
         word bytes = ((const half_word*)(chunk + SECOND_AT + 128))[lane];
         word second = pick_bytes(bytes, 0, 0x4140u);
         word last = select_bits(first >> 7, 0x01000100u, second & 0x00C000C0u);
-        decode_group<0, 0, 12>(first, first, make_uint2(a.x, a.y));
-        decode_group<1, 3, 0>(first, second, make_uint2(a.z, a.w));
-        decode_group<2, 6, 3>(first, second, make_uint2(b.x, b.y));
-        decode_group<3, 9, 6>(first, last, make_uint2(b.z, b.w));
+        decode_group<0, 0, 12>(first, first, a.x, a.y, down);
+        decode_group<1, 3, 0>(first, second, a.z, a.w, down);
+        decode_group<2, 6, 3>(first, second, b.x, b.y, down);
+        decode_group<3, 9, 6>(first, last, b.z, b.w, down);
 #else
         word second = ((const word*)(chunk + SECOND_AT + 128))[lane];
-        decode_group<0, 0, 0>(first, second, make_uint2(a.x, a.y));
-        decode_group<1, 4, 4>(first, second, make_uint2(a.z, a.w));
-        decode_group<2, 8, 8>(first, second, make_uint2(b.x, b.y));
-        decode_group<3, 12, 12>(first, second, make_uint2(b.z, b.w));
+        decode_group<0, 0, 0>(first, second, a.x, a.y, down);
+        decode_group<1, 4, 4>(first, second, a.z, a.w, down);
+        decode_group<2, 8, 8>(first, second, b.x, b.y, down);
+        decode_group<3, 12, 12>(first, second, b.z, b.w, down);
 #endif
     }
 
     template <int BLOCK, int STEP>
-    DEVICE void multiply_step(Sums& sums, const uint4 (&x)[COLUMNS][2], int source) const {
+    DEVICE void multiply_step(Sums& sums, const uint4 (&x)[COLUMNS][2], int lane) const {
+        constexpr int group = 4 * BLOCK + STEP, owner = group % 8 / 2, index = group / 8 * 2 + group % 2;
         const word* words = codes + BLOCK * BITS;
-        word s = from_lane(scale[STEP], source), b = from_lane(offset[STEP], source), a[4];
-        a[0] = scale_row_fp16<0>(code_pair<4 * STEP>(words), s, b);
-        a[1] = scale_row_fp16<1>(code_pair<4 * STEP + 1>(words), s, b);
-        a[2] = scale_row_fp16<0>(code_pair<4 * STEP + 2>(words), s, b);
-        a[3] = scale_row_fp16<1>(code_pair<4 * STEP + 3>(words), s, b);
+        word s = from_lane(scale[index], (lane & ~3) + owner), a[4];
+        a[0] = multiply_by_half<0>(code_pair<4 * STEP>(words), s);
+        a[1] = multiply_by_half<1>(code_pair<4 * STEP + 1>(words), s);
+        a[2] = multiply_by_half<0>(code_pair<4 * STEP + 2>(words), s);
+        a[3] = multiply_by_half<1>(code_pair<4 * STEP + 3>(words), s);
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
             const uint4& both = x[column][STEP / 2];
@@ -114,78 +115,90 @@ struct Chunk {
     }
 
     template <int BLOCK>
-    DEVICE void multiply(Sums& sums, const uint4 (&x)[COLUMNS][2]) {
-        int source = (threadIdx.x % 32 & ~3) + BLOCK;
-        multiply_step<BLOCK, 0>(sums, x, source);
-        multiply_step<BLOCK, 1>(sums, x, source);
-        multiply_step<BLOCK, 2>(sums, x, source);
-        multiply_step<BLOCK, 3>(sums, x, source);
+    DEVICE void multiply(Sums& sums, const uint4 (&x)[COLUMNS][2], int lane) {
+        multiply_step<BLOCK, 0>(sums, x, lane);
+        multiply_step<BLOCK, 1>(sums, x, lane);
+        multiply_step<BLOCK, 2>(sums, x, lane);
+        multiply_step<BLOCK, 3>(sums, x, lane);
+    }
+
+    // The zeros' part, from the sums of the activations of each group.
+    DEVICE void finish(Sums& sums, const uint2 (&groups)[COLUMNS]) const {
+        word a[4] = {pick_bytes(offset[0], offset[1], 0x5410u), pick_bytes(offset[0], offset[1], 0x7632u),
+                     pick_bytes(offset[2], offset[3], 0x5410u), pick_bytes(offset[2], offset[3], 0x7632u)};
+#pragma unroll
+        for (int column = 0; column < COLUMNS; column++) multiply_fp16(sums.value[column], a, groups[column].x, groups[column].y);
     }
 };
 
 // Lane t reads eight numbers at a time, four of either of two steps; four consecutive inputs lie together.
-DEVICE int place_of(int input) {
+DEVICE int pair_place(int input, int pair) {
     int within = input % 64, step = within / 16;
-    return input - within + step / 2 * 32 + within % 16 / 4 * 8 + step % 2 * 4 + within % 4;
+    return input - within + step / 2 * 32 + within % 16 / 4 * 8 + step % 2 * 4 + 2 * pair;
 }
-DEVICE int pair_place(int input, int pair) { return place_of(input) + 2 * pair; }
 
 #define NORMALIZED 1
+#define GROUP_SUMS 1
 #include "inputs.cuh"
 
-// Weights beside the codes: a record is an fp16 value, one bit for the row (0, or 1 for the one eight below), 15 for the place of
-// the input. Lane l holds records of rows l / 4 and l / 4 + 8, so that sums stay where they are.
+// Weights beside the codes: a record is an fp16 value, one bit for the row (0, or 1 for the one eight below), 15 for the place of the
+// input in shared memory. Lane l holds records of rows l / 4 and l / 4 + 8. A collector adds those of its tiles.
 struct Extra {
-    static constexpr int HELD = 4;  // records asked for before the tile's chunks
+    static constexpr int HELD = 12;  // rows of records asked for at once
     const int* starts;
     int segments, segment, length, first;  // of a tile, this split's first and their number, its first input
-    int next, end, coming, coming_end;     // rows of the list: this warp's, the tile's end; those of the tile after
+    int next, end;                         // rows of the list that are not yet asked for
     word records[HELD];
 
-    DEVICE Extra(const Work& work, const Run& run, int unit, int) {
+    DEVICE Extra(const Work& work, const Run& run) {
         segments = (work.tile_chunks + work.segment_chunks - 1) / work.segment_chunks;
         int last = (run.first_chunk + run.length + work.segment_chunks - 1) / work.segment_chunks;
         first = run.first_chunk * CHUNK;
         segment = run.first_chunk / work.segment_chunks;
         length = last - segment;
         starts = work.list_starts;
-        if (starts) look_ahead(unit / run.length);
-    }
-    DEVICE void look_ahead(int tile) {
-        coming = starts[tile * segments + segment];
-        coming_end = starts[tile * segments + segment + length];
-    }
-    DEVICE void begin(const Work& work, const Run& run, int tile, bool whole, int warp, int lane) {
         next = end = 0;
-        if (!starts) return;
-        if (whole) next = coming + warp, end = coming_end;  // the block that has the tile's first chunk adds the list
+    }
+    DEVICE void ask(const Work& work, int lane) {
 #pragma unroll
         for (int held = 0; held < HELD; held++) {
             records[held] = first;
-            if (next + held * WARPS < end) records[held] = load_word(work.list + (long long)(next + held * WARPS) * 32 + lane);
+            if (next + held < end) records[held] = load_word(work.list + (long long)(next + held) * 32 + lane);
         }
-        if (tile + 1 < work.tiles) look_ahead(tile + 1);
+        next += HELD;
     }
-    DEVICE void add_record(const Work& work, float (&found)[2][8 * COLUMNS], word record, const Inputs& inputs) const {
-        int place = place_of((int)(record & 0x7FFF) - first);
+    // Ask for the first records of a tile; the block that has its first chunk adds the list.
+    DEVICE void begin(const Work& work, int tile, bool mine, int lane) {
+        next = end = 0;
+        if (!starts || !mine) return;
+        next = starts[tile * segments + segment];
+        end = starts[tile * segments + segment + length];
+        ask(work, lane);
+    }
+    DEVICE void add_record(float (&found)[2][8 * COLUMNS], word record, const Inputs& inputs, int tokens) const {
+        int place = (int)(record & 0x7FFF) - first;
         float value = from_fp16((half_word)(record >> 16)), upper = record & 0x8000 ? 0.0f : value, lower = value - upper;
 #pragma unroll
         for (int token = 0; token < 8 * COLUMNS; token++) {
-            if (token >= work.tokens) break;
+            if (token >= tokens) break;
             float number = inputs.number(token, place);
             found[0][token] += upper * number;
             found[1][token] += lower * number;
         }
     }
     DEVICE void add(const Work& work, float (&sums)[COLUMNS][4], const Inputs& inputs, int lane) {
-        if (next >= end) return;
+        if (end == 0) return;
         float found[2][8 * COLUMNS] = {};
+        for (;;) {
+            word now[HELD];
 #pragma unroll
-        for (int held = 0; held < HELD; held++) {
-            if (next < end) add_record(work, found, records[held], inputs);
-            next += WARPS;
+            for (int held = 0; held < HELD; held++) now[held] = records[held];
+            bool more = next < end;
+            if (more) ask(work, lane);
+#pragma unroll
+            for (int held = 0; held < HELD; held++) add_record(found, now[held], inputs, work.tokens);
+            if (!more) break;
         }
-        for (; next < end; next += WARPS) add_record(work, found, load_word(work.list + (long long)next * 32 + lane), inputs);
         float inverse = 1.0f / work.factor;
 #pragma unroll
         for (int token = 0; token < 8 * COLUMNS; token++) {

@@ -11,6 +11,8 @@ constexpr int STEPS = CHUNK / 32, OPERANDS = BITS == 16 ? STEPS : STEPS / 4, PLA
 constexpr int GROUPS = CHUNK / GROUP;
 constexpr int CHUNK_BYTES = SCALES_AT + (BITS == 16 ? 0 : GROUPS * 32 + (ZEROS ? GROUPS * 16 : 0));
 
+constexpr bool HELD = false;
+
 struct Chunk {
     uint4 operands[OPERANDS], places;
 #if BITS != 16
@@ -86,8 +88,10 @@ struct Chunk {
 #endif
     }
 
+    DEVICE void finish(Sums&, const uint2 (&)[COLUMNS]) const {}
+
     template <int BLOCK>
-    DEVICE void multiply(Sums& sums, const uint4 (&x)[COLUMNS][2]) {
+    DEVICE void multiply(Sums& sums, const uint4 (&x)[COLUMNS][2], int) {
         multiply_step<2 * BLOCK>(sums, x);
         multiply_step<2 * BLOCK + 1>(sums, x);
     }
@@ -100,10 +104,6 @@ DEVICE int pair_place(int input, int pair) {
 }
 
 #define NORMALIZED 0
+#define GROUP_SUMS 0
 #include "inputs.cuh"
-
-struct Extra {
-    DEVICE Extra(const Work&, const Run&, int, int) {}
-    DEVICE void begin(const Work&, const Run&, int, bool, int, int) {}
-    DEVICE void add(const Work&, float (&)[COLUMNS][4], const Inputs&, int) {}
-};
+#include "nothing.cuh"
