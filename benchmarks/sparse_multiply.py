@@ -132,7 +132,7 @@ def sparse_cases(n: int, k: int, x: Tensor, device: str) -> list[Case]:
 def shape_with(weight: Chunked, tokens: int, **variant: Any) -> stream.Shape:
     """The default cut, or with other warps and stages."""
     processors, shared = stream._limits(weight.chunks.device)
-    return stream.shape_of(*weight.chunks.shape, tokens, weight.segment, processors, shared, **variant)
+    return stream.shape_of(*weight.cut, tokens, weight.segment, processors, shared, **variant)
 
 
 def bf16_case(n: int, k: int, x: Tensor, device: str) -> Case:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from emulation import emulation, needs_compiler  # noqa: F401
 
-from featherweight.kernels.cuda import stream, two_level
+from featherweight.kernels.cuda import bitmap, stream, two_level
 from featherweight.kernels.cuda import two_of_four as two_of_four_module
 from featherweight.kernels.cuda.two_level import SparseParts, TwoLevelParts
 
@@ -46,7 +46,7 @@ def sparse_parts(rows, inputs, count, seed=1):
 
 def run(module, weight, x, bias, **cut):
     y = torch.full((len(x), weight.chunked.rows), float("nan"), dtype=x.dtype)
-    shape = stream.shape_of(*weight.chunked.chunks.shape, len(x), weight.chunked.segment, 3, 200_000, cuts=CUTS)
+    shape = stream.shape_of(*weight.chunked.cut, len(x), weight.chunked.segment, 3, 200_000, cuts=CUTS)
     module.multiply(x, weight, bias, y, shape)
     assert not weight.chunked.arrivals.any()  # ready for the next launch
     return y
@@ -133,3 +133,26 @@ def test_two_of_four_layout_gives_everything_back(bits, group, dtype, zeros):
     repeat = max(1, group // 256)
     for found, given in zip(numbers, (scales, points), strict=False):
         assert torch.equal(found[:, ::repeat][:, : given.shape[1]], given)
+
+
+def sparse_values(rows, inputs, dtype, seed=0):
+    """Random values, more of them kept in some inputs than in others."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(rows, inputs, generator=generator) < torch.rand(inputs, generator=generator)
+    return torch.randn(rows, inputs, generator=generator).to(dtype), mask
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "rows", "inputs", "tokens"), [(torch.bfloat16, 40, 1032, 1), (torch.float16, 16, 512, 10)])
+def test_bitmap_product(emulation, dtype, rows, inputs, tokens):  # noqa: F811
+    values, mask = sparse_values(rows, inputs, dtype)
+    generator = torch.Generator().manual_seed(2)
+    x, bias = torch.randn(tokens, inputs, generator=generator).to(dtype), torch.randn(rows, generator=generator).to(dtype)
+    check(run(bitmap, bitmap.encode(values, mask), x, bias), x.double() @ (values.double() * mask).T + bias.double())
+
+
+def test_bitmap_layout_gives_everything_back():
+    values, mask = sparse_values(50, 1032, torch.bfloat16)
+    found, there = bitmap.decode(bitmap.encode(values, mask))
+    assert torch.equal(there, mask)
+    assert torch.equal(found, values * mask)

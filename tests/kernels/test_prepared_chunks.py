@@ -7,7 +7,7 @@ from problems import make, run
 
 from featherweight.kernels.cuda import stream
 from featherweight.methods.registry import method_from
-from featherweight.packed.chunked import prepare_two_level, prepare_two_of_four
+from featherweight.packed.chunked import prepare_bitmap, prepare_two_level, prepare_two_of_four
 
 #: What a method makes, and who prepares it.
 MADE = {
@@ -18,6 +18,8 @@ MADE = {
     "spqr, symmetric": ({"method": "spqr", "symmetric": True, "group_size": 32, "outlier_share": 0.01}, prepare_two_level),
     "2:4": ({"method": "magnitude", "pattern": "2:4"}, prepare_two_of_four),
     "2:4, codes": ({"method": "sparsegpt", "pattern": "2:4", "bits": 4, "group_size": 32}, prepare_two_of_four),
+    "unstructured": ({"method": "magnitude", "ratio": 0.6}, prepare_bitmap),
+    "rows": ({"method": "wanda", "pattern": "row"}, prepare_bitmap),
     "2:4, rows": ({"method": "sparsegpt", "pattern": "2:4", "bits": 4, "group_size": None}, prepare_two_of_four),
 }
 
@@ -29,7 +31,7 @@ def prepared(emulation, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
         stream,
         "default_shape",
-        lambda weight, tokens: stream.shape_of(*weight.chunks.shape, tokens, weight.segment, 2, 200_000, cuts=cuts),
+        lambda weight, tokens: stream.shape_of(*weight.cut, tokens, weight.segment, 2, 200_000, cuts=cuts),
     )
 
 

@@ -140,6 +140,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("cuda", f"{_ROOM}.cuda.prepared", "prepare_integer", _cuda_integer, prepares=True),
         Kernel("cuda, two levels", "featherweight.packed.chunked", "prepare_two_level", _in_chunks("two_level"), prepares=True),
         Kernel("cuda, 2:4", "featherweight.packed.chunked", "prepare_two_of_four", _in_chunks("two_of_four"), prepares=True),
+        Kernel("cuda, bitmap", "featherweight.packed.chunked", "prepare_bitmap", _in_chunks("bitmap"), prepares=True),
         Kernel(
             "masked codes", "featherweight.packed.around", "prepare_masked_codes",
             _inside("masked", "values", "all codes, dropped ones on their zero point"), prepares=True,

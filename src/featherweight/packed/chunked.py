@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.bits import pack, unpack
-from featherweight.kernels.cuda import two_level, two_of_four
+from featherweight.kernels.cuda import bitmap, two_level, two_of_four
 from featherweight.kernels.cuda.stream import ACTIVATIONS, MOST_TOKENS, Chunked
 from featherweight.kernels.cuda.two_level import SparseParts, TwoLevelParts
+from featherweight.packed.dense import Dense
+from featherweight.packed.dtypes import dtype_from
 from featherweight.packed.masked import PREFIX, Masked
 from featherweight.packed.sparse_rows import VALUE_DTYPES, SparseRows
 from featherweight.packed.sum import Sum
@@ -117,6 +119,22 @@ def prepare_two_of_four(weight: Masked) -> PreparedChunks:
 
     dtypes = (encoded.scale_dtype,) if encoded.bits == 16 else tuple(ACTIVATIONS)
     return _proven(PreparedChunks(encoded.chunked, lambda x, bias, y: two_of_four.multiply(x, encoded, bias, y), rebuild, dtypes))
+
+
+def prepare_bitmap(weight: Masked) -> PreparedChunks:
+    """Values in 16 bits with any mask; the kernel for one token is compiled, as a proof.
+
+    Raises:
+        FeatherweightError: the compiler or the driver refuses.
+    """
+    described, mask = weight.description(), weight.support
+    encoded = bitmap.encode(weight.dequantize(dtype_from(described["values"]["dtype"])), mask)
+
+    def rebuild() -> dict[str, Tensor]:
+        values, mask = bitmap.decode(encoded)
+        return Masked.of(Dense(values), mask, described).tensors()
+
+    return _proven(PreparedChunks(encoded.chunked, lambda x, bias, y: bitmap.multiply(x, encoded, bias, y), rebuild, (encoded.dtype,)))
 
 
 def _proven(prepared: PreparedChunks) -> PreparedChunks:

@@ -120,13 +120,14 @@ class Chunked:
 
     Attributes:
         rows, inputs: of the weight.
-        chunks: `[tiles, chunks, bytes]` uint8.
+        chunks: `[tiles, chunks, bytes]` uint8; or one after the other, where they differ in length.
         arrivals: `[tiles]` int32, zero between launches.
         chunk_starts: of chunks that differ in length, in 16s of bytes, and the end; or None.
         gather: input at every place, int32; or None.
         list_starts, records: of a sparse list, int32; or None.
         segment: chunks of a segment of that list.
         factor: of all sums.
+        slot_bytes: room for the longest of chunks that differ in length.
     """
 
     rows: int
@@ -139,11 +140,21 @@ class Chunked:
     records: Tensor | None = None
     segment: int = 16
     factor: float = 1.0
+    slot_bytes: int = 0
+
+    @property
+    def cut(self) -> tuple[int, int, int]:
+        """Tiles, chunks of a tile, bytes of the longest chunk."""
+        if self.chunk_starts is None:
+            tiles, chunks, size = self.chunks.shape
+            return tiles, chunks, size
+        tiles = len(self.arrivals)
+        return tiles, (len(self.chunk_starts) - 1) // tiles, self.slot_bytes
 
     @property
     def nbytes(self) -> int:
         """Bytes that a product reads of the weight."""
-        parts = (self.chunks, self.gather, self.list_starts, self.records)
+        parts = (self.chunks, self.chunk_starts, self.gather, self.list_starts, self.records)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
 
@@ -161,7 +172,7 @@ def multiply(
         y: `[tokens, out]`, written.
         overlapped: let the launch begin before the kernel ahead of it is done.
     """
-    tiles, chunks, chunk_bytes = weight.chunks.shape
+    tiles, chunks, _ = weight.cut
     tokens = x.shape[0]
     shape = shape or default_shape(weight, tokens)
     columns = -(-tokens // 8)
@@ -185,7 +196,7 @@ def multiply(
 def default_shape(weight: Chunked, tokens: int) -> Shape:
     """The cut on the weight's device."""
     processors, shared = _limits(weight.chunks.device)
-    return shape_of(*weight.chunks.shape, tokens, weight.segment, processors, shared)
+    return shape_of(*weight.cut, tokens, weight.segment, processors, shared)
 
 
 @cache
