@@ -19,7 +19,7 @@ DEVICE void arrive(barrier_word* barrier) {
     barrier->phase ^= 1;
 }
 DEVICE void wait_for(barrier_word* barrier, int parity) {
-    while (barrier->phase == parity) swapcontext(&current->context, &scheduler);
+    while (barrier->phase == parity) swapcontext(&fibre_here->context, &scheduler);
 }
 DEVICE void copy_chunk(void* target, const void* source, int bytes, barrier_word* barrier) {
     memcpy(target, source, bytes);
@@ -27,21 +27,21 @@ DEVICE void copy_chunk(void* target, const void* source, int bytes, barrier_word
 }
 
 DEVICE word from_lane(word value, int lane) {
-    auto& words = current->warp->words;
-    words[current->lane][0] = value;
+    auto& words = fibre_here->warp->words;
+    words[fibre_here->lane][0] = value;
     synchronize_warp();
     word result = words[lane][0];
     synchronize_warp();
     return result;
 }
 DEVICE word from_lane_before(word value, int apart) {
-    word other = from_lane(value, current->lane < apart ? 0 : current->lane - apart);
-    return current->lane < apart ? 0 : other;
+    word other = from_lane(value, fibre_here->lane < apart ? 0 : fibre_here->lane - apart);
+    return fibre_here->lane < apart ? 0 : other;
 }
-DEVICE float from_lane_xor(float value, int mask) { return as_float(from_lane(as_word(value), current->lane ^ mask)); }
+DEVICE float from_lane_xor(float value, int mask) { return as_float(from_lane(as_word(value), fibre_here->lane ^ mask)); }
 DEVICE word largest_in_warp(word value) {
     for (int mask = 16; mask; mask /= 2) {
-        word other = from_lane(value, current->lane ^ mask);
+        word other = from_lane(value, fibre_here->lane ^ mask);
         value = other > value ? other : value;
     }
     return value;
@@ -61,10 +61,10 @@ DEVICE word pack_fp16(float low, float high) { return to_fp16(low) | (word)to_fp
 // sums[16 x 8] += a[16 x 32] b[32 x 8]: as `multiply_matrices`, each stored number at the place that the lanes of HALF name.
 template <int HALF>
 DEVICE void multiply_sparse(float (&c)[4], const word (&a)[4], const uint4& b, word places) {
-    auto& words = current->warp->words;
+    auto& words = fibre_here->warp->words;
     static std::map<Warp*, std::vector<word>> held;
-    int lane = current->lane;
-    std::vector<word>& named = held[current->warp];
+    int lane = fibre_here->lane;
+    std::vector<word>& named = held[fibre_here->warp];
     named.resize(32);
     named[lane] = places;
     for (int i = 0; i < 4; i++) words[lane][i] = a[i];

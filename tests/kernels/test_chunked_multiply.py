@@ -6,7 +6,8 @@ from emulation import emulation, needs_compiler  # noqa: F401
 
 from featherweight.kernels.cuda import bitmap, stream, two_level
 from featherweight.kernels.cuda import two_of_four as two_of_four_module
-from featherweight.kernels.cuda.two_level import SparseParts, TwoLevelParts
+from featherweight.kernels.cuda.sparse_list import SparseParts
+from featherweight.kernels.cuda.two_level import TwoLevelParts
 
 #: Cuts small enough for an emulated block.
 CUTS = ((2, 1, 2, 1),)
@@ -111,7 +112,12 @@ def two_of_four(rows, inputs, bits, group, dtype, zeros, seed=0):
     return weight, (codes.double() - spread[1]) * spread[0] * mask, (codes, mask, scales, points if zeros else None)
 
 
-FORMS = [(4, 128, torch.bfloat16, False), (4, 32, torch.float16, True), (4, 512, torch.bfloat16, True), (16, 0, torch.bfloat16, False)]
+FORMS = [
+    (4, 128, torch.bfloat16, False),
+    (4, 32, torch.float16, True),
+    (4, 512, torch.bfloat16, True),
+    (16, 0, torch.bfloat16, False),
+]
 
 
 @needs_compiler

@@ -3,16 +3,19 @@
 import pytest
 import torch
 from emulation import emulation, needs_compiler  # noqa: F401
-from problems import make, run
 
 from featherweight.kernels.cuda import stream
 from featherweight.methods.registry import method_from
 from featherweight.packed.chunked import prepare_bitmap, prepare_two_level, prepare_two_of_four
+from problems import make, run
 
 #: What a method makes, and who prepares it.
 MADE = {
     "spqr": ({"method": "spqr", "outlier_share": 0.02}, prepare_two_level),
-    "spqr, narrow": ({"method": "spqr", "bits": 2, "scale_bits": 4, "outlier_bits": 8, "order": "identity", "outlier_share": 0.05}, prepare_two_level),
+    "spqr, narrow": (
+        {"method": "spqr", "bits": 2, "scale_bits": 4, "outlier_bits": 8, "order": "identity", "outlier_share": 0.05},
+        prepare_two_level,
+    ),
     "spqr, dense": ({"method": "spqr", "bits": 4, "second_group_size": 64, "outlier_threshold": None}, prepare_two_level),
     "spqr, whole zeros": ({"method": "spqr", "round_zero": True, "outlier_share": 0.001}, prepare_two_level),
     "spqr, symmetric": ({"method": "spqr", "symmetric": True, "group_size": 32, "outlier_share": 0.01}, prepare_two_level),
@@ -40,7 +43,9 @@ def prepared(emulation, monkeypatch):  # noqa: F811
 def test_what_methods_store_is_multiplied_and_comes_back(name, prepared):
     step, prepare = MADE[name]
     problem = make(((40, 136),))
-    weight = run(problem, method_from(step["method"], {name: value for name, value in step.items() if name != "method"}))[0]["linear0"]
+    weight = run(problem, method_from(step["method"], {name: value for name, value in step.items() if name != "method"}))[0][
+        "linear0"
+    ]
     ready = prepare(weight)
     x = torch.randn(2, 3, 136, generator=torch.Generator().manual_seed(3)).bfloat16()
     expected = x.double() @ weight.dequantize(torch.float64).T
@@ -48,4 +53,6 @@ def test_what_methods_store_is_multiplied_and_comes_back(name, prepared):
     assert (ready(x).double() - expected).norm() <= 4e-3 * expected.norm()
     stored = ready.stored()
     assert list(stored) == list(weight.tensors())
-    assert all(torch.equal(stored[each], tensor) and stored[each].dtype == tensor.dtype for each, tensor in weight.tensors().items())
+    assert all(
+        torch.equal(stored[each], tensor) and stored[each].dtype == tensor.dtype for each, tensor in weight.tensors().items()
+    )

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from featherweight.kernels.bits import pack, unpack
 from featherweight.kernels.cuda import bitmap, two_level, two_of_four
+from featherweight.kernels.cuda.sparse_list import SparseParts
 from featherweight.kernels.cuda.stream import ACTIVATIONS, MOST_TOKENS, Chunked
-from featherweight.kernels.cuda.two_level import SparseParts, TwoLevelParts
+from featherweight.kernels.cuda.two_level import TwoLevelParts
 from featherweight.packed.dense import Dense
 from featherweight.packed.dtypes import dtype_from
 from featherweight.packed.masked import PREFIX, Masked
@@ -118,7 +119,9 @@ def prepare_two_of_four(weight: Masked) -> PreparedChunks:
         return _masked_tensors(described, *two_of_four.decode(encoded))
 
     dtypes = (encoded.scale_dtype,) if encoded.bits == 16 else tuple(ACTIVATIONS)
-    return _proven(PreparedChunks(encoded.chunked, lambda x, bias, y: two_of_four.multiply(x, encoded, bias, y), rebuild, dtypes))
+    return _proven(
+        PreparedChunks(encoded.chunked, lambda x, bias, y: two_of_four.multiply(x, encoded, bias, y), rebuild, dtypes)
+    )
 
 
 def prepare_bitmap(weight: Masked) -> PreparedChunks:
@@ -134,7 +137,9 @@ def prepare_bitmap(weight: Masked) -> PreparedChunks:
         values, mask = bitmap.decode(encoded)
         return Masked.of(Dense(values), mask, described).tensors()
 
-    return _proven(PreparedChunks(encoded.chunked, lambda x, bias, y: bitmap.multiply(x, encoded, bias, y), rebuild, (encoded.dtype,)))
+    return _proven(
+        PreparedChunks(encoded.chunked, lambda x, bias, y: bitmap.multiply(x, encoded, bias, y), rebuild, (encoded.dtype,))
+    )
 
 
 def _proven(prepared: PreparedChunks) -> PreparedChunks:

@@ -44,7 +44,7 @@ def multiply(x: Tensor, weight: DeviceBitmap, bias: Tensor | None, y: Tensor, sh
 def encode(values: Tensor, mask: Tensor) -> DeviceBitmap:
     """From `values [out, in]`, bf16 or fp16, kept where `mask` is true."""
     kept, there = (_to_operands(each) for each in (values.view(torch.int16), mask))
-    tiles, chunks = there.shape[:2]
+    tiles = there.shape[0]
     counts = there.sum((-1, -2))  # tile, chunk, step
     before = (counts.cumsum(-1) - counts).to(torch.int16)
     bits = (there.to(torch.uint8) << torch.arange(8, device=mask.device, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
@@ -60,9 +60,9 @@ def encode(values: Tensor, mask: Tensor) -> DeviceBitmap:
     blob[place + torch.arange(len(place), device=mask.device)] = kept[there]
     arrivals = torch.zeros(tiles, dtype=torch.int32, device=mask.device)
     slot = -(-int(sizes.max()) * 16 // ROOM) * ROOM
-    chunked = Chunked(
-        *values.shape, blob.view(torch.uint8), arrivals, starts.to(torch.int32), segment=1, slot_bytes=slot
-    )
+    rows, inputs = values.shape
+    table = starts.to(torch.int32)
+    chunked = Chunked(rows, inputs, blob.view(torch.uint8), arrivals, table, segment=1, slot_bytes=slot)
     return DeviceBitmap(values.dtype, chunked)
 
 

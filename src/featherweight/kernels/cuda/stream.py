@@ -21,7 +21,7 @@ BUFFERS = {1: 4, 2: 2}
 
 #: Warps of a block that multiply, warps that collect, chunks in flight for each, blocks on a multiprocessor: the first that fits is
 #: taken.
-CUTS = ((8, 1, 4, 2), (8, 1, 3, 2), (16, 2, 4, 1), (16, 2, 3, 1), (16, 2, 2, 1), (8, 2, 2, 1))
+CUTS = ((8, 2, 4, 2), (8, 2, 3, 2), (16, 2, 4, 1), (16, 2, 3, 1), (16, 2, 2, 1), (8, 2, 2, 1))
 
 #: Whole tiles to a block are worth so much more work for some.
 UNEVEN = 1.1
@@ -35,7 +35,8 @@ class _Work(ctypes.Structure):
             "chunks", "chunk_starts", "x", "y", "bias", "gather", "list_starts", "records", "partial", "arrivals"
         )),
         *((name, ctypes.c_int) for name in (
-            "rows", "tiles", "tile_chunks", "split_chunks", "segment_chunks", "whole_tiles", "inputs", "tokens", "x_stride", "y_stride", "slots"
+            "rows", "tiles", "tile_chunks", "split_chunks", "segment_chunks", "whole_tiles",
+            "inputs", "tokens", "x_stride", "y_stride", "slots",
         )),
         ("factor", ctypes.c_float),
     )  # fmt: skip
@@ -93,7 +94,9 @@ def shape_of(
                 blocks = -(-tiles // rounds) if whole else most
                 slots = 1 if whole else _slots(tiles, chunks, split, blocks)
                 return Shape(warps, collectors, stages, resident, split, blocks, whole, slots, need)
-    raise FeatherweightError("activations do not fit shared memory", found=f"{tokens} tokens", expected=f"at most {shared} bytes")
+    raise FeatherweightError(
+        "activations do not fit shared memory", found=f"{tokens} tokens", expected=f"at most {shared} bytes"
+    )
 
 
 def _shared_bytes(warps: int, stages: int, chunk_bytes: int, tokens: int, split: int) -> int:
@@ -123,7 +126,7 @@ class Chunked:
         chunks: `[tiles, chunks, bytes]` uint8; or one after the other, where they differ in length.
         arrivals: `[tiles]` int32, zero between launches.
         chunk_starts: of chunks that differ in length, in 16s of bytes, and the end; or None.
-        gather: input at every place, int32; or None.
+        gather: input at every place, int32, `inputs` for none; or None.
         list_starts, records: of a sparse list, int32; or None.
         segment: chunks of a segment of that list.
         factor: of all sums.
@@ -173,7 +176,10 @@ def multiply(
         overlapped: let the launch begin before the kernel ahead of it is done.
     """
     tiles, chunks, _ = weight.cut
-    tokens = x.shape[0]
+    gather, inputs, tokens = weight.gather, weight.inputs, x.shape[0]
+    if gather is not None and tokens > 1:  # once, instead of in every block
+        x = (torch.nn.functional.pad(x, (0, 1)) if len(gather) > inputs else x).index_select(1, gather)
+        gather, inputs = None, x.shape[1]
     shape = shape or default_shape(weight, tokens)
     columns = -(-tokens // 8)
     fixed = {
@@ -182,11 +188,22 @@ def multiply(
     }  # fmt: skip
     function = driver.load(source, "multiply_stream", driver.constants_of(fixed), x.device)
     partial = torch.empty(tiles * shape.slots * columns * 128, dtype=torch.float32, device=x.device)
-    pointers = (weight.chunks, weight.chunk_starts, x, y, bias, weight.gather, weight.list_starts, weight.records, partial, weight.arrivals)
+    pointers = (
+        weight.chunks,
+        weight.chunk_starts,
+        x,
+        y,
+        bias,
+        gather,
+        weight.list_starts,
+        weight.records,
+        partial,
+        weight.arrivals,
+    )
     work = _Work(
         *(0 if each is None else each.data_ptr() for each in pointers),
-        weight.rows, tiles, chunks, shape.split_chunks, weight.segment, int(shape.whole_tiles), weight.inputs, tokens, x.stride(0), y.stride(0),
-        shape.slots, weight.factor,
+        weight.rows, tiles, chunks, shape.split_chunks, weight.segment, int(shape.whole_tiles),
+        inputs, tokens, x.stride(0), y.stride(0), shape.slots, weight.factor,
     )  # fmt: skip
     threads = 32 * (shape.warps + shape.collectors)
     function.launch((shape.blocks, 1, 1), (threads, 1, 1), shape.shared_bytes, [work], overlapped=overlapped)
@@ -195,11 +212,12 @@ def multiply(
 
 def default_shape(weight: Chunked, tokens: int) -> Shape:
     """The cut on the weight's device."""
-    processors, shared = _limits(weight.chunks.device)
+    processors, shared = limits(weight.chunks.device)
     return shape_of(*weight.cut, tokens, weight.segment, processors, shared)
 
 
 @cache
-def _limits(device: torch.device) -> tuple[int, int]:
+def limits(device: torch.device) -> tuple[int, int]:
+    """Multiprocessors of a device, and bytes of shared memory that a block can have."""
     properties = torch.cuda.get_device_properties(device)
     return properties.multi_processor_count, properties.shared_memory_per_block_optin

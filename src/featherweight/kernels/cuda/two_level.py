@@ -11,22 +11,14 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda import stream
-from featherweight.kernels.cuda.stream import Chunked, Shape
+from featherweight.kernels.cuda.sparse_list import GROUP, MOST_PLACES, SEGMENT, SparseParts, decode_list, encode_list
+from featherweight.kernels.cuda.stream import CHUNK, ROWS, Chunked, Shape
 
 #: Of the layout; a device copy of another version is thrown away and made again.
 VERSION = 1
 
-#: Outputs of a tile; inputs of a group, a block, a chunk; chunks of a segment of the sparse list.
-ROWS, GROUP, BLOCK, CHUNK, SEGMENT = 16, 16, 64, 256, 16
-
 #: Place in its half of a code that was taken out of a word: of the first and the last two groups of a block; see `two_level.cuh`.
 PLACES = {2: (4, 6), 3: (3, 6), 4: (4, 4)}
-
-#: Inputs that a record can name, padding included.
-MOST_PLACES = 2**15 - CHUNK
-
-#: Value of records that fill up the list, -0: at a segment's first place, for the upper row. An entry that looks so is left out.
-FILLING = 0x8000
 
 #: Scales are brought below 2^15, so that both S and B are fp16 numbers.
 LARGEST = 15
@@ -49,15 +41,6 @@ class TwoLevelParts:
     scale_grids: Tensor
     zero_grids: Tensor
     index: Tensor
-
-
-@dataclass(frozen=True)
-class SparseParts:
-    """Entries to be added: `rows`, `columns` int64, `values` float16, `[entries]` each."""
-
-    rows: Tensor
-    columns: Tensor
-    values: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +80,7 @@ def encode(parts: TwoLevelParts, bits: int, second_bits: int, sparse: SparsePart
     own_order = bool((gather[:inputs] == torch.arange(inputs, device=gather.device)).all())
     starts, records = (None, None) if sparse is None else encode_list(sparse, gather, len(padded) // ROWS)
     arrivals = torch.zeros(len(padded) // ROWS, dtype=torch.int32, device=codes.device)
-    order = None if own_order else gather.to(torch.int32)
+    order = None if own_order else torch.where(gather < 0, inputs, gather).to(torch.int32)
     chunked = Chunked(rows, inputs, torch.cat(blobs, -1), arrivals, None, order, starts, records, SEGMENT, 2.0**exponent)
     return DeviceTwoLevel(bits, second_bits, chunked)
 
@@ -173,30 +156,6 @@ def _second_bytes(scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
     return torch.cat([word.view(torch.uint8), byte.to(torch.uint8).flatten(-2)], -1)
 
 
-def encode_list(sparse: SparseParts, gather: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
-    """Rows of records before every tile and segment, `[tiles · segments + 1]`, and the records, `[rows, 32]`; int32 both.
-
-    A record is the value's float16 in its upper half, then one bit for the upper or lower row of a lane's two, then the place.
-    """
-    device = gather.device
-    segments = -(-len(gather) // (SEGMENT * CHUNK))
-    place = torch.empty(int(gather.max()) + 1, dtype=torch.int64, device=device)
-    place[gather[gather >= 0]] = (gather >= 0).nonzero()[:, 0]
-    at = place[sparse.columns]
-    owner = (sparse.rows // ROWS * segments + at // (SEGMENT * CHUNK)) * 8 + sparse.rows % 8
-    order = torch.argsort(owner * len(gather) + at)
-    owner, at, rows = owner[order], at[order], sparse.rows[order]
-    counts = torch.bincount(owner, minlength=tiles * segments * 8)
-    rank = torch.arange(len(owner), device=device) - (counts.cumsum(0) - counts)[owner]
-    lengths = (-(-counts // 4)).view(-1, 8).amax(1)
-    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    first = torch.arange(segments, device=device).mul(SEGMENT * CHUNK).repeat(tiles).repeat_interleave(lengths)
-    records = first[:, None].repeat(1, 32) | FILLING << 16
-    value = sparse.values[order].view(torch.int16).long() & 0xFFFF
-    records[starts[owner // 8] + rank // 4, owner % 8 * 4 + rank % 4] = places_of(len(gather), device)[at] | (rows % ROWS // 8) << 15 | value << 16
-    return starts.to(torch.int32), records.where(records < 2**31, records - 2**32).to(torch.int32)
-
-
 def _exponent(parts: TwoLevelParts, bits: int) -> int:
     """Power of two that is taken out of all scales."""
     step, zero = parts.scale_grids[..., 0], parts.scale_grids[..., 1]
@@ -218,7 +177,7 @@ def _pad_rows(values: Tensor) -> Tensor:
 def decode(weight: DeviceTwoLevel, index: Tensor | None = None) -> tuple[TwoLevelParts, SparseParts | None]:
     """The inverse of `encode`; `index` as it was given, None for consecutive groups. Entries come row by row."""
     chunked, bits = weight.chunked, weight.bits
-    tiles, chunks, _ = chunked.chunks.shape
+    tiles = chunked.chunks.shape[0]
     inputs, rows = chunked.inputs, chunked.rows
     index = torch.arange(inputs, device=chunked.chunks.device) // GROUP if index is None else index
     gather, groups = group_order(index, inputs)
@@ -235,31 +194,6 @@ def decode(weight: DeviceTwoLevel, index: Tensor | None = None) -> tuple[TwoLeve
     grids = constants[:, pieces].repeat_interleave(ROWS, 0)[:rows]
     parts = TwoLevelParts(codes, scales, zeros, grids[..., :2], grids[..., 2:], index)
     return parts, None if chunked.records is None else decode_list(chunked, gather)
-
-
-def places_of(count: int, device: torch.device) -> Tensor:
-    """Place in shared memory of so many inputs: lane t reads four consecutive ones of either of two groups."""
-    each = torch.arange(count, device=device)
-    within = each % BLOCK
-    group, of_group = within // GROUP, within % GROUP
-    return each - within + group // 2 * 32 + of_group // 4 * 8 + group % 2 * 4 + of_group % 4
-
-
-def decode_list(chunked: Chunked, gather: Tensor) -> SparseParts:
-    """The entries of a list, row by row."""
-    assert chunked.records is not None and chunked.list_starts is not None
-    tiles = chunked.chunks.shape[0]
-    segments = (len(chunked.list_starts) - 1) // tiles
-    records = chunked.records.long() & 0xFFFFFFFF
-    owner = torch.arange(tiles * segments, device=records.device).repeat_interleave(chunked.list_starts.diff().long())[:, None]
-    filling = owner % segments * (SEGMENT * CHUNK) | FILLING << 16
-    rows = owner // segments * ROWS + torch.arange(32, device=records.device) // 4 + (records >> 15 & 1) * 8
-    used = records != filling
-    order = places_of(len(gather), gather.device).argsort()
-    rows, columns, values = rows[used], gather[order[records[used] & 0x7FFF]], (records[used] >> 16).to(torch.int32)
-    order = torch.argsort(rows * chunked.inputs + columns)
-    halves = values.where(values < 2**15, values - 2**16).to(torch.int16).view(torch.float16)
-    return SparseParts(rows[order], columns[order], halves[order])
 
 
 def _read_codes(blob: Tensor, bits: int) -> Tensor:

@@ -149,7 +149,9 @@ def decode(weight: DeviceTwoOfFour) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 def _shifts(device: torch.device) -> Tensor:
     """Of the codes in a word, element of the operand by kept neighbour."""
-    return torch.arange(0, 16, 4, device=device, dtype=torch.int32)[:, None] + torch.tensor([0, 16], dtype=torch.int32, device=device)
+    return torch.arange(0, 16, 4, device=device, dtype=torch.int32)[:, None] + torch.tensor(
+        [0, 16], dtype=torch.int32, device=device
+    )
 
 
 def group_of(codes: Mapping[str, Any]) -> int:

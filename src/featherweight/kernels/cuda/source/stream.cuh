@@ -26,7 +26,7 @@ struct Work {
     const half_word* x;
     half_word* y;
     const half_word* bias;
-    const int* gather;            // input that stands at each place, -1 for none; or no table
+    const int* gather;            // input that stands at each place, `inputs` for none; or no table
     const int* list_starts;       // rows of `list` before those of each [tile][segment of chunks], then all
     const word* list;             // sparse records, a row of 32 at a time
     float* partial;               // [tiles][slots][COLUMNS][32][4] of tiles that are cut between blocks
@@ -164,8 +164,10 @@ DEVICE bool share_sums(const Work& work, const Run& run, float (&sums)[COLUMNS][
 DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, const Inputs& inputs, int collector,
                     int lane) {
     int turn = collector, tile = first / run.length + collector;
-    Extra extra(work, run);
-    extra.begin(work, tile, tile * run.length >= first && tile * run.length < end, lane);
+    Extra extra(work, run, tile);
+    bool mine = tile * run.length >= first && tile * run.length < end;
+    if (!mine) extra.look_ahead(work, tile + COLLECTORS);
+    extra.begin(work, tile, mine, lane);
     for (; tile * run.length < end; tile += COLLECTORS, turn += COLLECTORS) {
         int buffer = turn % BUFFERS, after = tile + COLLECTORS;
         float more[COLUMNS][4] = {};

@@ -144,20 +144,26 @@ DEVICE int pair_place(int input, int pair) {
 // Weights beside the codes: a record is an fp16 value, one bit for the row (0, or 1 for the one eight below), 15 for the place of the
 // input in shared memory. Lane l holds records of rows l / 4 and l / 4 + 8. A collector adds those of its tiles.
 struct Extra {
-    static constexpr int HELD = 12;  // rows of records asked for at once
+    static constexpr int HELD = 14;  // rows of records asked for at once
     const int* starts;
     int segments, segment, length, first;  // of a tile, this split's first and their number, its first input
-    int next, end;                         // rows of the list that are not yet asked for
+    int next, end, coming, coming_end;     // rows of the list that are not yet asked for; those of the tile after
     word records[HELD];
 
-    DEVICE Extra(const Work& work, const Run& run) {
+    DEVICE Extra(const Work& work, const Run& run, int tile) {
         segments = (work.tile_chunks + work.segment_chunks - 1) / work.segment_chunks;
         int last = (run.first_chunk + run.length + work.segment_chunks - 1) / work.segment_chunks;
         first = run.first_chunk * CHUNK;
         segment = run.first_chunk / work.segment_chunks;
         length = last - segment;
         starts = work.list_starts;
-        next = end = 0;
+        look_ahead(work, tile);
+    }
+    DEVICE void look_ahead(const Work& work, int tile) {
+        if (!starts) return;
+        const int* here = starts + (tile < work.tiles ? tile : 0) * segments + segment;
+        coming = here[0];
+        coming_end = here[length];
     }
     DEVICE void ask(const Work& work, int lane) {
 #pragma unroll
@@ -171,9 +177,10 @@ struct Extra {
     DEVICE void begin(const Work& work, int tile, bool mine, int lane) {
         next = end = 0;
         if (!starts || !mine) return;
-        next = starts[tile * segments + segment];
-        end = starts[tile * segments + segment + length];
+        next = coming;
+        end = coming_end;
         ask(work, lane);
+        look_ahead(work, tile + COLLECTORS);
     }
     DEVICE void add_record(float (&found)[2][8 * COLUMNS], word record, const Inputs& inputs, int tokens) const {
         int place = (int)(record & 0x7FFF) - first;
