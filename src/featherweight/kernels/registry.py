@@ -72,25 +72,48 @@ def _triton_sweep(signature: Signature, device: torch.device) -> tuple[bool, str
 
 
 def _cuda_integer(signature: Signature, device: torch.device) -> tuple[bool, str]:
-    """What `kernels/cuda` reads: plain integer codes, on Hopper and later, where a compiler is at hand."""
+    """What `kernels/cuda` reads of plain integer codes."""
     if signature.get("kind") != "integer":
         return False, f"for integer codes, not for {signature.get('kind')}"
+    return _on_hopper("integer", signature, device)
+
+
+def _in_chunks(storage: str) -> Support:
+    """Weights that a module of `kernels/cuda` reads in chunks."""
+    return lambda signature, device: _on_hopper(storage, signature, device)
+
+
+def _on_hopper(storage: str, signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """What a module of `kernels/cuda` reads, on Hopper and later, where a compiler is at hand."""
+    if against := importlib.import_module(f"{_ROOM}.cuda.{storage}").reason_against(signature):
+        return False, against
     if device.type != "cuda":
         return False, f"written for CUDA, not for {device.type}"
-    from featherweight.kernels.cuda.compiler import missing
-    from featherweight.kernels.cuda.integer import reason_against
-
     if (activations := signature.get("activations", "bfloat16")) not in ("bfloat16", "float16"):
         return False, f"for bfloat16 and float16 activations, not {activations}"
-    if against := reason_against(signature):
-        return False, against
+    from featherweight.kernels.cuda.compiler import missing
+
     if not torch.cuda.is_available():
         return False, "there is no CUDA device here"
     if (capability := torch.cuda.get_device_capability(device)) < (9, 0):
         return False, f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
     if absent := missing():
         return False, absent
-    return True, "16-bit activations without gradients: codes go straight to the matrix unit, or by slabs for many tokens"
+    many = "by slabs" if storage == "integer" else "from dense values"
+    return True, f"16-bit activations without gradients: codes go straight to the matrix unit, or {many} for many tokens"
+
+
+def _inside(kind: str, part: str, how: str) -> Support:
+    """Weights of a kind that run through the kernel of a part of theirs."""
+
+    def supports(signature: Signature, device: torch.device) -> tuple[bool, str]:
+        if signature.get("kind") != kind:
+            return False, f"for {kind} weights, not for {signature.get('kind')}"
+        inner = {**signature[part], "activations": signature.get("activations", "bfloat16")}
+        best = supporting("dequantize_matmul", inner, device)[0]
+        return best.prepares, f"{how}: {best.name}" if best.prepares else "what it holds has no kernel of its own"
+
+    return supports
 
 
 def _triton_groups(signature: Signature, device: torch.device) -> tuple[bool, str]:
@@ -208,6 +231,23 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     "dequantize_matmul": (
         Kernel("cuda", f"{_ROOM}.cuda.prepared", "prepare_integer", _cuda_integer, prepares=True),
         Kernel("cpu", f"{_ROOM}.cpu.integer", "IntegerProduct", _cpu_integer, prepares=True),
+        Kernel("cuda, two levels", "featherweight.packed.chunked", "prepare_two_level", _in_chunks("two_level"), prepares=True),
+        Kernel("cuda, 2:4", "featherweight.packed.chunked", "prepare_two_of_four", _in_chunks("two_of_four"), prepares=True),
+        Kernel("cuda, bitmap", "featherweight.packed.chunked", "prepare_bitmap", _in_chunks("bitmap"), prepares=True),
+        Kernel(
+            "masked codes",
+            "featherweight.packed.around",
+            "prepare_masked_codes",
+            _inside("masked", "values", "all codes, dropped ones on their zero point"),
+            prepares=True,
+        ),
+        Kernel(
+            "sliced",
+            "featherweight.packed.around",
+            "prepare_sliced",
+            _inside("sliced", "inner", "kept inputs gathered once"),
+            prepares=True,
+        ),
         Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),
     ),
     "embed": _step_kernels("decode_rows", "embed"),
