@@ -1,0 +1,161 @@
+"""Signed Hadamard transforms of rows on the GPU, to values or to what the lattice's product reads."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featherweight.kernels.cuda import driver
+from featherweight.kernels.cuda.lattice_layout import SLICE
+
+#: Numbers of the kernels' dtypes.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+#: Shared memory of a block, at most.
+MOST_SHARED = 232448
+
+#: Rows up to which latency counts more than throughput.
+FEW_ROWS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceRotation:
+    """`H diag(signs)`, or with `inverted` `diag(signs) Hᵀ`, `H = A ⊗ Sylvester(2^twos) / √size`.
+
+    Attributes:
+        size: of a row.
+        twos: exponent of Sylvester's part.
+        inverted: as above.
+        signs: `[size / 8]` uint8, a set bit for −1.
+        factor: `A`, or with `inverted` `Aᵀ`, from `encode_factor`; None where there is none.
+    """
+
+    size: int
+    twos: int
+    inverted: bool
+    signs: Tensor
+    factor: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceRight:
+    """A factor `R [rank, in]` in 4-bit codes.
+
+    Attributes:
+        rank, group: its rows; inputs that share a scale.
+        codes: from `encode_right`.
+        scales: `[rank, groups]` float16.
+    """
+
+    rank: int
+    group: int
+    codes: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """Rows as integers, and their products with a factor.
+
+    Attributes:
+        bytes: `[rows, 2, inputs]` int8, inputs in whole slices: high and low parts.
+        totals: `[slices, rows, 2]` int32.
+        steps: `[rows]` float32.
+        projected: `t [rows, rank]` float32, the rank in sixteens; None without a factor.
+    """
+
+    bytes: Tensor
+    totals: Tensor
+    steps: Tensor
+    projected: Tensor | None
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in (
+            "input", "signs", "factor", "output", "totals", "steps", "right", "right_scales", "projected"
+        )),
+        *((name, ctypes.c_int) for name in ("rows", "splits", "rank", "padded_rank", "group", "groups")),
+        ("scale", ctypes.c_float),
+    )  # fmt: skip
+
+
+def unsupported(factors: tuple[tuple[str, int], ...], twos: int, size: int, whole: bool) -> str:
+    """Why a construction cannot be run here; "" if it can. `whole`: one block is the row."""
+    if not whole:
+        return "rotations of several blocks are not written"
+    if len(factors) > 1 or any(kind == "hartley" for kind, _ in factors):
+        return "of the factors beside Sylvester's one of ±1 is written"
+    if not 4 <= twos <= 15 or size % 16:
+        return "Sylvester's part must be 2^4 to 2^15"
+    if _shared_bytes(size, twos, 2, 512) > MOST_SHARED:
+        return f"rows of {size} do not fit a multiprocessor"
+    return ""
+
+
+def _shared_bytes(size: int, twos: int, planes: int, threads: int) -> int:
+    """What a block needs: values in float32, the raw row beside them or in their place, planes of bytes."""
+    values, factor = 4 * (size + (size >> 7) * 4 + 8), size >> twos
+    raw = planes * -(-factor // 16) * 16 * ((1 << twos) + 8) * 2 if factor > 1 else 0
+    together = max(values, raw) if factor <= 64 else values + raw
+    return max(together, 256 + 2 * (-(-size // SLICE) * SLICE))
+
+
+def rotate(x: Tensor, rotation: DeviceRotation, dtype: torch.dtype, splits: int = 1, overlapped: bool = True) -> Tensor:
+    """The rows of `x [rows, size]` rotated, in `dtype`; with `splits`, of the sum of `x [splits, rows, size]` float32."""
+    rows = x.numel() // rotation.size // splits
+    output = torch.empty(rows, rotation.size, dtype=dtype, device=x.device)
+    arguments = _arguments(x, rotation, rows, splits)
+    arguments.output = output.data_ptr()
+    _launch(x.dtype, rotation, {"OUT": DTYPES[dtype], "PLANES": 0}, arguments, (rows, 1, 1), x.device, overlapped)
+    return output
+
+
+def rotate_to_planes(x: Tensor, rotation: DeviceRotation, right: DeviceRight | None, overlapped: bool = True) -> Planes:
+    """The rows of `x [rows, size]` rotated, as `Planes`."""
+    rows, slices, device = x.numel() // rotation.size, -(-rotation.size // SLICE), x.device
+    padded = 0 if right is None else -(-right.rank // 16) * 16
+    planes = Planes(
+        torch.empty(rows, 2, slices * SLICE, dtype=torch.int8, device=device),
+        torch.empty(slices, rows, 2, dtype=torch.int32, device=device),
+        torch.empty(rows, dtype=torch.float32, device=device),
+        None if right is None else torch.empty(rows, padded, dtype=torch.float32, device=device),
+    )
+    arguments = _arguments(x, rotation, rows, 1)
+    arguments.output, arguments.totals, arguments.steps = (each.data_ptr() for each in (planes.bytes, planes.totals, planes.steps))
+    blocks = 1
+    if right is not None and planes.projected is not None:
+        arguments.right, arguments.right_scales = right.codes.data_ptr(), right.scales.data_ptr()
+        arguments.projected = planes.projected.data_ptr()
+        arguments.rank, arguments.padded_rank, arguments.group = right.rank, padded, right.group
+        arguments.groups = right.scales.shape[1]
+        blocks = max(1, min(padded // 8, 128 // rows))
+    _launch(x.dtype, rotation, {"PLANES": 1, "OUT": 0}, arguments, (rows, blocks, 1), device, overlapped)
+    return planes
+
+
+def _arguments(x: Tensor, rotation: DeviceRotation, rows: int, splits: int) -> _Arguments:
+    arguments = _Arguments()
+    arguments.input, arguments.signs = x.data_ptr(), rotation.signs.data_ptr()
+    arguments.factor = 0 if rotation.factor is None else rotation.factor.data_ptr()
+    arguments.rows, arguments.splits, arguments.scale = rows, splits, rotation.size**-0.5
+    return arguments
+
+
+def _launch(
+    dtype: torch.dtype, rotation: DeviceRotation, constants: dict[str, int], arguments: _Arguments,
+    grid: tuple[int, int, int], device: torch.device, overlapped: bool,
+) -> None:  # fmt: skip
+    per_thread = 8 if arguments.rows <= FEW_ROWS else 32
+    threads = min(512, max(64, -(-rotation.size // per_thread // 32) * 32))
+    constants |= {
+        "FACTOR": rotation.size >> rotation.twos, "TWOS": rotation.twos, "IN": DTYPES[dtype],
+        "INVERTED": int(rotation.inverted), "THREADS": threads,
+    }  # fmt: skip
+    function = driver.load("hadamard.cu", "hadamard", driver.constants_of(constants), device)
+    shared = _shared_bytes(rotation.size, rotation.twos, 2 if dtype == torch.float32 else 1, threads)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    function.launch(grid, (threads, 1, 1), shared, [arguments], stream, overlapped)

@@ -1,0 +1,175 @@
+"""`x · Wᵀ` for up to 16 tokens straight from codes of the E8 lattice, with a low-rank term of 4-bit factors."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from featherweight.kernels.cuda import driver
+from featherweight.kernels.cuda.hadamard import DTYPES, MOST_SHARED, DeviceRight, DeviceRotation, Planes, rotate, rotate_to_planes
+
+#: Tokens of one launch.
+MOST_TOKENS = 16
+
+#: Where the kernel puts its tables in shared memory, and how large they are.
+TABLE = 65536
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceLeft:
+    """A factor `Lᵀ [rank, out]` in 4-bit codes.
+
+    Attributes:
+        rank: in sixteens.
+        group: outputs that share a scale.
+        codes, scales: from `encode_left`, `encode_left_scales` (float16).
+    """
+
+    rank: int
+    group: int
+    codes: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceLattice:
+    """A lattice weight as the kernel reads it.
+
+    Attributes:
+        rows, inputs, bits: of the weight.
+        codes: from `encode_codes`.
+        tables: from `tables`.
+        scale: `[1]` float32, of the codewords.
+        residual: what the second codeword is divided by.
+        left: the low-rank term's outer factor.
+    """
+
+    rows: int
+    inputs: int
+    bits: int
+    codes: Tensor
+    tables: Tensor
+    scale: Tensor
+    residual: float = 1.0
+    left: DeviceLeft | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceRotated:
+    """A lattice weight between rotations, with a low-rank term beside it.
+
+    Attributes:
+        inner: the lattice.
+        input: rotation of the input.
+        output: of the product; None for none.
+        right: the low-rank term's inner factor.
+    """
+
+    inner: DeviceLattice
+    input: DeviceRotation
+    output: DeviceRotation | None = None
+    right: DeviceRight | None = None
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in (
+            "codes", "tables", "scale", "planes", "totals", "steps", "left", "left_scales", "projected", "output"
+        )),
+        *((name, ctypes.c_int) for name in (
+            "tiles", "slices", "rows", "tokens", "rank", "group_tiles", "output_type", "most_tiles", "sums_at"
+        )),
+        ("residual", ctypes.c_float),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the work is cut.
+
+    Attributes:
+        blocks: across the outputs.
+        splits: of the inputs, whose sums the output's rotation adds.
+        warps: of a block.
+        depth: loads of a warp in flight, each of `bits` times 512 bytes.
+    """
+
+    blocks: int
+    splits: int
+    warps: int
+    depth: int
+
+
+def shape_for(tiles: int, slices: int, bits: int, tokens: int, processors: int, may_split: bool) -> Shape:
+    """The cut with the least work for the busiest block; a split must gain a tenth."""
+
+    def busiest(splits: int) -> float:
+        return -(-tiles // max(1, processors // splits)) * -(-slices // splits) * (1 + 0.1 * (splits > 1))
+
+    splits = min(range(1, 5 if may_split else 2), key=busiest)
+    warps = 16 if tokens <= 8 else 8
+    depth = 3 if bits == 2 or warps == 8 else 2
+    return Shape(min(tiles, max(1, processors // splits)), splits, warps, depth)
+
+
+def _columns(tokens: int) -> int:
+    return 1 if tokens <= 4 else 2 if tokens <= 8 else 4
+
+
+def multiply_planes(
+    planes: Planes, weight: DeviceLattice, dtype: torch.dtype, shape: Shape | None = None, overlapped: bool = True
+) -> Tensor:
+    """The products of up to 16 tokens, `[splits, tokens, out]`; of several splits the sum is meant."""
+    tiles, slices = weight.codes.shape[:2]
+    tokens, device = planes.steps.shape[0], planes.bytes.device
+    if shape is None:
+        shape = shape_for(tiles, slices, weight.bits, tokens, processors(device), dtype == torch.float32)
+    output = torch.empty(shape.splits, tokens, weight.rows, dtype=dtype, device=device)
+    arguments = _Arguments()
+    for name, tensor in (
+        ("codes", weight.codes), ("tables", weight.tables), ("scale", weight.scale), ("planes", planes.bytes),
+        ("totals", planes.totals), ("steps", planes.steps), ("output", output),
+    ):  # fmt: skip
+        setattr(arguments, name, tensor.data_ptr())
+    if weight.left is not None and planes.projected is not None:
+        left = weight.left
+        arguments.left, arguments.left_scales = left.codes.data_ptr(), left.scales.data_ptr()
+        arguments.projected, arguments.rank, arguments.group_tiles = planes.projected.data_ptr(), left.rank, left.group // 16
+    arguments.tiles, arguments.slices, arguments.rows, arguments.tokens = tiles, slices, weight.rows, tokens
+    arguments.output_type, arguments.most_tiles = DTYPES[dtype], -(-tiles // shape.blocks)
+    arguments.residual = weight.residual
+    columns, end = _columns(tokens), TABLE * (3 if weight.bits == 3 else 2)
+    sums = arguments.most_tiles * 16 * columns * 16 * (5 if weight.bits > 2 else 3)
+    if sums > TABLE - 1024:
+        arguments.sums_at = end
+        end += sums
+    constants = {"BITS": weight.bits, "COLUMNS": columns, "WARPS": shape.warps, "DEPTH": shape.depth}
+    function = driver.load("lattice.cu", "lattice_multiply", driver.constants_of(constants), device)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    function.launch((shape.blocks, shape.splits, 1), (32 * shape.warps, 1, 1), end, [arguments], stream, overlapped)
+    return output
+
+
+def multiply(x: Tensor, weight: DeviceRotated, overlapped: bool = True) -> Tensor:
+    """`x · Wᵀ [tokens, out]` for `x [tokens, in]` of up to 16 tokens, in its dtype."""
+    planes = rotate_to_planes(x, weight.input, weight.right, overlapped)
+    if weight.output is None:
+        return multiply_planes(planes, weight.inner, x.dtype, overlapped=overlapped)[0]
+    product = multiply_planes(planes, weight.inner, torch.float32, overlapped=overlapped)
+    return rotate(product, weight.output, x.dtype, product.shape[0], overlapped)
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def fits(rows: int, tokens: int, bits: int, blocks: int) -> bool:
+    """Whether the sums of a block fit beside its tables."""
+    sums = -(-rows // 16 // blocks) * 16 * _columns(tokens) * 16 * (5 if bits > 2 else 3)
+    return sums <= TABLE - 1024 or TABLE * (3 if bits == 3 else 2) + sums <= MOST_SHARED

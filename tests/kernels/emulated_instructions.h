@@ -1,0 +1,54 @@
+// What `instructions.cuh` asks of the card beside `intrinsics.cuh`, by plain arithmetic.
+#pragma once
+#include <algorithm>
+using std::min;
+
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+struct int2 { int x, y; };
+DEVICE uint4 make_uint4(word x, word y, word z, word w) { return {x, y, z, w}; }
+DEVICE float2 make_float2(float x, float y) { return {x, y}; }
+DEVICE float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+DEVICE int2 make_int2(int x, int y) { return {x, y}; }
+
+// Shared memory begins at address 1024, as on the card.
+DEVICE word shared_address(const void* pointer) { return (word)((const unsigned char*)pointer - current->shared) + 1024; }
+template <int OFFSET>
+DEVICE word load_shared(word address) { return *(const word*)(current->shared + address - 1024 + OFFSET); }
+DEVICE void add_shared(int* sum, int value) { *sum += value; }
+
+DEVICE word multiply_high(word a, word b) { return (word)((uint64_t)a * b >> 32); }
+
+DEVICE int dot_bytes(word a, word b, int sum) {
+    for (int i = 0; i < 32; i += 8) sum += (int)(int8_t)(a >> i) * (int8_t)(b >> i);
+    return sum;
+}
+
+DEVICE void load_transposed(word (&d)[4], const half_word* row) {
+    auto& words = current->warp->words;
+    memcpy(words[current->lane], &row, sizeof row);
+    synchronize_warp();
+    for (int tile = 0; tile < 4; tile++) {
+        d[tile] = 0;
+        for (int second = 0; second < 2; second++) {
+            const half_word* from;
+            memcpy(&from, words[tile * 8 + current->lane % 4 * 2 + second], sizeof from);
+            d[tile] |= (word)from[current->lane / 4] << 16 * second;
+        }
+    }
+    synchronize_warp();
+}
+
+DEVICE word pack_bf16(float first, float second) { return to_bf16(first) | (word)to_bf16(second) << 16; }
+DEVICE word pack_fp16(float first, float second) { return to_fp16(first) | (word)to_fp16(second) << 16; }
+DEVICE int round_to_int(float value) { return (int)std::nearbyint(value); }
+
+template <class Number>
+DEVICE Number exchange(Number value, int lanes_apart) {
+    auto& words = current->warp->words;
+    memcpy(words[current->lane], &value, 4);
+    synchronize_warp();
+    memcpy(&value, words[current->lane ^ lanes_apart], 4);
+    synchronize_warp();
+    return value;
+}
