@@ -57,17 +57,18 @@ class DeviceRight:
 
 
 @dataclass(frozen=True, eq=False)
-class Planes:
-    """Rows as integers, and their products with a factor.
+class Rotated:
+    """Rotated rows as the lattice's product reads them.
 
     Attributes:
-        bytes: `[rows, 2, inputs]` int8, inputs in whole slices: high and low parts.
-        totals: `[slices, rows, 2]` int32.
-        steps: `[rows]` float32.
+        values: `[rows, inputs]` float16, inputs in whole slices, the largest of a row 2^15; of every eight the third, fourth,
+            seventh and eighth by 16 smaller.
+        totals: `[rows, inputs / 64]` float32, their sums.
+        steps: `[rows]` float32, what values are multiples of.
         projected: `t [rows, rank]` float32, the rank in sixteens; None without a factor.
     """
 
-    bytes: Tensor
+    values: Tensor
     totals: Tensor
     steps: Tensor
     projected: Tensor | None
@@ -101,7 +102,7 @@ def _shared_bytes(size: int, twos: int, planes: int, threads: int) -> int:
     values, factor = 4 * (size + (size >> 7) * 4 + 8), size >> twos
     raw = planes * -(-factor // 16) * 16 * ((1 << twos) + 8) * 2 if factor > 1 else 0
     together = max(values, raw) if factor <= 64 else values + raw
-    return max(together, 256 + 2 * (-(-size // SLICE) * SLICE))
+    return -(-size // 128) * 16 + max(together, 256 + 2 * (-(-size // SLICE) * SLICE))
 
 
 def rotate(x: Tensor, rotation: DeviceRotation, dtype: torch.dtype, splits: int = 1, overlapped: bool = True) -> Tensor:
@@ -110,31 +111,31 @@ def rotate(x: Tensor, rotation: DeviceRotation, dtype: torch.dtype, splits: int 
     output = torch.empty(rows, rotation.size, dtype=dtype, device=x.device)
     arguments = _arguments(x, rotation, rows, splits)
     arguments.output = output.data_ptr()
-    _launch(x.dtype, rotation, {"OUT": DTYPES[dtype], "PLANES": 0}, arguments, (rows, 1, 1), x.device, overlapped)
+    _launch(x.dtype, rotation, {"OUT": DTYPES[dtype], "FOR_PRODUCT": 0}, arguments, (rows, 1, 1), x.device, overlapped)
     return output
 
 
-def rotate_to_planes(x: Tensor, rotation: DeviceRotation, right: DeviceRight | None, overlapped: bool = True) -> Planes:
-    """The rows of `x [rows, size]` rotated, as `Planes`."""
+def rotate_for_product(x: Tensor, rotation: DeviceRotation, right: DeviceRight | None, overlapped: bool = True) -> Rotated:
+    """The rows of `x [rows, size]` rotated, for `lattice.multiply_rotated`."""
     rows, slices, device = x.numel() // rotation.size, -(-rotation.size // SLICE), x.device
     padded = 0 if right is None else -(-right.rank // 16) * 16
-    planes = Planes(
-        torch.empty(rows, 2, slices * SLICE, dtype=torch.int8, device=device),
-        torch.empty(slices, rows, 2, dtype=torch.int32, device=device),
+    rotated = Rotated(
+        torch.empty(rows, slices * SLICE, dtype=torch.float16, device=device),
+        torch.empty(rows, slices * SLICE // 64, dtype=torch.float32, device=device),
         torch.empty(rows, dtype=torch.float32, device=device),
         None if right is None else torch.empty(rows, padded, dtype=torch.float32, device=device),
     )
     arguments = _arguments(x, rotation, rows, 1)
-    arguments.output, arguments.totals, arguments.steps = (each.data_ptr() for each in (planes.bytes, planes.totals, planes.steps))
+    arguments.output, arguments.totals, arguments.steps = (each.data_ptr() for each in (rotated.values, rotated.totals, rotated.steps))
     blocks = 1
-    if right is not None and planes.projected is not None:
+    if right is not None and rotated.projected is not None:
         arguments.right, arguments.right_scales = right.codes.data_ptr(), right.scales.data_ptr()
-        arguments.projected = planes.projected.data_ptr()
+        arguments.projected = rotated.projected.data_ptr()
         arguments.rank, arguments.padded_rank, arguments.group = right.rank, padded, right.group
         arguments.groups = right.scales.shape[1]
         blocks = max(1, min(padded // 8, 128 // rows))
-    _launch(x.dtype, rotation, {"PLANES": 1, "OUT": 0}, arguments, (rows, blocks, 1), device, overlapped)
-    return planes
+    _launch(x.dtype, rotation, {"FOR_PRODUCT": 1, "OUT": 0}, arguments, (rows, blocks, 1), device, overlapped)
+    return rotated
 
 
 def _arguments(x: Tensor, rotation: DeviceRotation, rows: int, splits: int) -> _Arguments:
@@ -157,5 +158,4 @@ def _launch(
     }  # fmt: skip
     function = driver.load("hadamard.cu", "hadamard", driver.constants_of(constants), device)
     shared = _shared_bytes(rotation.size, rotation.twos, 2 if dtype == torch.float32 else 1, threads)
-    stream = torch.cuda.current_stream(device).cuda_stream
-    function.launch(grid, (threads, 1, 1), shared, [arguments], stream, overlapped)
+    function.launch(grid, (threads, 1, 1), shared, [arguments], overlapped=overlapped)

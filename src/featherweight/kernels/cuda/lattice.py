@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda import driver
-from featherweight.kernels.cuda.hadamard import DTYPES, MOST_SHARED, DeviceRight, DeviceRotation, Planes, rotate, rotate_to_planes
+from featherweight.kernels.cuda.hadamard import DTYPES, MOST_SHARED, DeviceRight, DeviceRotation, Rotated, rotate, rotate_for_product
 
 #: Tokens of one launch.
 MOST_TOKENS = 16
@@ -78,12 +79,13 @@ class DeviceRotated:
 class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
-            "codes", "tables", "scale", "planes", "totals", "steps", "left", "left_scales", "projected", "output"
+            "codes", "tables", "scale", "input", "totals", "steps", "left", "left_scales", "projected", "output"
         )),
         *((name, ctypes.c_int) for name in (
             "tiles", "slices", "rows", "tokens", "rank", "group_tiles", "output_type", "most_tiles", "sums_at"
         )),
         ("residual", ctypes.c_float),
+        ("unit", ctypes.c_float),
     )  # fmt: skip
 
 
@@ -111,55 +113,65 @@ def shape_for(tiles: int, slices: int, bits: int, tokens: int, processors: int, 
         return -(-tiles // max(1, processors // splits)) * -(-slices // splits) * (1 + 0.1 * (splits > 1))
 
     splits = min(range(1, 5 if may_split else 2), key=busiest)
-    warps = 16 if tokens <= 8 else 8
-    depth = 3 if bits == 2 or warps == 8 else 2
-    return Shape(min(tiles, max(1, processors // splits)), splits, warps, depth)
+    blocks = min(tiles, max(1, processors // splits))
+    while _sum_bytes(-(-tiles // blocks), tokens, bits) > max(TABLE - 1024, MOST_SHARED - TABLE * (3 if bits == 3 else 2)):
+        blocks += processors
+    return Shape(blocks, splits, 16, {2: 3, 3: 2, 4: 1}[bits] if tokens <= 8 else 1)
 
 
 def _columns(tokens: int) -> int:
-    return 1 if tokens <= 4 else 2 if tokens <= 8 else 4
+    return 1 if tokens <= 8 else 2
 
 
-def multiply_planes(
-    planes: Planes, weight: DeviceLattice, dtype: torch.dtype, shape: Shape | None = None, overlapped: bool = True
+def _unit(inputs: int) -> float:
+    """Of integer sums that must hold `inputs` products of at most 5.5 and 2^15."""
+    return float(2.0 ** math.ceil(math.log2(5.5 * 2**15 * inputs / 2**31)))
+
+
+def _sum_bytes(tiles: int, tokens: int, bits: int) -> int:
+    """Shared memory of the sums of so many tiles, of the low-rank term and of a constant."""
+    return tiles * 16 * _columns(tokens) * 32 * (3 if bits > 2 else 2) + 16
+
+
+def multiply_rotated(
+    x: Rotated, weight: DeviceLattice, dtype: torch.dtype, shape: Shape | None = None, overlapped: bool = True
 ) -> Tensor:
     """The products of up to 16 tokens, `[splits, tokens, out]`; of several splits the sum is meant."""
     tiles, slices = weight.codes.shape[:2]
-    tokens, device = planes.steps.shape[0], planes.bytes.device
+    tokens, device = x.steps.shape[0], x.values.device
     if shape is None:
         shape = shape_for(tiles, slices, weight.bits, tokens, processors(device), dtype == torch.float32)
     output = torch.empty(shape.splits, tokens, weight.rows, dtype=dtype, device=device)
     arguments = _Arguments()
     for name, tensor in (
-        ("codes", weight.codes), ("tables", weight.tables), ("scale", weight.scale), ("planes", planes.bytes),
-        ("totals", planes.totals), ("steps", planes.steps), ("output", output),
+        ("codes", weight.codes), ("tables", weight.tables), ("scale", weight.scale), ("input", x.values),
+        ("totals", x.totals), ("steps", x.steps), ("output", output),
     ):  # fmt: skip
         setattr(arguments, name, tensor.data_ptr())
-    if weight.left is not None and planes.projected is not None:
+    if weight.left is not None and x.projected is not None:
         left = weight.left
         arguments.left, arguments.left_scales = left.codes.data_ptr(), left.scales.data_ptr()
-        arguments.projected, arguments.rank, arguments.group_tiles = planes.projected.data_ptr(), left.rank, left.group // 16
+        arguments.projected, arguments.rank, arguments.group_tiles = x.projected.data_ptr(), left.rank, left.group // 16
     arguments.tiles, arguments.slices, arguments.rows, arguments.tokens = tiles, slices, weight.rows, tokens
     arguments.output_type, arguments.most_tiles = DTYPES[dtype], -(-tiles // shape.blocks)
-    arguments.residual = weight.residual
+    arguments.residual, arguments.unit = weight.residual, _unit(slices * 256)
     columns, end = _columns(tokens), TABLE * (3 if weight.bits == 3 else 2)
-    sums = arguments.most_tiles * 16 * columns * 16 * (5 if weight.bits > 2 else 3)
+    sums = _sum_bytes(arguments.most_tiles, tokens, weight.bits)
     if sums > TABLE - 1024:
         arguments.sums_at = end
         end += sums
     constants = {"BITS": weight.bits, "COLUMNS": columns, "WARPS": shape.warps, "DEPTH": shape.depth}
     function = driver.load("lattice.cu", "lattice_multiply", driver.constants_of(constants), device)
-    stream = torch.cuda.current_stream(device).cuda_stream
-    function.launch((shape.blocks, shape.splits, 1), (32 * shape.warps, 1, 1), end, [arguments], stream, overlapped)
+    function.launch((shape.blocks, shape.splits, 1), (32 * shape.warps, 1, 1), end, [arguments], overlapped=overlapped)
     return output
 
 
 def multiply(x: Tensor, weight: DeviceRotated, overlapped: bool = True) -> Tensor:
     """`x · Wᵀ [tokens, out]` for `x [tokens, in]` of up to 16 tokens, in its dtype."""
-    planes = rotate_to_planes(x, weight.input, weight.right, overlapped)
+    rotated = rotate_for_product(x, weight.input, weight.right, overlapped)
     if weight.output is None:
-        return multiply_planes(planes, weight.inner, x.dtype, overlapped=overlapped)[0]
-    product = multiply_planes(planes, weight.inner, torch.float32, overlapped=overlapped)
+        return multiply_rotated(rotated, weight.inner, x.dtype, overlapped=overlapped)[0]
+    product = multiply_rotated(rotated, weight.inner, torch.float32, overlapped=overlapped)
     return rotate(product, weight.output, x.dtype, product.shape[0], overlapped)
 
 
@@ -167,9 +179,3 @@ def multiply(x: Tensor, weight: DeviceRotated, overlapped: bool = True) -> Tenso
 def processors(device: torch.device) -> int:
     """Multiprocessors of a device."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-def fits(rows: int, tokens: int, bits: int, blocks: int) -> bool:
-    """Whether the sums of a block fit beside its tables."""
-    sums = -(-rows // 16 // blocks) * 16 * _columns(tokens) * 16 * (5 if bits > 2 else 3)
-    return sums <= TABLE - 1024 or TABLE * (3 if bits == 3 else 2) + sums <= MOST_SHARED

@@ -13,11 +13,11 @@ from torch import Tensor
 #: Outputs of a tile, inputs of a slice, values of a vector.
 ROWS, SLICE, VECTOR = 16, 256, 8
 
-#: Where the eight coordinates of a codeword lie in a word of nibbles: the first four low, the others high.
-NIBBLES = (0, 8, 16, 24, 4, 12, 20, 28)
+#: Bits of a word of nibbles at which the eight coordinates of a codeword lie: pairs in the same place of either half.
+PAIRS = (0, 16, 4, 20, 8, 24, 12, 28)
 
-#: Inputs of every 16 in the order of their bytes.
-BYTES = (*range(4), *range(8, 12), *range(4, 8), *range(12, 16))
+#: Of an `R`'s nibbles: the first four in the lower halves of the bytes, the others in the upper.
+HALVES = (0, 8, 16, 24, 4, 12, 20, 28)
 
 
 def tables(codebook: Tensor, small: Tensor | None = None) -> Tensor:
@@ -27,13 +27,13 @@ def tables(codebook: Tensor, small: Tensor | None = None) -> Tensor:
         codebook: `[65536, 8]`, of codes of 16 bits.
         small: `[256, 8]`, the third table, `v = (q − 8) / 2`.
     """
-    whole = _words(codebook[::256] * 2 + 7.5)
-    rows = [whole, _words(codebook[:256] * 2 + 7.5) ^ whole[0]]
-    return torch.stack(rows if small is None else [*rows, _words(small * 2 + 8)])
+    whole = _words(codebook[::256] * 2 + 7.5, PAIRS)
+    rows = [whole, _words(codebook[:256] * 2 + 7.5, PAIRS) ^ whole[0]]
+    return torch.stack(rows if small is None else [*rows, _words(small * 2 + 8, PAIRS)])
 
 
-def _words(nibbles: Tensor) -> Tensor:
-    shifts = torch.tensor(NIBBLES, device=nibbles.device)
+def _words(nibbles: Tensor, places: tuple[int, ...]) -> Tensor:
+    shifts = torch.tensor(places, device=nibbles.device)
     return _wrapped((nibbles.to(torch.int64) << shifts).sum(-1))
 
 
@@ -97,6 +97,13 @@ def encode_left(codes: Tensor) -> Tensor:
     return _wrapped((split.flatten(4).to(torch.int64) << shifts).sum(-1)).flatten(2, 3).contiguous()
 
 
+def decode_left(words: Tensor, rank: int, rows: int) -> Tensor:
+    """The inverse of `encode_left`: codes `[rank, rows]` uint8."""
+    nibbles = (words[..., None] >> 4 * torch.arange(8, device=words.device) & 15).to(torch.uint8)
+    split = nibbles.view(*words.shape[:2], 8, 4, 2, 2, 2).permute(0, 6, 2, 1, 5, 3, 4)
+    return split.reshape(len(words) * ROWS, -1).T[:rank, :rows].contiguous()
+
+
 def encode_left_scales(scales: Tensor) -> Tensor:
     """Scales of `Lᵀ [rank, groups]` to `[groups, rank]`, filled up with zeros."""
     return torch.nn.functional.pad(scales, (0, 0, 0, -scales.shape[0] % ROWS)).T.contiguous()
@@ -106,7 +113,13 @@ def encode_right(codes: Tensor) -> Tensor:
     """4-bit codes of `R [rank, in]` uint8 to `[rank, words]` int32, eight inputs each as nibbles with a sign; filled up with 0."""
     rank, inputs = codes.shape
     codes = torch.nn.functional.pad(codes, (0, -inputs % SLICE), value=8) ^ 8
-    return _words(codes.view(rank, -1, VECTOR))
+    return _words(codes.view(rank, -1, VECTOR), HALVES)
+
+
+def decode_right(words: Tensor, inputs: int) -> Tensor:
+    """The inverse of `encode_right`: codes `[rank, inputs]` uint8."""
+    nibbles = words[..., None] >> torch.tensor(HALVES, device=words.device) & 15
+    return (nibbles.flatten(1)[:, :inputs] ^ 8).to(torch.uint8)
 
 
 def encode_factor(matrix: Tensor) -> Tensor:

@@ -1,56 +1,38 @@
 // Signed Hadamard transforms of rows: y = H diag(signs) x, or y = diag(signs) H' x (INVERTED), H = A (x) Sylvester(2^TWOS) / sqrt(SIZE)
-// with a factor A of +-1, which the tensor cores apply to the input as it comes; all else is sums in float32.
+// with a factor A of +-1 (FACTOR its size, 1 for none), which the matrix unit applies to the input as it comes; all else is sums
+// in fp32.
 //
-// One block takes one row. -DPLANES gives the row as an integer of 16 bits an entry, x = step X, X = 256 H + L, in two planes of
-// bytes, with the planes' sums over slices of 256, and t = R y for a factor R of 4-bit codes: what lattice.cu reads.
+// One block takes one row. With FOR_PRODUCT it gives the row as lattice.cu reads it, and t = R y for a factor R of 4-bit codes; then
+// several blocks may take the same row and share R.
+//
+// Fixed when compiled: FACTOR, TWOS, IN and OUT (0 fp32, 1 bf16, 2 fp16), INVERTED, FOR_PRODUCT, THREADS.
 #include "instructions.cuh"
 
-#ifndef FACTOR
-#define FACTOR 1
-#endif
-#ifndef TWOS
-#define TWOS 12
-#endif
-#ifndef IN
-#define IN 1      // 0 float32, 1 bfloat16, 2 float16; sums of several arrays if float32
-#endif
-#ifndef OUT
-#define OUT 1
-#endif
-#ifndef INVERTED
-#define INVERTED 0
-#endif
-#ifndef PLANES
-#define PLANES 0
-#endif
-#ifndef THREADS
-#define THREADS 512
-#endif
 #define COLUMNS (1 << TWOS)
 #define SIZE (FACTOR * COLUMNS)
-#define CHUNKS ((SIZE / 8 + THREADS - 1) / THREADS)
-#define LAST (TWOS < 3 ? TWOS : 3)                                                     // bits of the last step, at stride 1
-#define FIRST (FACTOR > 1 ? 0 : TWOS - LAST < 3 ? TWOS - LAST : 3)                     // of the one at the load
-#define MIDDLE (TWOS - LAST - FIRST)
-#define STEPS ((MIDDLE + 5) / 6)
-#define INPUTS (IN == 0 ? 2 : 1)                                                       // planes of 16 bits
-#define TILES ((FACTOR + 15) / 16)
-#define PITCH (COLUMNS + 8)
-#define HELD (FACTOR <= 64)
-#define RAW (FACTOR > 1 ? INPUTS * TILES * 16 * PITCH * 2 : 0)
-#define SLICES ((SIZE + 255) / 256)
-#define WARPS (THREADS / 32)
+
+constexpr int CHUNKS = (SIZE / 8 + THREADS - 1) / THREADS;
+constexpr int LAST = TWOS < 3 ? TWOS : 3;                                      // bits of the last step, at stride 1
+constexpr int FIRST = FACTOR > 1 ? 0 : TWOS - LAST < 3 ? TWOS - LAST : 3;      // of the one at the load
+constexpr int MIDDLE = TWOS - LAST - FIRST, STEPS = (MIDDLE + 5) / 6;
+constexpr int INPUTS = IN == 0 ? 2 : 1;                                        // planes of 16 bits
+constexpr int TILES = (FACTOR + 15) / 16, PITCH = COLUMNS + 8;
+constexpr bool HELD = FACTOR <= 64;
+constexpr int RAW = FACTOR > 1 ? INPUTS * TILES * 16 * PITCH * 2 : 0;
+constexpr int SIGNS = (SIZE / 8 + 15) / 16 * 16;
+constexpr int SLICES = (SIZE + 255) / 256, WARPS = THREADS / 32;
+constexpr int BATCH = IN == 0 ? 4 : 8;                                         // loads of a thread at a time
 
 struct Arguments {
     const void* input;             // [splits][rows][SIZE]
     const unsigned char* signs;    // [SIZE / 8]: bit set for -1
-    const word* factor;        // [tiles][ceil(tiles / 4)][32]: signs of A in the order of fragments
-    void* output;                  // [rows][SIZE]; planes: [rows][2][256 SLICES]
-    int* totals;                   // [SLICES][rows][2]
+    const word* factor;            // [tiles][ceil(tiles / 4)][32]: signs of A in the order of fragments
+    void* output;                  // [rows][SIZE]; for a product: [rows][256 SLICES] fp16
+    float* totals;                 // [rows][4 SLICES]: sums of 64
     float* steps;                  // [rows]
-    const word* right;         // [rank][32 SLICES]: nibbles of R, 16 inputs in two words
-    const half_word* right_scales;      // [rank][groups]
-    float* t;                      // [rows][rank], zeros from `rank` on up to `padded_rank`
+    const word* right;             // [rank][32 SLICES]: nibbles of R, 16 inputs in two words
+    const half_word* right_scales; // [rank][groups]
+    float* t;                      // [rows][padded_rank], zeros from `rank` on
     int rows, splits, rank, padded_rank, group, groups;
     float scale;                   // 1 / sqrt(SIZE)
 };
@@ -58,7 +40,8 @@ struct Arguments {
 // Words of padding keep columns apart in banks, and 16 bytes together.
 DEVICE int place(int i) { return i + (i >> 7 << 2); }
 
-template <int bits, int wide> DEVICE void butterflies(float (&v)[(1 << bits) * wide]) {
+template <int bits, int wide>
+DEVICE void butterflies(float (&v)[(1 << bits) * wide]) {
 #pragma unroll
     for (int half = wide; half < wide << bits; half *= 2)
 #pragma unroll
@@ -81,8 +64,13 @@ DEVICE void last_butterflies(float* v) {
             }
 }
 
-// 8 entries from `at` on, those of every split added, signs applied.
-DEVICE void load_8(float* v, const Arguments& given, int row, int at) {
+struct Entries {
+    uint4 words[IN == 0 ? 2 : 1];
+};
+
+// 8 entries from `at` on, those of every split added.
+DEVICE Entries load_8(const Arguments& given, int row, int at) {
+    Entries loaded;
 #if IN == 0
     const float4* from = (const float4*)((const float*)given.input + (long)row * SIZE + at);
     float4 a = from[0], b = from[1];
@@ -91,22 +79,27 @@ DEVICE void load_8(float* v, const Arguments& given, int row, int at) {
         float4 c = next[0], d = next[1];
         a.x += c.x, a.y += c.y, a.z += c.z, a.w += c.w, b.x += d.x, b.y += d.y, b.z += d.z, b.w += d.w;
     }
-    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    loaded.words[0] = make_uint4(as_word(a.x), as_word(a.y), as_word(a.z), as_word(a.w));
+    loaded.words[1] = make_uint4(as_word(b.x), as_word(b.y), as_word(b.z), as_word(b.w));
 #else
-    uint4 words = *(const uint4*)((const half_word*)given.input + (long)row * SIZE + at);
-    word pairs[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float2 pair = IN == 1 ? make_float2(as_float(pairs[i] << 16), as_float(pairs[i] & 0xFFFF0000u))
-                              : make_float2(lower_fp16(pairs[i]), upper_fp16(pairs[i]));
-        v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
-    }
+    loaded.words[0] = *(const uint4*)((const half_word*)given.input + (long)row * SIZE + at);
 #endif
-#if !INVERTED
-    word signs = given.signs[at / 8];
+    return loaded;
+}
+
+DEVICE void negate(float* v, word signs) {
 #pragma unroll
     for (int i = 0; i < 8; i++) v[i] = as_float(as_word(v[i]) ^ (signs << (31 - i) & 0x80000000u));
-#endif
+}
+
+// As numbers, with their signs applied where these come first.
+DEVICE void unpack_8(float* v, const Entries& loaded, const unsigned char* signs, int at) {
+    const word* words = (const word*)loaded.words;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        v[i] = IN == 0 ? as_float(words[i]) : IN == 1 ? as_float(i & 1 ? words[i / 2] & 0xFFFF0000u : words[i / 2] << 16)
+             : i & 1 ? upper_fp16(words[i / 2]) : lower_fp16(words[i / 2]);
+    if (!INVERTED) negate(v, signs[at / 8]);
 }
 
 DEVICE void store_8(float* to, const float* v) {
@@ -124,12 +117,15 @@ DEVICE void read_8(float* v, const float* from) {
 }
 
 // The highest bits, 8 neighbouring columns at once: the step at the load.
-DEVICE void first_step(float* values, const Arguments& given, int row) {
-    const int stride = SIZE >> FIRST;
+DEVICE void first_step(float* values, const unsigned char* signs, const Arguments& given, int row) {
+    constexpr int stride = SIZE >> FIRST;
     for (int chunk = threadIdx.x; chunk < stride / 8; chunk += THREADS) {
+        Entries loaded[1 << FIRST];
         float v[8 << FIRST];
 #pragma unroll
-        for (int i = 0; i < 1 << FIRST; i++) load_8(v + 8 * i, given, row, i * stride + chunk * 8);
+        for (int i = 0; i < 1 << FIRST; i++) loaded[i] = load_8(given, row, i * stride + chunk * 8);
+#pragma unroll
+        for (int i = 0; i < 1 << FIRST; i++) unpack_8(v + 8 * i, loaded[i], signs, i * stride + chunk * 8);
         butterflies<FIRST, 8>(v);
 #pragma unroll
         for (int i = 0; i < 1 << FIRST; i++) store_8(values + place(i * stride + chunk * 8), v + 8 * i);
@@ -137,7 +133,8 @@ DEVICE void first_step(float* values, const Arguments& given, int row) {
     synchronize_block();
 }
 
-template <int bits, int shift> DEVICE void middle_step(float* values) {
+template <int bits, int shift>
+DEVICE void middle_step(float* values) {
     if (bits == 0) return;
     for (int unit = threadIdx.x; unit < SIZE >> bits; unit += THREADS) {
         int base = unit >> shift << (shift + bits) | (unit & ((1 << shift) - 1));
@@ -152,20 +149,28 @@ template <int bits, int shift> DEVICE void middle_step(float* values) {
 }
 
 #if FACTOR > 1
-// The row in 16-bit numbers: one plane as it comes, or a float32 in two.
-DEVICE void load_raw(half_word* raw, const Arguments& given, int row) {
-    for (int chunk = threadIdx.x; chunk < TILES * 16 * COLUMNS / 8; chunk += THREADS) {
-        int at = chunk * 8, to = at / COLUMNS * PITCH + at % COLUMNS;
-        float v[8] = {};
-        if (at < SIZE) load_8(v, given, row, at);
+// The row in 16-bit numbers: one plane as it comes, or a float32 in two. Rows that fill up a tile are zeros.
+DEVICE void load_raw(half_word* raw, const unsigned char* signs, const Arguments& given, int row) {
+    for (int first = threadIdx.x * 8; first < TILES * 16 * COLUMNS; first += THREADS * 8 * BATCH) {
+        Entries loaded[BATCH] = {};
 #pragma unroll
-        for (int plane = 0; plane < INPUTS; plane++) {
-            uint4 words;
-            word* pairs = &words.x;
+        for (int i = 0; i < BATCH; i++)
+            if (first + i * THREADS * 8 < SIZE) loaded[i] = load_8(given, row, first + i * THREADS * 8);
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                pairs[i] = IN == 2 ? pack_fp16(v[2 * i], v[2 * i + 1]) : plane_bf16(v[2 * i], v[2 * i + 1], plane);
-            *(uint4*)(raw + plane * TILES * 16 * PITCH + to) = words;
+        for (int i = 0; i < BATCH; i++) {
+            int at = first + i * THREADS * 8;
+            if (at >= TILES * 16 * COLUMNS) break;
+            float v[8] = {};
+            if (at < SIZE) unpack_8(v, loaded[i], signs, at);
+#pragma unroll
+            for (int plane = 0; plane < INPUTS; plane++) {
+                word pairs[4];
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                    pairs[k] = IN == 2 ? pack_fp16(v[2 * k], v[2 * k + 1]) : plane_bf16(v[2 * k], v[2 * k + 1], plane);
+                *(uint4*)(raw + plane * TILES * 16 * PITCH + at / COLUMNS * PITCH + at % COLUMNS) =
+                    make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+            }
         }
     }
     synchronize_block();
@@ -201,10 +206,10 @@ DEVICE void store_tile(float* values, const float (&d)[2][4], int tile, int colu
 // A applied to all columns. A small one in place: a warp first takes all its columns to registers. A large one to `values`,
 // several warps to the same 16 columns.
 DEVICE void dense_step(float* values, const half_word* raw, const word* factor) {
-    const int units = COLUMNS / 16, words = (TILES + 3) / 4;
+    constexpr int units = COLUMNS / 16, words = (TILES + 3) / 4;
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-#if HELD
-    const int each = (units + WARPS - 1) / WARPS;
+#if FACTOR <= 64
+    constexpr int each = (units + WARPS - 1) / WARPS;
     word b[each][INPUTS][TILES][4];
 #pragma unroll
     for (int i = 0; i < each; i++)
@@ -233,7 +238,7 @@ DEVICE void dense_step(float* values, const half_word* raw, const word* factor) 
         }
     }
 #else
-    const int share = WARPS > units ? WARPS / units : 1;
+    constexpr int share = WARPS > units ? WARPS / units : 1;
     for (int unit = warp / share; unit < units; unit += WARPS / share)
         for (int m = warp % share * 2; m < TILES; m += share * 2) {
             float d[2][2][4] = {};
@@ -256,104 +261,114 @@ DEVICE void dense_step(float* values, const half_word* raw, const word* factor) 
 }
 #endif
 
-DEVICE void store_values(const Arguments& given, float* v, int row, int at) {
+DEVICE void store_values(const Arguments& given, float* v, const unsigned char* signs, int row, int at) {
     long to = (long)row * SIZE + at;
-    float scale = given.scale;
-#if INVERTED
-    word signs = given.signs[at / 8];
-#endif
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        v[i] *= scale;
-#if INVERTED
-        v[i] = as_float(as_word(v[i]) ^ (signs << (31 - i) & 0x80000000u));
-#endif
-    }
+    for (int i = 0; i < 8; i++) v[i] *= given.scale;
+    if (INVERTED) negate(v, signs[at / 8]);
 #if OUT == 0
     float4* places = (float4*)((float*)given.output + to);
     places[0] = make_float4(v[0], v[1], v[2], v[3]), places[1] = make_float4(v[4], v[5], v[6], v[7]);
 #else
-    uint4 words;
-    word* pairs = &words.x;
+    word pairs[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) pairs[i] = OUT == 1 ? plane_bf16(v[2 * i], v[2 * i + 1], false) : pack_fp16(v[2 * i], v[2 * i + 1]);
-    *(uint4*)((half_word*)given.output + to) = words;
+    for (int i = 0; i < 4; i++) pairs[i] = OUT == 1 ? pack_bf16(v[2 * i], v[2 * i + 1]) : pack_fp16(v[2 * i], v[2 * i + 1]);
+    *(uint4*)((half_word*)given.output + to) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 #endif
 }
 
-#if PLANES
-// The largest of all threads' values.
-DEVICE float largest(float value, float* scratch) {
-    for (int apart = 16; apart; apart /= 2) value = fmaxf(value, exchange(value, apart));
-    if (!(threadIdx.x & 31)) scratch[threadIdx.x / 32] = value;
-    synchronize_block();
-    value = 0;
-    for (int i = 0; i < WARPS; i++) value = fmaxf(value, scratch[i]);
-    return value;
-}
-
-// Entries as integers in two planes, in shared memory and, by the first block of a row, outside. Of every 16 entries the planes
-// have 0 to 3, 8 to 11, 4 to 7, 12 to 15. Returns the step.
-DEVICE float make_planes(const Arguments& given, float (&v)[CHUNKS][8], unsigned char* planes, float* scratch, int row, bool first) {
+#if FOR_PRODUCT
+// The largest magnitude of all threads' values.
+DEVICE float largest(const float (&v)[CHUNKS][8], float* scratch) {
     float most = 0;
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
         for (int i = 0; i < 8; i++) most = fmaxf(most, fabsf(v[c][i]));
-    most = largest(most, scratch);
-    float per = most > 0 ? 32512.0f / most : 0, step = most * given.scale / 32512.0f;
-    unsigned char* output = (unsigned char*)given.output + (long)row * 2 * SLICES * 256;
+    for (int apart = 16; apart; apart /= 2) most = fmaxf(most, exchange(most, apart));
+    if (!(threadIdx.x & 31)) scratch[threadIdx.x / 32] = most;
+    synchronize_block();
+    most = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) most = fmaxf(most, scratch[i]);
+    return most;
+}
+
+// Entries in fp16, the largest of the row 2^15; of every eight the third, fourth, seventh and eighth by 16 smaller.
+DEVICE void store_input(const Arguments& given, const float (&v)[CHUNKS][8], float most, int row) {
+    float per = most > 0 ? 32768.0f / most : 0;
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
-        int chunk = c * THREADS + threadIdx.x, high_sum = 0, low_sum = 0, to = chunk / 2 * 16 + (chunk & 1) * 4;
+        int chunk = c * THREADS + threadIdx.x;
+        float total = 0;
+        word pairs[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float factor = i & 1 ? per / 16 : per;
+            pairs[i] = pack_fp16(v[c][2 * i] * factor, v[c][2 * i + 1] * factor);
+            total += (lower_fp16(pairs[i]) + upper_fp16(pairs[i])) * (i & 1 ? 16.0f : 1.0f);
+        }
+        for (int apart = 4; apart; apart /= 2) total += exchange(total, apart);
+        if (chunk >= SLICES * 32) continue;
+        ((uint4*)given.output)[row * SLICES * 32 + chunk] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        if (!(threadIdx.x & 7)) given.totals[row * SLICES * 4 + chunk / 8] = total;
+    }
+    if (threadIdx.x == 0) given.steps[row] = most * given.scale / 32768.0f;
+}
+
+// Entries as integers X = 256 H + L, H and L in planes of bytes. Of every 16 entries these have 0 to 3, 8 to 11, 4 to 7, 12 to 15.
+DEVICE void make_planes(const float (&v)[CHUNKS][8], float most, unsigned char* planes) {
+    float per = most > 0 ? 32512.0f / most : 0;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        int chunk = c * THREADS + threadIdx.x, to = chunk / 2 * 16 + (chunk & 1) * 4;
         word high[2] = {}, low[2] = {};
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            int x = round_to_int(v[c][i] * per), h = (x + 128) >> 8, l = x - h * 256;
-            high[i / 4] |= (word)(h & 255) << i % 4 * 8, low[i / 4] |= (word)(l & 255) << i % 4 * 8;
-            high_sum += h, low_sum += l;
-        }
-        for (int apart = 16; apart; apart /= 2) {
-            high_sum += exchange(high_sum, apart);
-            low_sum += exchange(low_sum, apart);
+            int x = round_to_int(v[c][i] * per), h = (x + 128) >> 8;
+            high[i / 4] |= (word)(h & 255) << i % 4 * 8, low[i / 4] |= (word)(x & 255) << i % 4 * 8;
         }
         if (chunk >= SLICES * 32) continue;
+#pragma unroll
         for (int half = 0; half < 2; half++) {
             *(word*)(planes + to + half * 8) = high[half];
             *(word*)(planes + SLICES * 256 + to + half * 8) = low[half];
-            if (first) {
-                *(word*)(output + to + half * 8) = high[half];
-                *(word*)(output + SLICES * 256 + to + half * 8) = low[half];
-            }
         }
-        if (first && !(threadIdx.x & 31)) ((int2*)given.totals)[chunk / 32 * given.rows + row] = make_int2(high_sum, low_sum);
     }
-    if (first && threadIdx.x == 0) given.steps[row] = step;
     synchronize_block();
-    return step;
 }
 
-// t = R x for every `blocks`-th rank: a warp takes one at a time.
+// 16 inputs of one rank times 16 of its scale, in the planes' steps.
+DEVICE float project_16(uint2 codes, word scale, const unsigned char* planes, int at) {
+    uint4 high = ((const uint4*)planes)[at], low = ((const uint4*)(planes + SLICES * 256))[at];
+    word a[4] = {codes.x << 4 & 0xF0F0F0F0u, codes.y << 4 & 0xF0F0F0F0u, codes.x & 0xF0F0F0F0u, codes.y & 0xF0F0F0F0u};
+    int h = dot_bytes(a[0], high.x, dot_bytes(a[1], high.y, dot_bytes(a[2], high.z, dot_bytes(a[3], high.w, 0))));
+    int l = dot_bytes(a[0], low.x, dot_bytes(a[1], low.y, dot_bytes(a[2], low.z, dot_bytes(a[3], low.w, 0))));
+    return from_fp16((half_word)scale) * (float)(h * 256 + l);
+}
+
+// t = R y for every `blocks`-th rank: a warp takes one at a time.
 DEVICE void project(const Arguments& given, const unsigned char* planes, float step, int row, int block, int blocks) {
+    constexpr int loads = 4;
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     for (int rank = block + warp * blocks; rank < given.padded_rank; rank += blocks * WARPS) {
         float sum = 0;
-        if (rank < given.rank) {
-            const uint2* codes = (const uint2*)(given.right + (long)rank * SLICES * 32);
-            const half_word* scales = given.right_scales + (long)rank * given.groups;
-            for (int at = lane; at < SLICES * 16; at += 32) {
-                uint2 words = codes[at];
-                uint4 high = ((const uint4*)planes)[at], low = ((const uint4*)(planes + SLICES * 256))[at];
-                int a[4] = {(int)(words.x << 4 & 0xF0F0F0F0u), (int)(words.y << 4 & 0xF0F0F0F0u), (int)(words.x & 0xF0F0F0F0u),
-                            (int)(words.y & 0xF0F0F0F0u)};
-                int h = dot_bytes(a[0], high.x, dot_bytes(a[1], high.y, dot_bytes(a[2], high.z, dot_bytes(a[3], high.w, 0))));
-                int l = dot_bytes(a[0], low.x, dot_bytes(a[1], low.y, dot_bytes(a[2], low.z, dot_bytes(a[3], low.w, 0))));
-                int group = min(at * 16 / given.group, given.groups - 1);
-                sum += from_fp16(scales[group]) * (float)(h * 256 + l);
+        const uint2* codes = (const uint2*)(given.right + (long)rank * SLICES * 32);
+        const half_word* scales = given.right_scales + (long)rank * given.groups;
+        for (int first = lane; first < SLICES * 16 && rank < given.rank; first += 32 * loads) {
+            uint2 loaded[loads];
+            word scale[loads];
+#pragma unroll
+            for (int i = 0; i < loads; i++) {
+                int at = min(first + i * 32, SLICES * 16 - 1);
+                loaded[i] = codes[at];
+                scale[i] = first + i * 32 < SLICES * 16 ? load_half_word(scales + min(at * 16 / given.group, given.groups - 1)) : 0;
             }
+#pragma unroll
+            for (int i = 0; i < loads; i++) sum += project_16(loaded[i], scale[i], planes, min(first + i * 32, SLICES * 16 - 1));
         }
         for (int apart = 16; apart; apart /= 2) sum += exchange(sum, apart);
-        if (lane == 0) given.t[row * given.padded_rank + rank] = sum * step * (1.0f / 16);
+        if (lane == 0) given.t[row * given.padded_rank + rank] = sum * step;
     }
 }
 #endif
@@ -361,19 +376,23 @@ DEVICE void project(const Arguments& given, const unsigned char* planes, float s
 KERNEL void __launch_bounds__(THREADS) hadamard(Arguments given) {
     SHARED_MEMORY(shared);
     release_dependents();
+    unsigned char* signs = shared;
+    for (int at = threadIdx.x * 4; at < SIZE / 8; at += THREADS * 4) *(word*)(signs + at) = load_word(given.signs + at);
+    if (!INVERTED) synchronize_block();
     wait_for_inputs();
     int row = blockIdx.x;
 #if FACTOR > 1
-    float* values = (float*)(shared + (HELD ? 0 : RAW));
-    load_raw((half_word*)shared, given, row);
-    dense_step(values, (half_word*)shared, given.factor);
+    half_word* raw = (half_word*)(shared + SIGNS);
+    float* values = (float*)(shared + SIGNS + (HELD ? 0 : RAW));
+    load_raw(raw, signs, given, row);
+    dense_step(values, raw, given.factor);
 #else
-    float* values = (float*)shared;
-    first_step(values, given, row);
+    float* values = (float*)(shared + SIGNS);
+    first_step(values, signs, given, row);
 #endif
     middle_step<(STEPS ? MIDDLE / (STEPS ? STEPS : 1) : 0), LAST>(values);
     if (STEPS > 1) middle_step<(STEPS > 1 ? MIDDLE - MIDDLE / STEPS : 0), LAST + (STEPS > 1 ? MIDDLE / STEPS : 0)>(values);
-#if PLANES
+#if FOR_PRODUCT
     float v[CHUNKS][8] = {};
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
@@ -383,15 +402,22 @@ KERNEL void __launch_bounds__(THREADS) hadamard(Arguments given) {
         last_butterflies(v[c]);
     }
     synchronize_block();
-    unsigned char* planes = shared + 256;
-    float step = make_planes(given, v, planes, (float*)shared, row, blockIdx.y == 0);
-    if (given.rank) project(given, planes, step, row, blockIdx.y, gridDim.y);
+    float most = largest(v, values);
+    if (blockIdx.y == 0) store_input(given, v, most, row);
+    if (given.rank) {
+        unsigned char* planes = (unsigned char*)(values + 64);
+        make_planes(v, most, planes);
+        project(given, planes, most * given.scale / (16 * 32512.0f), row, blockIdx.y, gridDim.y);
+    }
 #else
+#pragma unroll 4
     for (int at = threadIdx.x * 8; at < SIZE; at += THREADS * 8) {
         float v[8];
         read_8(v, values + place(at));
         last_butterflies(v);
-        store_values(given, v, row, at);
+        store_values(given, v, signs, row, at);
     }
 #endif
 }
+
+EXPORT(hadamard)

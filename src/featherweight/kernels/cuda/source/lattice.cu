@@ -27,7 +27,7 @@ struct Arguments {
     const word* tables;           // [2 or 3][256]
     const float* scale;           // [1]: of the codewords
     const uint4* input;           // [tokens][256 slices] fp16
-    const float* totals;          // [slices][tokens]: sums of the input
+    const float4* totals;         // [tokens][slices]: sums of the input, of 64 each
     const float* steps;           // [tokens]: of the input
     const word* left;             // [tiles][rank / 16][32]
     const half_word* left_scales; // [groups][rank]
@@ -36,7 +36,6 @@ struct Arguments {
     int tiles, slices, rows, tokens, rank, group_tiles, output_type, most_tiles, sums_at;
     float residual;               // what the second codeword is divided by
     float unit;                   // of the integer sums
-    word shift;                   // 2^24: a factor, so that the multipliers shift
 };
 
 // Eight nibbles of a code, which `bits` holds in bytes BYTE (signs) and BYTE + 1 (vector).
@@ -80,7 +79,7 @@ DEVICE int place_of(int odd, int n, int rows, int row, int pair) { return ((odd 
 
 // 16 rows by 256 inputs, added to `target`.
 DEVICE void multiply_item(const Item& item, const uint4 (&x)[8][COLUMNS], const float2 (&zero)[COLUMNS], int* target, int rows,
-                          int row, int lane, const Arguments& given, float per_unit) {
+                          int row, int lane, const Arguments& given, float per_unit, word shift) {
     word table = TABLE + lane * 4;
     int pair = lane & 3;
 #pragma unroll
@@ -93,15 +92,15 @@ DEVICE void multiply_item(const Item& item, const uint4 (&x)[8][COLUMNS], const 
             for (int i = 0; i < 4; i++) sums[n][i] = (i & 1 ? zero[n].y : zero[n].x) * (small ? 8.0f : 7.5f);
         const uint4* words = item.words + 2 * part;
         if (small) {
-            multiply_small(sums, words[0].x, table, given.shift, x);
-            multiply_small(sums, words[0].y, table, given.shift, x + 2);
-            multiply_small(sums, words[0].z, table, given.shift, x + 4);
-            multiply_small(sums, words[0].w, table, given.shift, x + 6);
+            multiply_small(sums, words[0].x, table, shift, x);
+            multiply_small(sums, words[0].y, table, shift, x + 2);
+            multiply_small(sums, words[0].z, table, shift, x + 4);
+            multiply_small(sums, words[0].w, table, shift, x + 6);
         } else {
-            multiply_codes(sums, words[0].x, words[0].y, table, given.shift, x);
-            multiply_codes(sums, words[0].z, words[0].w, table, given.shift, x + 2);
-            multiply_codes(sums, words[1].x, words[1].y, table, given.shift, x + 4);
-            multiply_codes(sums, words[1].z, words[1].w, table, given.shift, x + 6);
+            multiply_codes(sums, words[0].x, words[0].y, table, shift, x);
+            multiply_codes(sums, words[0].z, words[0].w, table, shift, x + 2);
+            multiply_codes(sums, words[1].x, words[1].y, table, shift, x + 4);
+            multiply_codes(sums, words[1].z, words[1].w, table, shift, x + 6);
         }
 #pragma unroll
         for (int n = 0; n < COLUMNS; n++)
@@ -122,6 +121,11 @@ DEVICE void spread_tables(unsigned char* place, const word* tables) {
     }
 }
 
+DEVICE float minus_total(const Arguments& given, int token, int slice) {
+    float4 total = given.totals[token * given.slices + slice];
+    return ((total.x + total.y) + (total.z + total.w)) * (-1.0f / 16777216);
+}
+
 // A slice of the input, for two products of 16 inputs to a load, and minus the zero point's unit times its sums.
 DEVICE void load_slice(uint4 (&x)[8][COLUMNS], float2 (&zero)[COLUMNS], const Arguments& given, int slice, int lane) {
     int column = lane >> 2, pair = lane & 3;
@@ -131,9 +135,8 @@ DEVICE void load_slice(uint4 (&x)[8][COLUMNS], float2 (&zero)[COLUMNS], const Ar
         const uint4* from = given.input + (token * given.slices + slice) * 32 + 2 * pair;
 #pragma unroll
         for (int k = 0; k < 8; k++) x[k][n] = token < given.tokens ? from[k / 2 * 8 + k % 2] : make_uint4(0, 0, 0, 0);
-        const float* totals = given.totals + slice * given.tokens;
-        zero[n].x = of < given.tokens ? totals[of] * (-1.0f / 16777216) : 0.0f;
-        zero[n].y = of + 1 < given.tokens ? totals[of + 1] * (-1.0f / 16777216) : 0.0f;
+        zero[n] = make_float2(of < given.tokens ? minus_total(given, of, slice) : 0.0f,
+                              of + 1 < given.tokens ? minus_total(given, of + 1, slice) : 0.0f);
     }
 }
 
@@ -217,6 +220,8 @@ KERNEL void __launch_bounds__(WARPS * 32, 1) lattice_multiply(Arguments given) {
     int rows = given.most_tiles * 16;
     int* sums = (int*)(shared + given.sums_at);
     float* low_rank = (float*)(sums + PARTS * 8 * COLUMNS * rows);
+    word* shift = (word*)(low_rank + 8 * COLUMNS * rows);
+    if (threadIdx.x == 0) *shift = 1 << 24; // from memory: a constant would become a shift, for which the unit has no time
 
     // the first items are on their way while tables are spread and while the input is still being made
     int tile = tiles ? begin % tiles : 0, slice = tiles ? begin / tiles : 0, ahead_tile = tile, stride = given.slices * (BITS * 32);
@@ -248,13 +253,14 @@ KERNEL void __launch_bounds__(WARPS * 32, 1) lattice_multiply(Arguments given) {
         }
     if (left > 0) load_slice(x, zero, given, first_slice + slice, lane);
     float per_unit = 16777216.0f / given.unit;
+    word multiplier = *shift;
     while (left > 0) {
 #pragma unroll
         for (int turn = 0; turn < DEPTH; turn++) {
             if (left <= 0) break;
             Item item = ring[turn];
             if (left > DEPTH) fetch(ring[turn]);
-            multiply_item(item, x, zero, sums, rows, tile * 16, lane, given, per_unit);
+            multiply_item(item, x, zero, sums, rows, tile * 16, lane, given, per_unit, multiplier);
             if (++tile == tiles) {
                 tile = 0;
                 if (left > 1) load_slice(x, zero, given, first_slice + ++slice, lane);
@@ -265,3 +271,5 @@ KERNEL void __launch_bounds__(WARPS * 32, 1) lattice_multiply(Arguments given) {
     synchronize_block();
     store(given, sums, low_rank, first_tile * 16, tiles * 16);
 }
+
+EXPORT(lattice_multiply)
