@@ -6,9 +6,10 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from featherweight.errors import FeatherweightError, nearest
 
@@ -26,16 +27,34 @@ class Kernel:
         module: where it lives; imported when it first runs, so that nothing is compiled at import.
         function: its name there.
         supports: whether it runs for a signature on a device, and the reason in words.
+        prepares: its function takes a packed weight alone and returns a `Prepared`.
     """
 
     name: str
     module: str
     function: str
     supports: Support
+    prepares: bool = False
 
     def load(self) -> Callable[..., Any]:
         """The function itself."""
         return getattr(importlib.import_module(self.module), self.function)
+
+
+class Prepared(Protocol):
+    """A packed weight in a kernel's own layout, in the place of its stored tensors."""
+
+    def runs(self, x: Tensor) -> bool:
+        """Whether it multiplies such an `x`."""
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x [..., in]` to `x · Wᵀ + bias`, `[..., out]`, in the dtype of `x`."""
+
+    def stored(self) -> dict[str, Tensor]:
+        """The stored tensors, rebuilt bit for bit."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it holds in their place."""
 
 
 def _always(signature: Signature, device: torch.device) -> tuple[bool, str]:
@@ -50,6 +69,28 @@ def _triton_sweep(signature: Signature, device: torch.device) -> tuple[bool, str
     if signature.get("columns", 0) > 128:
         return False, f"at most 128 columns to a block, not {signature['columns']}"
     return True, "one launch per block of columns"
+
+
+def _cuda_integer(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """What `kernels/cuda` reads: plain integer codes, on Hopper and later, where a compiler is at hand."""
+    if signature.get("kind") != "integer":
+        return False, f"for integer codes, not for {signature.get('kind')}"
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    from featherweight.kernels.cuda.compiler import missing
+    from featherweight.kernels.cuda.integer import reason_against
+
+    if (activations := signature.get("activations", "bfloat16")) not in ("bfloat16", "float16"):
+        return False, f"for bfloat16 and float16 activations, not {activations}"
+    if against := reason_against(signature):
+        return False, against
+    if not torch.cuda.is_available():
+        return False, "there is no CUDA device here"
+    if (capability := torch.cuda.get_device_capability(device)) < (9, 0):
+        return False, f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
+    if absent := missing():
+        return False, absent
+    return True, "16-bit activations without gradients: codes go straight to the matrix unit, or by slabs for many tokens"
 
 
 def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
@@ -72,7 +113,10 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("torch", f"{_ROOM}.reference.int8_matmul", "torch_int8_matmul", _int_mm),
         Kernel("reference", f"{_ROOM}.reference.int8_matmul", "int8_matmul", _always),
     ),
-    "dequantize_matmul": (Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),),
+    "dequantize_matmul": (
+        Kernel("cuda", f"{_ROOM}.cuda.prepared", "prepare_integer", _cuda_integer, prepares=True),
+        Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),
+    ),
     "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),
     "cache_scores": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_scores", _always),),
     "cache_mix": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_mix", _always),),
@@ -91,15 +135,23 @@ def explain(op: str, signature: Signature, device: torch.device | str) -> list[t
 
 
 def choose(op: str, signature: Signature, device: torch.device | str) -> Callable[..., Any]:
-    """The first implementation of `op` that supports `signature` on `device`.
+    """The function of the first implementation of `op` that supports `signature` on `device`.
+
+    Raises:
+        FeatherweightError: an op that nobody registered, or no implementation (with the reasons).
+    """
+    return supporting(op, signature, device)[0].load()
+
+
+def supporting(op: str, signature: Signature, device: torch.device | str) -> list[Kernel]:
+    """The implementations of `op` that support `signature` on `device`, at least one, the best first.
 
     Raises:
         FeatherweightError: an op that nobody registered, or no implementation (with the reasons).
     """
     device = torch.device(device)
-    for kernel in _implementations(op):
-        if kernel.supports(signature, device)[0]:
-            return kernel.load()
+    if found := [kernel for kernel in _implementations(op) if kernel.supports(signature, device)[0]]:
+        return found
     raise FeatherweightError(
         f"no kernel runs {op} on {device}",
         found=dict(signature),

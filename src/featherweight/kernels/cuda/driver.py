@@ -94,6 +94,12 @@ def constants_of(values: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
 
 
 @cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device; one where there is no CUDA."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@cache
 def _driver() -> ctypes.CDLL:
     try:
         return ctypes.CDLL("libcuda.so.1")

@@ -76,7 +76,7 @@ def encode_codes(codes: Tensor, bits: int) -> Tensor:
 def decode_codes(words: Tensor, bits: int, rows: int, inputs: int) -> Tensor:
     """The inverse of `encode_codes`: `[out, in]` uint8 of `rows` outputs and `inputs` inputs."""
     cell = CELLS[bits]
-    tiles, width = words.shape[0], cell.chunks * CHUNK
+    tiles = words.shape[0]
     lanes = words.view(tiles, -1, 32, 4).transpose(1, 2).reshape(tiles, 32, -1, 2, cell.words)
     codes = []
     for code in range(cell.chunks * 8):

@@ -8,70 +8,10 @@
 // To add a storage, write its `decode_step`, `ZeroPair` and `ScalePair` in a file beside `integer.cuh`; to add a term, add to
 // `total` before the sums are exchanged.
 //
-// Fixed when compiled: BITS, ACTIVATION, SCALE, ZEROS, GROUP (inputs per scale: 128, 64, 32) and WIDE (groups of so many
-// times 128, 0 for whole rows), UNIT, TILES, COLUMNS (tokens in eights), THREADS, RESIDENT.
-#include "integer.cuh"
+// Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), THREADS, RESIDENT.
+#include "tiles.cuh"
 
-constexpr int BLOCK = 128, BLOCKS = UNIT / BLOCK;  // inputs that a row of scales covers, such blocks in a unit
-constexpr int GROUPS = BLOCK / GROUP;              // scales to a block
-constexpr int STRIDE = UNIT + 32;                  // of a token's activations in shared memory: no bank conflicts
-
-struct Unit {
-    uint4 codes[TILES][LOADS];
-    ScalePair scales[TILES][BLOCKS * GROUPS];
-#if ZEROS
-    word zeros[TILES][BLOCKS * GROUPS];
-#endif
-};
-
-struct Weights {
-    const uint4* codes;
-    const unsigned char* scales;
-    const unsigned char* zeros;
-    int tiles, units;  // of 16 rows, and of UNIT inputs, that the weight as padded comes to
-    int scale_blocks;  // of a tile
-};
-
-// Where a warp's next unit lies, for each of its tiles.
-struct Place {
-    const uint4* codes[TILES];
-    const unsigned char* scales[TILES];
-#if ZEROS
-    const unsigned char* zeros[TILES];
-#endif
-
-    DEVICE void find(const Weights& weights, int tile, int unit, int lane) {
-#pragma unroll
-        for (int slot = 0; slot < TILES; slot++) {
-            int here = tile + slot < weights.tiles ? tile + slot : weights.tiles - 1;  // past the end: read, and never written
-            codes[slot] = weights.codes + ((unsigned)(here * weights.units + unit) * LOADS * 32 + lane);
-            unsigned at = ((unsigned)(here * weights.scale_blocks + (WIDE == 1 ? unit * BLOCKS : 0)) * 8 + lane / 4) * GROUPS;
-            scales[slot] = weights.scales + at * ScalePair::SIZE;
-#if ZEROS
-            zeros[slot] = weights.zeros + at * 2;
-#endif
-        }
-    }
-
-    DEVICE void load_scales(Unit& target, int slot, int unit, int index) const {
-        unsigned at = index / GROUPS * 8 * GROUPS + index % GROUPS;
-        if (WIDE != 1) at = WIDE == 0 ? 0 : (unsigned)(unit * BLOCKS + index) / (WIDE ? WIDE : 1) * 8;
-        target.scales[slot][index].load(scales[slot] + at * ScalePair::SIZE);
-#if ZEROS
-        target.zeros[slot][index] = load_half_word(zeros[slot] + at * 2);
-#endif
-    }
-
-    DEVICE void load(Unit& target, int unit) const {
-#pragma unroll
-        for (int slot = 0; slot < TILES; slot++) {
-#pragma unroll
-            for (int load = 0; load < LOADS; load++) target.codes[slot][load] = load_stream(codes[slot] + load * 32);
-#pragma unroll
-            for (int index = 0; index < BLOCKS * GROUPS; index++) load_scales(target, slot, unit, index);
-        }
-    }
-};
+constexpr int STRIDE = UNIT + 32;  // of a token's activations in shared memory: no bank conflicts
 
 template <int STEP, int END>
 DEVICE void multiply_steps(float (&sums)[TILES][COLUMNS][4], const Unit& unit, const ZeroPair (&zero)[TILES],
@@ -123,7 +63,7 @@ DEVICE void multiply_groups(float (&total)[TILES][COLUMNS][4], Unit& unit, const
                 total[slot][column][3] += lower * sums[slot][column][3];
             }
             if (next >= 0) {  // the codes just used up make room for those of the next unit
-                constexpr int used = INDEX * LOADS / (BLOCKS * GROUPS), end = (INDEX + 1) * LOADS / (BLOCKS * GROUPS);
+                constexpr int used = loads_before(INDEX * GROUP), end = loads_before((INDEX + 1) * GROUP);
 #pragma unroll
                 for (int load = used; load < end; load++) unit.codes[slot][load] = load_stream(place.codes[slot] + load * 32);
                 place.load_scales(unit, slot, next, INDEX);
@@ -142,11 +82,15 @@ struct Activations {
     DEVICE unsigned char* stage(int index) const { return stages + index * bytes; }
 
     DEVICE void copy(int unit, int index) const {
-#pragma unroll 1
-        for (int piece = member; piece < tokens * (UNIT / 8); piece += sharing) {
-            int token = piece / (UNIT / 8), column = piece % (UNIT / 8) * 8, input = unit * UNIT + column;
-            bool inside = input < inputs;
-            copy_to_shared(stage(index) + 2 * (token * STRIDE + column), x + (long)token * stride + (inside ? input : 0), inside);
+        constexpr int PIECES = UNIT / 8;  // of 16 bytes, of a token; threads are a power of two
+        int per_token = sharing < PIECES ? sharing : PIECES, tokens_at_once = sharing / per_token;
+        for (int token = member / PIECES; token < tokens; token += tokens_at_once) {
+            const half_word* source = x + (long)token * stride;
+            for (int piece = member % PIECES; piece < PIECES; piece += per_token) {
+                int input = unit * UNIT + piece * 8;
+                bool inside = input < inputs;
+                copy_to_shared(stage(index) + 2 * (token * STRIDE + piece * 8), source + (inside ? input : 0), inside);
+            }
         }
     }
 };
@@ -172,17 +116,18 @@ struct Outputs {
 
     // Adds what the input warps of all blocks of the cluster found, in a fixed order, and writes.
     DEVICE void write(const float* sums, int block, int input_warps, int splits, int split, int thread, int threads) const {
-#pragma unroll 1
         for (int entry = split * threads + thread; entry < tokens << row_shift; entry += splits * threads) {
             int token = entry >> row_shift, row = (block << row_shift) + (entry & ((1 << row_shift) - 1));
             if (row >= rows) continue;
             float sum = bias ? from_number(bias[row]) : 0.0f;
-#pragma unroll 1
-            for (int other = 0; other < splits; other++) {
-#pragma unroll 4
-                for (int warp = 0; warp < input_warps; warp++) {
-                    const float* place = sums + (warp * tokens << row_shift) + entry;
-                    sum += splits == 1 ? *place : load_from_cluster(place, other);
+            const float* place = sums + entry;
+            if (splits == 1) {
+#pragma unroll 8
+                for (int warp = 0; warp < input_warps; warp++) sum += place[warp * tokens << row_shift];
+            } else {
+                for (int other = 0; other < splits; other++) {
+#pragma unroll 8
+                    for (int warp = 0; warp < input_warps; warp++) sum += load_from_cluster(place + (warp * tokens << row_shift), other);
                 }
             }
             y[(long)token * stride + row] = to_number(sum);
@@ -190,17 +135,17 @@ struct Outputs {
     }
 };
 
-// Blocks (x, y): y of `splits` blocks that take the units in turn and form a cluster; each x walks `rounds` groups of rows.
-// `resident`: all activations stay in shared memory, else they pass through two stages.
+// Blocks (x, y): y of `splits` blocks that take the units in turn and form a cluster; the groups of rows are dealt out to the x, at
+// most one more to one than to another. `resident`: all activations stay in shared memory, else they pass through two stages.
 KERNEL void __launch_bounds__(THREADS, RESIDENT)
 multiply(Weights weights, const half_word* x, half_word* y, const half_word* bias, int rows, int inputs, int tokens, int x_stride,
-         int y_stride, int row_shift, int rounds, int resident) {
+         int y_stride, int row_shift, int resident) {
     SHARED_MEMORY(memory);
     int lane = threadIdx.x, row_warp = threadIdx.y, input_warp = threadIdx.z, row_warps = blockDim.y, input_warps = blockDim.z;
     int splits = gridDim.y, step = splits * input_warps, first = blockIdx.y * input_warps + input_warp;
     int units = weights.units, phases = (units + step - 1) / step, stages = resident ? phases : phases < 2 ? phases : 2;
-    int block = blockIdx.x * rounds, left = ((rows - 1) >> row_shift) + 1 - block;
-    rounds = rounds < left ? rounds : left;
+    int groups = ((rows - 1) >> row_shift) + 1, share = groups / gridDim.x, spare = groups - share * gridDim.x, x_index = blockIdx.x;
+    int rounds = share + (x_index < spare), block = x_index * share + (x_index < spare ? x_index : spare);
     Unit unit;
     Place place;
     place.find(weights, (block * row_warps + row_warp) * TILES, first, lane);
