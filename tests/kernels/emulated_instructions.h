@@ -17,7 +17,24 @@ template <int OFFSET>
 DEVICE word load_shared(word address) { return *(const word*)(current->shared + address - 1024 + OFFSET); }
 DEVICE void add_shared(int* sum, int value) { *sum += value; }
 
-DEVICE word multiply_high(word a, word b) { return (word)((uint64_t)a * b >> 32); }
+DEVICE word differing_bits(word a, word b, word mask) { return (a ^ b) & mask; }
+
+DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
+    auto& words = current->warp->words;
+    int lane = current->lane;
+    for (int i = 0; i < 4; i++) words[lane][i] = a[i];
+    words[lane][4] = b0;
+    words[lane][5] = b1;
+    synchronize_warp();
+    for (int part = 0; part < 4; part++) {
+        int row = lane / 4, half = part / 2, column = lane % 4 * 2 + part % 2;
+        for (int k = 0; k < 32; k++) {
+            word x = words[row * 4 + k % 16 / 4][half + k / 16 * 2], y = words[column * 4 + k % 16 / 4][4 + k / 16];
+            c[part] += (int)(uint8_t)(x >> k % 4 * 8) * (int8_t)(y >> k % 4 * 8);
+        }
+    }
+    synchronize_warp();
+}
 
 DEVICE int dot_bytes(word a, word b, int sum) {
     for (int i = 0; i < 32; i += 8) sum += (int)(int8_t)(a >> i) * (int8_t)(b >> i);

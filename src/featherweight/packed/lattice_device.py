@@ -85,7 +85,7 @@ def to_device(weight: Rotated) -> lattice.DeviceRotated:
     assert isinstance(term, LowRank)
     left, right = _codes(term.left), _codes(term.right)
     outer = lattice.DeviceLeft(
-        -(-term.rank // 16) * 16, _group(term.left), layout.encode_left(left), layout.encode_left_scales(_scales(term.left))
+        -(-term.rank // layout.RANKS) * layout.RANKS, _group(term.left), layout.encode_left(left), layout.encode_left_scales(_scales(term.left))
     )
     return lattice.DeviceRotated(
         replace(rounded, left=outer), maps["input"], maps["output"],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda import driver
-from featherweight.kernels.cuda.lattice_layout import SLICE
+from featherweight.kernels.cuda.lattice_layout import RANKS, SLICE
 
 #: Numbers of the kernels' dtypes.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -58,17 +58,16 @@ class DeviceRight:
 
 @dataclass(frozen=True, eq=False)
 class Rotated:
-    """Rotated rows as the lattice's product reads them.
+    """Rotated rows as the lattice's product reads them: integers `X = 256 H + L` of 16 bits in two planes of bytes.
 
     Attributes:
-        values: `[rows, inputs]` float16, inputs in whole slices, the largest of a row 2^15; of every eight the third, fourth,
-            seventh and eighth by 16 smaller.
-        totals: `[rows, inputs / 64]` float32, their sums.
-        steps: `[rows]` float32, what values are multiples of.
-        projected: `t [rows, rank]` float32, the rank in sixteens; None without a factor.
+        planes: `[rows, 2, inputs]` int8, inputs in whole slices; of every 16 the first four, third, second and last four.
+        totals: `[rows, slices, 2]` int32, their sums.
+        steps: `[rows]` float32: a value is `step · X`.
+        projected: `t [rows, rank]` float32, the rank in whole loads; None without a factor.
     """
 
-    values: Tensor
+    planes: Tensor
     totals: Tensor
     steps: Tensor
     projected: Tensor | None
@@ -118,15 +117,15 @@ def rotate(x: Tensor, rotation: DeviceRotation, dtype: torch.dtype, splits: int 
 def rotate_for_product(x: Tensor, rotation: DeviceRotation, right: DeviceRight | None, overlapped: bool = True) -> Rotated:
     """The rows of `x [rows, size]` rotated, for `lattice.multiply_rotated`."""
     rows, slices, device = x.numel() // rotation.size, -(-rotation.size // SLICE), x.device
-    padded = 0 if right is None else -(-right.rank // 16) * 16
+    padded = 0 if right is None else -(-right.rank // RANKS) * RANKS
     rotated = Rotated(
-        torch.empty(rows, slices * SLICE, dtype=torch.float16, device=device),
-        torch.empty(rows, slices * SLICE // 64, dtype=torch.float32, device=device),
+        torch.empty(rows, 2, slices * SLICE, dtype=torch.int8, device=device),
+        torch.empty(rows, slices, 2, dtype=torch.int32, device=device),
         torch.empty(rows, dtype=torch.float32, device=device),
         None if right is None else torch.empty(rows, padded, dtype=torch.float32, device=device),
     )
     arguments = _arguments(x, rotation, rows, 1)
-    arguments.output, arguments.totals, arguments.steps = (each.data_ptr() for each in (rotated.values, rotated.totals, rotated.steps))
+    arguments.output, arguments.totals, arguments.steps = (each.data_ptr() for each in (rotated.planes, rotated.totals, rotated.steps))
     blocks = 1
     if right is not None and rotated.projected is not None:
         arguments.right, arguments.right_scales = right.codes.data_ptr(), right.scales.data_ptr()

@@ -25,7 +25,7 @@ class DeviceLeft:
     """A factor `Lᵀ [rank, out]` in 4-bit codes.
 
     Attributes:
-        rank: in sixteens.
+        rank: in whole loads.
         group: outputs that share a scale.
         codes, scales: from `encode_left`, `encode_left_scales` (float16).
     """
@@ -79,13 +79,12 @@ class DeviceRotated:
 class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
-            "codes", "tables", "scale", "input", "totals", "steps", "left", "left_scales", "projected", "output"
+            "codes", "tables", "scale", "planes", "totals", "steps", "left", "left_scales", "projected", "output"
         )),
         *((name, ctypes.c_int) for name in (
             "tiles", "slices", "rows", "tokens", "rank", "group_tiles", "output_type", "most_tiles", "sums_at"
         )),
         ("residual", ctypes.c_float),
-        ("unit", ctypes.c_float),
     )  # fmt: skip
 
 
@@ -106,31 +105,31 @@ class Shape:
     depth: int
 
 
-def shape_for(tiles: int, slices: int, bits: int, tokens: int, processors: int, may_split: bool) -> Shape:
+def shape_for(weight: DeviceLattice, tokens: int, processors: int, may_split: bool) -> Shape:
     """The cut with the least work for the busiest block; a split must gain a tenth."""
+    (tiles, slices), bits = weight.codes.shape[:2], weight.bits
 
     def busiest(splits: int) -> float:
         return -(-tiles // max(1, processors // splits)) * -(-slices // splits) * (1 + 0.1 * (splits > 1))
 
     splits = min(range(1, 5 if may_split else 2), key=busiest)
     blocks = min(tiles, max(1, processors // splits))
-    while _sum_bytes(-(-tiles // blocks), tokens, bits) > max(TABLE - 1024, MOST_SHARED - TABLE * (3 if bits == 3 else 2)):
-        blocks += processors
-    return Shape(blocks, splits, 16, {2: 3, 3: 2, 4: 1}[bits] if tokens <= 8 else 1)
+    room = max(TABLE - 1024, MOST_SHARED - TABLE * (3 if bits == 3 else 2))
+    while blocks < tiles and _sum_bytes(-(-tiles // blocks), tokens, bits, weight.left) > room:
+        blocks = min(tiles, blocks + processors)
+    return Shape(blocks, splits, 16 if tokens <= 8 else 12, 3 if bits == 2 and tokens <= 4 else 2)
 
 
 def _columns(tokens: int) -> int:
-    return 1 if tokens <= 8 else 2
+    return 1 if tokens <= 4 else 2 if tokens <= 8 else 4
 
 
-def _unit(inputs: int) -> float:
-    """Of integer sums that must hold `inputs` products of at most 5.5 and 2^15."""
-    return float(2.0 ** math.ceil(math.log2(5.5 * 2**15 * inputs / 2**31)))
-
-
-def _sum_bytes(tiles: int, tokens: int, bits: int) -> int:
-    """Shared memory of the sums of so many tiles, of the low-rank term and of a constant."""
-    return tiles * 16 * _columns(tokens) * 32 * (3 if bits > 2 else 2) + 16
+def _sum_bytes(tiles: int, tokens: int, bits: int, left: DeviceLeft | None) -> int:
+    """Shared memory of the sums of so many tiles, of the low-rank term and what it multiplies."""
+    columns = _columns(tokens)
+    sums = tiles * 16 * columns * 16 * (5 if bits > 2 else 3)
+    groups = 0 if left is None else (tiles - 1) // (left.group // 16) + 2
+    return sums + groups * tokens * (12 + 2 * (0 if left is None else left.rank))
 
 
 def multiply_rotated(
@@ -138,13 +137,13 @@ def multiply_rotated(
 ) -> Tensor:
     """The products of up to 16 tokens, `[splits, tokens, out]`; of several splits the sum is meant."""
     tiles, slices = weight.codes.shape[:2]
-    tokens, device = x.steps.shape[0], x.values.device
+    tokens, device = x.steps.shape[0], x.planes.device
     if shape is None:
-        shape = shape_for(tiles, slices, weight.bits, tokens, processors(device), dtype == torch.float32)
+        shape = shape_for(weight, tokens, processors(device), dtype == torch.float32)
     output = torch.empty(shape.splits, tokens, weight.rows, dtype=dtype, device=device)
-    arguments = _Arguments()
+    arguments = _Arguments(group_tiles=1)
     for name, tensor in (
-        ("codes", weight.codes), ("tables", weight.tables), ("scale", weight.scale), ("input", x.values),
+        ("codes", weight.codes), ("tables", weight.tables), ("scale", weight.scale), ("planes", x.planes),
         ("totals", x.totals), ("steps", x.steps), ("output", output),
     ):  # fmt: skip
         setattr(arguments, name, tensor.data_ptr())
@@ -154,9 +153,9 @@ def multiply_rotated(
         arguments.projected, arguments.rank, arguments.group_tiles = x.projected.data_ptr(), left.rank, left.group // 16
     arguments.tiles, arguments.slices, arguments.rows, arguments.tokens = tiles, slices, weight.rows, tokens
     arguments.output_type, arguments.most_tiles = DTYPES[dtype], -(-tiles // shape.blocks)
-    arguments.residual, arguments.unit = weight.residual, _unit(slices * 256)
+    arguments.residual = weight.residual
     columns, end = _columns(tokens), TABLE * (3 if weight.bits == 3 else 2)
-    sums = _sum_bytes(arguments.most_tiles, tokens, weight.bits)
+    sums = _sum_bytes(arguments.most_tiles, tokens, weight.bits, weight.left)
     if sums > TABLE - 1024:
         arguments.sums_at = end
         end += sums

@@ -13,11 +13,11 @@ from torch import Tensor
 #: Outputs of a tile, inputs of a slice, values of a vector.
 ROWS, SLICE, VECTOR = 16, 256, 8
 
-#: Bits of a word of nibbles at which the eight coordinates of a codeword lie: pairs in the same place of either half.
-PAIRS = (0, 16, 4, 20, 8, 24, 12, 28)
+#: Ranks of a factor `L` to a load.
+RANKS = 64
 
-#: Of an `R`'s nibbles: the first four in the lower halves of the bytes, the others in the upper.
-HALVES = (0, 8, 16, 24, 4, 12, 20, 28)
+#: Bits of a word of nibbles at which eight values lie: four in the lower halves of the bytes, four in the upper.
+NIBBLES = (0, 8, 16, 24, 4, 12, 20, 28)
 
 
 def tables(codebook: Tensor, small: Tensor | None = None) -> Tensor:
@@ -27,14 +27,18 @@ def tables(codebook: Tensor, small: Tensor | None = None) -> Tensor:
         codebook: `[65536, 8]`, of codes of 16 bits.
         small: `[256, 8]`, the third table, `v = (q − 8) / 2`.
     """
-    whole = _words(codebook[::256] * 2 + 7.5, PAIRS)
-    rows = [whole, _words(codebook[:256] * 2 + 7.5, PAIRS) ^ whole[0]]
-    return torch.stack(rows if small is None else [*rows, _words(small * 2 + 8, PAIRS)])
+    whole = _words(codebook[::256] * 2 + 7.5)
+    rows = [whole, _words(codebook[:256] * 2 + 7.5) ^ whole[0]]
+    return torch.stack(rows if small is None else [*rows, _words(small * 2 + 8)])
 
 
-def _words(nibbles: Tensor, places: tuple[int, ...]) -> Tensor:
-    shifts = torch.tensor(places, device=nibbles.device)
+def _words(nibbles: Tensor) -> Tensor:
+    shifts = torch.tensor(NIBBLES, device=nibbles.device)
     return _wrapped((nibbles.to(torch.int64) << shifts).sum(-1))
+
+
+def _nibbles(words: Tensor) -> Tensor:
+    return (words[..., None] >> torch.tensor(NIBBLES, device=words.device) & 15).to(torch.uint8)
 
 
 def _wrapped(words: Tensor) -> Tensor:
@@ -88,38 +92,35 @@ def _encode_narrow(codes: Tensor) -> Tensor:
 
 
 def encode_left(codes: Tensor) -> Tensor:
-    """4-bit codes of `Lᵀ [rank, out]` uint8 to `[tiles, rank / 16, 32]` int32; filled up with the code 8 of 0."""
+    """4-bit codes of `Lᵀ [rank, out]` uint8 to `[tiles, rank / 64, 32, 4]` int32; filled up with the code 8 of 0."""
     rank, rows = codes.shape
-    codes = torch.nn.functional.pad(codes, (0, -rows % ROWS, 0, -rank % ROWS), value=8).T
-    # tile, half, row, step, far, lane of a row, second → tile, step, lane, second, far, half
-    split = codes.reshape(codes.shape[0] // ROWS, 2, 8, codes.shape[1] // ROWS, 2, 4, 2).permute(0, 3, 2, 5, 6, 4, 1)
-    shifts = 4 * torch.arange(8, device=codes.device)
-    return _wrapped((split.flatten(4).to(torch.int64) << shifts).sum(-1)).flatten(2, 3).contiguous()
+    codes = torch.nn.functional.pad(codes, (0, -rows % ROWS, 0, -rank % RANKS), value=8).T
+    # tile, half, row, load, lane of a row, vector → tile, load, row, lane of a row, vector, half
+    words = _words(codes.reshape(len(codes) // ROWS, 2, 8, -1, 4, 2, VECTOR)).permute(0, 3, 2, 4, 5, 1)
+    return words.reshape(len(words), -1, 32, 4).contiguous()
 
 
 def decode_left(words: Tensor, rank: int, rows: int) -> Tensor:
     """The inverse of `encode_left`: codes `[rank, rows]` uint8."""
-    nibbles = (words[..., None] >> 4 * torch.arange(8, device=words.device) & 15).to(torch.uint8)
-    split = nibbles.view(*words.shape[:2], 8, 4, 2, 2, 2).permute(0, 6, 2, 1, 5, 3, 4)
+    split = _nibbles(words.view(*words.shape[:2], 8, 4, 2, 2)).permute(0, 5, 2, 1, 3, 4, 6)
     return split.reshape(len(words) * ROWS, -1).T[:rank, :rows].contiguous()
 
 
 def encode_left_scales(scales: Tensor) -> Tensor:
     """Scales of `Lᵀ [rank, groups]` to `[groups, rank]`, filled up with zeros."""
-    return torch.nn.functional.pad(scales, (0, 0, 0, -scales.shape[0] % ROWS)).T.contiguous()
+    return torch.nn.functional.pad(scales, (0, 0, 0, -scales.shape[0] % RANKS)).T.contiguous()
 
 
 def encode_right(codes: Tensor) -> Tensor:
     """4-bit codes of `R [rank, in]` uint8 to `[rank, words]` int32, eight inputs each as nibbles with a sign; filled up with 0."""
     rank, inputs = codes.shape
     codes = torch.nn.functional.pad(codes, (0, -inputs % SLICE), value=8) ^ 8
-    return _words(codes.view(rank, -1, VECTOR), HALVES)
+    return _words(codes.view(rank, -1, VECTOR))
 
 
 def decode_right(words: Tensor, inputs: int) -> Tensor:
     """The inverse of `encode_right`: codes `[rank, inputs]` uint8."""
-    nibbles = words[..., None] >> torch.tensor(HALVES, device=words.device) & 15
-    return (nibbles.flatten(1)[:, :inputs] ^ 8).to(torch.uint8)
+    return (_nibbles(words).flatten(1)[:, :inputs] ^ 8).contiguous()
 
 
 def encode_factor(matrix: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ struct Arguments {
     const void* input;             // [splits][rows][SIZE]
     const unsigned char* signs;    // [SIZE / 8]: bit set for -1
     const word* factor;            // [tiles][ceil(tiles / 4)][32]: signs of A in the order of fragments
-    void* output;                  // [rows][SIZE]; for a product: [rows][256 SLICES] fp16
-    float* totals;                 // [rows][4 SLICES]: sums of 64
+    void* output;                  // [rows][SIZE]; for a product: [rows][2][256 SLICES] bytes
+    int2* totals;                  // [rows][SLICES]: the planes' sums
     float* steps;                  // [rows]
     const word* right;             // [rank][32 SLICES]: nibbles of R, 16 inputs in two words
     const half_word* right_scales; // [rank][groups]
@@ -294,46 +294,32 @@ DEVICE float largest(const float (&v)[CHUNKS][8], float* scratch) {
     return most;
 }
 
-// Entries in fp16, the largest of the row 2^15; of every eight the third, fourth, seventh and eighth by 16 smaller.
-DEVICE void store_input(const Arguments& given, const float (&v)[CHUNKS][8], float most, int row) {
-    float per = most > 0 ? 32768.0f / most : 0;
-#pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
-        int chunk = c * THREADS + threadIdx.x;
-        float total = 0;
-        word pairs[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float factor = i & 1 ? per / 16 : per;
-            pairs[i] = pack_fp16(v[c][2 * i] * factor, v[c][2 * i + 1] * factor);
-            total += (lower_fp16(pairs[i]) + upper_fp16(pairs[i])) * (i & 1 ? 16.0f : 1.0f);
-        }
-        for (int apart = 4; apart; apart /= 2) total += exchange(total, apart);
-        if (chunk >= SLICES * 32) continue;
-        ((uint4*)given.output)[row * SLICES * 32 + chunk] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-        if (!(threadIdx.x & 7)) given.totals[row * SLICES * 4 + chunk / 8] = total;
-    }
-    if (threadIdx.x == 0) given.steps[row] = most * given.scale / 32768.0f;
-}
-
-// Entries as integers X = 256 H + L, H and L in planes of bytes. Of every 16 entries these have 0 to 3, 8 to 11, 4 to 7, 12 to 15.
-DEVICE void make_planes(const float (&v)[CHUNKS][8], float most, unsigned char* planes) {
+// Entries as integers X = 256 H + L, H and L in planes of bytes: to shared memory and, with `output`, outside. Of every 16 entries
+// these have 0 to 3, 8 to 11, 4 to 7, 12 to 15.
+DEVICE void make_planes(const float (&v)[CHUNKS][8], float most, unsigned char* planes, unsigned char* output, int2* totals) {
     float per = most > 0 ? 32512.0f / most : 0;
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
         int chunk = c * THREADS + threadIdx.x, to = chunk / 2 * 16 + (chunk & 1) * 4;
         word high[2] = {}, low[2] = {};
+        int2 total = make_int2(0, 0);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int x = round_to_int(v[c][i] * per), h = (x + 128) >> 8;
             high[i / 4] |= (word)(h & 255) << i % 4 * 8, low[i / 4] |= (word)(x & 255) << i % 4 * 8;
         }
-        if (chunk >= SLICES * 32) continue;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
+            total.x = dot_bytes(high[half], 0x01010101u, total.x), total.y = dot_bytes(low[half], 0x01010101u, total.y);
+            if (chunk >= SLICES * 32) continue;
             *(word*)(planes + to + half * 8) = high[half];
             *(word*)(planes + SLICES * 256 + to + half * 8) = low[half];
+            if (!output) continue;
+            *(word*)(output + to + half * 8) = high[half];
+            *(word*)(output + SLICES * 256 + to + half * 8) = low[half];
         }
+        for (int apart = 16; apart; apart /= 2) total.x += exchange(total.x, apart), total.y += exchange(total.y, apart);
+        if (output && chunk < SLICES * 32 && !(threadIdx.x & 31)) totals[chunk / 32] = total;
     }
     synchronize_block();
 }
@@ -403,12 +389,11 @@ KERNEL void __launch_bounds__(THREADS) hadamard(Arguments given) {
     }
     synchronize_block();
     float most = largest(v, values);
-    if (blockIdx.y == 0) store_input(given, v, most, row);
-    if (given.rank) {
-        unsigned char* planes = (unsigned char*)(values + 64);
-        make_planes(v, most, planes);
-        project(given, planes, most * given.scale / (16 * 32512.0f), row, blockIdx.y, gridDim.y);
-    }
+    unsigned char* planes = (unsigned char*)(values + 64);
+    bool first = blockIdx.y == 0;
+    make_planes(v, most, planes, first ? (unsigned char*)given.output + (long)row * 2 * SLICES * 256 : nullptr, given.totals + row * SLICES);
+    if (first && threadIdx.x == 0) given.steps[row] = most * given.scale / 32512.0f;
+    if (given.rank) project(given, planes, most * given.scale / (16 * 32512.0f), row, blockIdx.y, gridDim.y);
 #else
 #pragma unroll 4
     for (int at = threadIdx.x * 8; at < SIZE; at += THREADS * 8) {

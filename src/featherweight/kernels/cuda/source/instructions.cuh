@@ -17,11 +17,17 @@ DEVICE word load_shared(word address) {
 
 DEVICE void add_shared(int* sum, int value) { atomicAdd(sum, value); }
 
-// The upper half of a product.
-DEVICE word multiply_high(word a, word b) {
+// (a ^ b) & mask in one instruction.
+DEVICE word differing_bits(word a, word b, word mask) {
     word d;
-    asm("mul.hi.u32 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    asm("lop3.b32 %0, %1, %2, %3, 0x28;" : "=r"(d) : "r"(a), "r"(b), "r"(mask));
     return d;
+}
+
+// sums[16 x 8] += a[16 x 32] b[32 x 8]: bytes without sign times bytes with sign.
+DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // sum + the product of four bytes with sign and four others.
