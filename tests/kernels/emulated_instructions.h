@@ -7,6 +7,7 @@ struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
 struct int2 { int x, y; };
 DEVICE uint4 make_uint4(word x, word y, word z, word w) { return {x, y, z, w}; }
+DEVICE uint2 make_uint2(word x, word y) { return {x, y}; }
 DEVICE float2 make_float2(float x, float y) { return {x, y}; }
 DEVICE float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 DEVICE int2 make_int2(int x, int y) { return {x, y}; }
@@ -15,6 +16,10 @@ DEVICE int2 make_int2(int x, int y) { return {x, y}; }
 DEVICE word shared_address(const void* pointer) { return (word)((const unsigned char*)pointer - current->shared) + 1024; }
 template <int OFFSET>
 DEVICE word load_shared(word address) { return *(const word*)(current->shared + address - 1024 + OFFSET); }
+DEVICE float4 load_four_from_cluster(const float* place, int rank) {
+    return {load_from_cluster(place, rank), load_from_cluster(place + 1, rank), load_from_cluster(place + 2, rank),
+            load_from_cluster(place + 3, rank)};
+}
 DEVICE void add_shared(int* sum, int value) { *sum += value; }
 
 DEVICE word differing_bits(word a, word b, word mask) { return (a ^ b) & mask; }
@@ -66,6 +71,14 @@ DEVICE Number exchange(Number value, int lanes_apart) {
     memcpy(words[current->lane], &value, 4);
     synchronize_warp();
     memcpy(&value, words[current->lane ^ lanes_apart], 4);
+    synchronize_warp();
+    return value;
+}
+DEVICE int from_lane(int value, int lane) {
+    auto& words = current->warp->words;
+    words[current->lane][0] = (word)value;
+    synchronize_warp();
+    value = (int)words[lane][0];
     synchronize_warp();
     return value;
 }

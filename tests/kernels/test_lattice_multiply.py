@@ -16,8 +16,11 @@ def err(a, b):
     (192, 256, 2, 37, 3, torch.float16),
     (192, 768, 3, 16, 5, torch.float32),
     (320, 512, 4, 16, 9, torch.bfloat16),
+    (3072, 1024, 2, 70, 2, torch.bfloat16),
+ (1024, 7168, 2, 16, 1, torch.float16),
 ])
 def test_x(emulation, monkeypatch, rows, inputs, bits, rank, tokens, dtype):
+    monkeypatch.setattr(hadamard, '_cluster', lambda size, twos, rows: 8 if size >= 1024 and size // 64 % 16 == 0 and twos >= 7 else 1)
     monkeypatch.setattr(lattice, "processors", lambda device: 3)
     weight = random_weight(rows, inputs, bits, rank, "cpu")
     device = to_device(weight)

@@ -62,13 +62,11 @@ class Rotated:
 
     Attributes:
         planes: `[rows, 2, inputs]` int8, inputs in whole slices; of every 16 the first four, third, second and last four.
-        totals: `[rows, slices, 2]` int32, their sums.
         steps: `[rows]` float32: a value is `step · X`.
         projected: `t [rows, rank]` float32, the rank in whole loads; None without a factor.
     """
 
     planes: Tensor
-    totals: Tensor
     steps: Tensor
     projected: Tensor | None
 
@@ -76,7 +74,7 @@ class Rotated:
 class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
-            "input", "signs", "factor", "output", "totals", "steps", "right", "right_scales", "projected"
+            "input", "signs", "factor", "output", "steps", "right", "right_scales", "projected"
         )),
         *((name, ctypes.c_int) for name in ("rows", "splits", "rank", "padded_rank", "group", "groups")),
         ("scale", ctypes.c_float),
@@ -91,17 +89,26 @@ def unsupported(factors: tuple[tuple[str, int], ...], twos: int, size: int, whol
         return "of the factors beside Sylvester's one of ±1 is written"
     if not 4 <= twos <= 15 or size % 16:
         return "Sylvester's part must be 2^4 to 2^15"
-    if _shared_bytes(size, twos, 2, 512) > MOST_SHARED:
+    if _shared_bytes(size, twos, 2, 1) > MOST_SHARED:
         return f"rows of {size} do not fit a multiprocessor"
     return ""
 
 
-def _shared_bytes(size: int, twos: int, planes: int, threads: int) -> int:
-    """What a block needs: values in float32, the raw row beside them or in their place, planes of bytes."""
-    values, factor = 4 * (size + (size >> 7) * 4 + 8), size >> twos
-    raw = planes * -(-factor // 16) * 16 * ((1 << twos) + 8) * 2 if factor > 1 else 0
+def _shared_bytes(size: int, twos: int, planes: int, cluster: int, rank: int = 0) -> int:
+    """What a block needs: signs, values in float32, the raw row beside them or in their place, planes of bytes."""
+    local, columns = size // cluster, (1 << twos) // cluster
+    values, factor = 4 * (local + (local >> 7) * 4 + 8), size >> twos
+    raw = planes * -(-factor // 16) * 16 * (columns + 8) * 2 if factor > 1 else 0
     together = max(values, raw) if factor <= 64 else values + raw
-    return -(-size // 128) * 16 + max(together, 256 + 2 * (-(-size // SLICE) * SLICE))
+    bytes_ = 256 + 2 * -(-size // SLICE) * SLICE
+    after = values + 256 + 4 * rank + 2 * local if cluster > 1 else bytes_
+    return -(-size // 128) * 16 + max(together, after)
+
+
+def _cluster(size: int, twos: int, rows: int) -> int:
+    """Blocks to a row: eight for few rows that are long enough and can be cut so."""
+    can = twos >= 7 and (size // 64) % 16 == 0
+    return 8 if can and rows <= FEW_ROWS and size >= 4096 else 1
 
 
 def rotate(x: Tensor, rotation: DeviceRotation, dtype: torch.dtype, splits: int = 1, overlapped: bool = True) -> Tensor:
@@ -110,7 +117,7 @@ def rotate(x: Tensor, rotation: DeviceRotation, dtype: torch.dtype, splits: int 
     output = torch.empty(rows, rotation.size, dtype=dtype, device=x.device)
     arguments = _arguments(x, rotation, rows, splits)
     arguments.output = output.data_ptr()
-    _launch(x.dtype, rotation, {"OUT": DTYPES[dtype], "FOR_PRODUCT": 0}, arguments, (rows, 1, 1), x.device, overlapped)
+    _launch(x.dtype, rotation, {"OUT": DTYPES[dtype], "FOR_PRODUCT": 0}, arguments, 1, x.device, overlapped)
     return output
 
 
@@ -120,20 +127,18 @@ def rotate_for_product(x: Tensor, rotation: DeviceRotation, right: DeviceRight |
     padded = 0 if right is None else -(-right.rank // RANKS) * RANKS
     rotated = Rotated(
         torch.empty(rows, 2, slices * SLICE, dtype=torch.int8, device=device),
-        torch.empty(rows, slices, 2, dtype=torch.int32, device=device),
         torch.empty(rows, dtype=torch.float32, device=device),
         None if right is None else torch.empty(rows, padded, dtype=torch.float32, device=device),
     )
     arguments = _arguments(x, rotation, rows, 1)
-    arguments.output, arguments.totals, arguments.steps = (each.data_ptr() for each in (rotated.planes, rotated.totals, rotated.steps))
-    blocks = 1
+    arguments.output, arguments.steps = rotated.planes.data_ptr(), rotated.steps.data_ptr()
     if right is not None and rotated.projected is not None:
         arguments.right, arguments.right_scales = right.codes.data_ptr(), right.scales.data_ptr()
         arguments.projected = rotated.projected.data_ptr()
         arguments.rank, arguments.padded_rank, arguments.group = right.rank, padded, right.group
         arguments.groups = right.scales.shape[1]
-        blocks = max(1, min(padded // 8, 128 // rows))
-    _launch(x.dtype, rotation, {"FOR_PRODUCT": 1, "OUT": 0}, arguments, (rows, blocks, 1), device, overlapped)
+    blocks = max(1, min(padded // 8, 128 // rows))
+    _launch(x.dtype, rotation, {"FOR_PRODUCT": 1, "OUT": 0}, arguments, blocks, device, overlapped)
     return rotated
 
 
@@ -146,15 +151,18 @@ def _arguments(x: Tensor, rotation: DeviceRotation, rows: int, splits: int) -> _
 
 
 def _launch(
-    dtype: torch.dtype, rotation: DeviceRotation, constants: dict[str, int], arguments: _Arguments,
-    grid: tuple[int, int, int], device: torch.device, overlapped: bool,
+    dtype: torch.dtype, rotation: DeviceRotation, constants: dict[str, int], arguments: _Arguments, blocks: int,
+    device: torch.device, overlapped: bool,
 ) -> None:  # fmt: skip
-    per_thread = 8 if arguments.rows <= FEW_ROWS else 32
-    threads = min(512, max(64, -(-rotation.size // per_thread // 32) * 32))
+    rows, size, twos = arguments.rows, rotation.size, rotation.twos
+    cluster = _cluster(size, twos, rows)
+    few = 512 if constants["FOR_PRODUCT"] and cluster > 1 and arguments.rank else size // cluster // 8
+    threads = min(512, max(64, -(-(few if rows <= FEW_ROWS else size // 32) // 32) * 32))
     constants |= {
-        "FACTOR": rotation.size >> rotation.twos, "TWOS": rotation.twos, "IN": DTYPES[dtype],
-        "INVERTED": int(rotation.inverted), "THREADS": threads,
+        "FACTOR": size >> twos, "TWOS": twos, "IN": DTYPES[dtype], "INVERTED": int(rotation.inverted), "THREADS": threads,
+        "CLUSTER": cluster,
     }  # fmt: skip
     function = driver.load("hadamard.cu", "hadamard", driver.constants_of(constants), device)
-    shared = _shared_bytes(rotation.size, rotation.twos, 2 if dtype == torch.float32 else 1, threads)
-    function.launch(grid, (threads, 1, 1), shared, [arguments], overlapped=overlapped)
+    shared = _shared_bytes(size, twos, 2 if dtype == torch.float32 else 1, cluster, arguments.padded_rank)
+    grid = (rows, cluster if cluster > 1 else blocks, 1)
+    function.launch(grid, (threads, 1, 1), shared, [arguments], cluster=cluster, overlapped=overlapped)

@@ -79,7 +79,7 @@ class DeviceRotated:
 class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
-            "codes", "tables", "scale", "planes", "totals", "steps", "left", "left_scales", "projected", "output"
+            "codes", "tables", "scale", "planes", "steps", "left", "left_scales", "projected", "output"
         )),
         *((name, ctypes.c_int) for name in (
             "tiles", "slices", "rows", "tokens", "rank", "group_tiles", "output_type", "most_tiles", "sums_at"
@@ -144,7 +144,7 @@ def multiply_rotated(
     arguments = _Arguments(group_tiles=1)
     for name, tensor in (
         ("codes", weight.codes), ("tables", weight.tables), ("scale", weight.scale), ("planes", x.planes),
-        ("totals", x.totals), ("steps", x.steps), ("output", output),
+        ("steps", x.steps), ("output", output),
     ):  # fmt: skip
         setattr(arguments, name, tensor.data_ptr())
     if weight.left is not None and x.projected is not None:

@@ -2,19 +2,18 @@
 // with a factor A of +-1 (FACTOR its size, 1 for none), which the matrix unit applies to the input as it comes; all else is sums
 // in fp32.
 //
-// One block takes one row. With FOR_PRODUCT it gives the row as lattice.cu reads it, and t = R y for a factor R of 4-bit codes; then
-// several blocks may take the same row and share R.
+// One block takes one row, or a cluster of eight: each an eighth of the columns, whose last three bits go from block to block.
+// With FOR_PRODUCT the row is given as lattice.cu reads it, and t = R y for a factor R of 4-bit codes, in which blocks share.
 //
-// Fixed when compiled: FACTOR, TWOS, IN and OUT (0 fp32, 1 bf16, 2 fp16), INVERTED, FOR_PRODUCT, THREADS.
+// Fixed when compiled: FACTOR, TWOS, IN and OUT (0 fp32, 1 bf16, 2 fp16), INVERTED, FOR_PRODUCT, THREADS, CLUSTER (1 or 8).
 #include "instructions.cuh"
 
-#define COLUMNS (1 << TWOS)
-#define SIZE (FACTOR * COLUMNS)
-
-constexpr int CHUNKS = (SIZE / 8 + THREADS - 1) / THREADS;
-constexpr int LAST = TWOS < 3 ? TWOS : 3;                                      // bits of the last step, at stride 1
-constexpr int FIRST = FACTOR > 1 ? 0 : TWOS - LAST < 3 ? TWOS - LAST : 3;      // of the one at the load
-constexpr int MIDDLE = TWOS - LAST - FIRST, STEPS = (MIDDLE + 5) / 6;
+constexpr int SIZE = FACTOR << TWOS, LOCAL_TWOS = CLUSTER > 1 ? TWOS - 3 : TWOS;
+constexpr int COLUMNS = 1 << LOCAL_TWOS, LOCAL = FACTOR * COLUMNS;             // of a block
+constexpr int CHUNKS = (LOCAL / 8 + THREADS - 1) / THREADS;
+constexpr int LAST = LOCAL_TWOS < 3 ? LOCAL_TWOS : 3;                          // bits of the last step, at stride 1
+constexpr int FIRST = FACTOR > 1 ? 0 : LOCAL_TWOS - LAST < 3 ? LOCAL_TWOS - LAST : 3;  // of the one at the load
+constexpr int MIDDLE = LOCAL_TWOS - LAST - FIRST, STEPS = (MIDDLE + 5) / 6;
 constexpr int INPUTS = IN == 0 ? 2 : 1;                                        // planes of 16 bits
 constexpr int TILES = (FACTOR + 15) / 16, PITCH = COLUMNS + 8;
 constexpr bool HELD = FACTOR <= 64;
@@ -28,7 +27,6 @@ struct Arguments {
     const unsigned char* signs;    // [SIZE / 8]: bit set for -1
     const word* factor;            // [tiles][ceil(tiles / 4)][32]: signs of A in the order of fragments
     void* output;                  // [rows][SIZE]; for a product: [rows][2][256 SLICES] bytes
-    int2* totals;                  // [rows][SLICES]: the planes' sums
     float* steps;                  // [rows]
     const word* right;             // [rank][32 SLICES]: nibbles of R, 16 inputs in two words
     const half_word* right_scales; // [rank][groups]
@@ -63,6 +61,9 @@ DEVICE void last_butterflies(float* v) {
                 v[i] = a + b, v[i + half] = a - b;
             }
 }
+
+// Where entry `at` of a block stands in the row; in a cluster every block has an eighth of the columns.
+DEVICE int outside(int at, int block) { return CLUSTER == 1 ? at : (at / COLUMNS * CLUSTER + block) * COLUMNS + at % COLUMNS; }
 
 struct Entries {
     uint4 words[IN == 0 ? 2 : 1];
@@ -118,14 +119,14 @@ DEVICE void read_8(float* v, const float* from) {
 
 // The highest bits, 8 neighbouring columns at once: the step at the load.
 DEVICE void first_step(float* values, const unsigned char* signs, const Arguments& given, int row) {
-    constexpr int stride = SIZE >> FIRST;
+    constexpr int stride = LOCAL >> FIRST;
     for (int chunk = threadIdx.x; chunk < stride / 8; chunk += THREADS) {
         Entries loaded[1 << FIRST];
         float v[8 << FIRST];
 #pragma unroll
-        for (int i = 0; i < 1 << FIRST; i++) loaded[i] = load_8(given, row, i * stride + chunk * 8);
+        for (int i = 0; i < 1 << FIRST; i++) loaded[i] = load_8(given, row, outside(i * stride + chunk * 8, blockIdx.y));
 #pragma unroll
-        for (int i = 0; i < 1 << FIRST; i++) unpack_8(v + 8 * i, loaded[i], signs, i * stride + chunk * 8);
+        for (int i = 0; i < 1 << FIRST; i++) unpack_8(v + 8 * i, loaded[i], signs, outside(i * stride + chunk * 8, blockIdx.y));
         butterflies<FIRST, 8>(v);
 #pragma unroll
         for (int i = 0; i < 1 << FIRST; i++) store_8(values + place(i * stride + chunk * 8), v + 8 * i);
@@ -136,7 +137,7 @@ DEVICE void first_step(float* values, const unsigned char* signs, const Argument
 template <int bits, int shift>
 DEVICE void middle_step(float* values) {
     if (bits == 0) return;
-    for (int unit = threadIdx.x; unit < SIZE >> bits; unit += THREADS) {
+    for (int unit = threadIdx.x; unit < LOCAL >> bits; unit += THREADS) {
         int base = unit >> shift << (shift + bits) | (unit & ((1 << shift) - 1));
         float v[1 << bits];
 #pragma unroll
@@ -155,13 +156,13 @@ DEVICE void load_raw(half_word* raw, const unsigned char* signs, const Arguments
         Entries loaded[BATCH] = {};
 #pragma unroll
         for (int i = 0; i < BATCH; i++)
-            if (first + i * THREADS * 8 < SIZE) loaded[i] = load_8(given, row, first + i * THREADS * 8);
+            if (first + i * THREADS * 8 < LOCAL) loaded[i] = load_8(given, row, outside(first + i * THREADS * 8, blockIdx.y));
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             int at = first + i * THREADS * 8;
             if (at >= TILES * 16 * COLUMNS) break;
             float v[8] = {};
-            if (at < SIZE) unpack_8(v, loaded[i], signs, at);
+            if (at < LOCAL) unpack_8(v, loaded[i], signs, outside(at, blockIdx.y));
 #pragma unroll
             for (int plane = 0; plane < INPUTS; plane++) {
                 word pairs[4];
@@ -261,30 +262,42 @@ DEVICE void dense_step(float* values, const half_word* raw, const word* factor) 
 }
 #endif
 
+// `count` (8 or 4) entries from `at` on, scaled, in the output's dtype.
+template <int count>
 DEVICE void store_values(const Arguments& given, float* v, const unsigned char* signs, int row, int at) {
     long to = (long)row * SIZE + at;
 #pragma unroll
-    for (int i = 0; i < 8; i++) v[i] *= given.scale;
-    if (INVERTED) negate(v, signs[at / 8]);
-#if OUT == 0
-    float4* places = (float4*)((float*)given.output + to);
-    places[0] = make_float4(v[0], v[1], v[2], v[3]), places[1] = make_float4(v[4], v[5], v[6], v[7]);
-#else
-    word pairs[4];
+    for (int i = 0; i < count; i++) {
+        v[i] *= given.scale;
+        if (INVERTED) v[i] = as_float(as_word(v[i]) ^ ((word)signs[at / 8] << (31 - i - at % 8) & 0x80000000u));
+    }
 #pragma unroll
-    for (int i = 0; i < 4; i++) pairs[i] = OUT == 1 ? pack_bf16(v[2 * i], v[2 * i + 1]) : pack_fp16(v[2 * i], v[2 * i + 1]);
-    *(uint4*)((half_word*)given.output + to) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-#endif
+    for (int i = 0; i < count; i += 4) {
+        if (OUT == 0) *(float4*)((float*)given.output + to + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
+        else *(uint2*)((half_word*)given.output + to + i) = OUT == 1
+            ? make_uint2(pack_bf16(v[i], v[i + 1]), pack_bf16(v[i + 2], v[i + 3]))
+            : make_uint2(pack_fp16(v[i], v[i + 1]), pack_fp16(v[i + 2], v[i + 3]));
+    }
 }
 
+#if CLUSTER > 1
+constexpr int SHARE = LOCAL / CLUSTER;  // entries of every block that one of them finishes
+constexpr int GATHERS = (SHARE / 4 + THREADS - 1) / THREADS;
+
+// The three bits that are left: four neighbours of each block, from `at` on, as they stand in the row.
+DEVICE void gather(float (&v)[CLUSTER * 4], const float* values, int at) {
+#pragma unroll
+    for (int block = 0; block < CLUSTER; block++) {
+        float4 four = load_four_from_cluster(values + place(at), block);
+        v[4 * block] = four.x, v[4 * block + 1] = four.y, v[4 * block + 2] = four.z, v[4 * block + 3] = four.w;
+    }
+    butterflies<3, 4>(v);
+}
+#endif
+
 #if FOR_PRODUCT
-// The largest magnitude of all threads' values.
-DEVICE float largest(const float (&v)[CHUNKS][8], float* scratch) {
-    float most = 0;
-#pragma unroll
-    for (int c = 0; c < CHUNKS; c++)
-#pragma unroll
-        for (int i = 0; i < 8; i++) most = fmaxf(most, fabsf(v[c][i]));
+// The largest of all threads' values.
+DEVICE float largest(float most, float* scratch) {
     for (int apart = 16; apart; apart /= 2) most = fmaxf(most, exchange(most, apart));
     if (!(threadIdx.x & 31)) scratch[threadIdx.x / 32] = most;
     synchronize_block();
@@ -294,69 +307,152 @@ DEVICE float largest(const float (&v)[CHUNKS][8], float* scratch) {
     return most;
 }
 
-// Entries as integers X = 256 H + L, H and L in planes of bytes: to shared memory and, with `output`, outside. Of every 16 entries
-// these have 0 to 3, 8 to 11, 4 to 7, 12 to 15.
-DEVICE void make_planes(const float (&v)[CHUNKS][8], float most, unsigned char* planes, unsigned char* output, int2* totals) {
-    float per = most > 0 ? 32512.0f / most : 0;
+// Four entries as integers X = 256 H + L, bytes of H and L.
+DEVICE void round_4(const float* v, float per, word& high, word& low) {
+    high = low = 0;
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
-        int chunk = c * THREADS + threadIdx.x, to = chunk / 2 * 16 + (chunk & 1) * 4;
-        word high[2] = {}, low[2] = {};
-        int2 total = make_int2(0, 0);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            int x = round_to_int(v[c][i] * per), h = (x + 128) >> 8;
-            high[i / 4] |= (word)(h & 255) << i % 4 * 8, low[i / 4] |= (word)(x & 255) << i % 4 * 8;
-        }
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            total.x = dot_bytes(high[half], 0x01010101u, total.x), total.y = dot_bytes(low[half], 0x01010101u, total.y);
-            if (chunk >= SLICES * 32) continue;
-            *(word*)(planes + to + half * 8) = high[half];
-            *(word*)(planes + SLICES * 256 + to + half * 8) = low[half];
-            if (!output) continue;
-            *(word*)(output + to + half * 8) = high[half];
-            *(word*)(output + SLICES * 256 + to + half * 8) = low[half];
-        }
-        for (int apart = 16; apart; apart /= 2) total.x += exchange(total.x, apart), total.y += exchange(total.y, apart);
-        if (output && chunk < SLICES * 32 && !(threadIdx.x & 31)) totals[chunk / 32] = total;
+    for (int i = 0; i < 4; i++) {
+        int x = round_to_int(v[i] * per);
+        high |= (word)((x + 128) >> 8 & 255) << i * 8, low |= (word)(x & 255) << i * 8;
     }
-    synchronize_block();
+}
+
+// Where four entries from `at` on stand in planes: of every 16 entries these have 0 to 3, 8 to 11, 4 to 7, 12 to 15.
+DEVICE int byte_of(int at) {
+    int four = at >> 2 & 3;
+    return at + (four == 1 ? 4 : four == 2 ? -4 : 0);
 }
 
 // 16 inputs of one rank times 16 of its scale, in the planes' steps.
-DEVICE float project_16(uint2 codes, word scale, const unsigned char* planes, int at) {
-    uint4 high = ((const uint4*)planes)[at], low = ((const uint4*)(planes + SLICES * 256))[at];
+DEVICE float project_16(uint2 codes, word scale, uint4 high, uint4 low) {
     word a[4] = {codes.x << 4 & 0xF0F0F0F0u, codes.y << 4 & 0xF0F0F0F0u, codes.x & 0xF0F0F0F0u, codes.y & 0xF0F0F0F0u};
     int h = dot_bytes(a[0], high.x, dot_bytes(a[1], high.y, dot_bytes(a[2], high.z, dot_bytes(a[3], high.w, 0))));
     int l = dot_bytes(a[0], low.x, dot_bytes(a[1], low.y, dot_bytes(a[2], low.z, dot_bytes(a[3], low.w, 0))));
     return from_fp16((half_word)scale) * (float)(h * 256 + l);
 }
 
-// t = R y for every `blocks`-th rank: a warp takes one at a time.
-DEVICE void project(const Arguments& given, const unsigned char* planes, float step, int row, int block, int blocks) {
+// Sixteens of a block's planes, `count` of them, `stride` bytes from plane to plane; `where` says which ones of the row they are.
+// Gives the sum of one rank over a warp.
+template <class Where>
+DEVICE float project_rank(const Arguments& given, const unsigned char* planes, int stride, int count, int rank, Where where) {
     constexpr int loads = 4;
-    int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-    for (int rank = block + warp * blocks; rank < given.padded_rank; rank += blocks * WARPS) {
-        float sum = 0;
-        const uint2* codes = (const uint2*)(given.right + (long)rank * SLICES * 32);
-        const half_word* scales = given.right_scales + (long)rank * given.groups;
-        for (int first = lane; first < SLICES * 16 && rank < given.rank; first += 32 * loads) {
-            uint2 loaded[loads];
-            word scale[loads];
+    int lane = threadIdx.x & 31;
+    float sum = 0;
+    const uint2* codes = (const uint2*)(given.right + (long)rank * SLICES * 32);
+    const half_word* scales = given.right_scales + (long)rank * given.groups;
+    for (int first = lane; first < count && rank < given.rank; first += 32 * loads) {
+        uint2 loaded[loads];
+        word scale[loads];
 #pragma unroll
-            for (int i = 0; i < loads; i++) {
-                int at = min(first + i * 32, SLICES * 16 - 1);
-                loaded[i] = codes[at];
-                scale[i] = first + i * 32 < SLICES * 16 ? load_half_word(scales + min(at * 16 / given.group, given.groups - 1)) : 0;
-            }
-#pragma unroll
-            for (int i = 0; i < loads; i++) sum += project_16(loaded[i], scale[i], planes, min(first + i * 32, SLICES * 16 - 1));
+        for (int i = 0; i < loads; i++) {
+            int at = where(min(first + i * 32, count - 1));
+            loaded[i] = codes[at];
+            scale[i] = first + i * 32 < count ? load_half_word(scales + min(at * 16 / given.group, given.groups - 1)) : 0;
         }
-        for (int apart = 16; apart; apart /= 2) sum += exchange(sum, apart);
-        if (lane == 0) given.t[row * given.padded_rank + rank] = sum * step;
+#pragma unroll
+        for (int i = 0; i < loads; i++) {
+            int at = min(first + i * 32, count - 1);
+            sum += project_16(loaded[i], scale[i], ((const uint4*)planes)[at], ((const uint4*)(planes + stride))[at]);
+        }
     }
+    for (int apart = 16; apart; apart /= 2) sum += exchange(sum, apart);
+    return sum;
 }
+
+#if CLUSTER > 1
+// The row in planes, by all blocks; each keeps its own part, [plane][block][SHARE], for t, of which it adds what is its own.
+DEVICE void finish_product(const Arguments& given, float* values, int row) {
+    int own = blockIdx.y, warp = threadIdx.x / 32;
+    float* scratch = values + place(LOCAL) + 8;
+    float* parts = scratch + 32;
+    unsigned char* planes = (unsigned char*)(parts + given.padded_rank + 4);
+    float v[GATHERS][CLUSTER * 4] = {}, most = 0;
+#pragma unroll
+    for (int i = 0; i < GATHERS; i++) {
+        int four = threadIdx.x + i * THREADS;
+        if (four * 4 < SHARE) gather(v[i], values, own * SHARE + four * 4);
+#pragma unroll
+        for (int k = 0; k < CLUSTER * 4; k++) most = fmaxf(most, fabsf(v[i][k]));
+    }
+    most = largest(most, scratch);
+    if (threadIdx.x == 0) scratch[31] = most;
+    synchronize_cluster();
+#pragma unroll
+    for (int block = 0; block < CLUSTER; block++) most = fmaxf(most, load_from_cluster(scratch + 31, block));
+    float per = most > 0 ? 32512.0f / most : 0;
+    unsigned char* output = (unsigned char*)given.output + (long)row * 2 * SLICES * 256;
+#pragma unroll
+    for (int i = 0; i < GATHERS; i++) {
+        int four = threadIdx.x + i * THREADS;
+        if (four * 4 >= SHARE) continue;
+#pragma unroll
+        for (int block = 0; block < CLUSTER; block++) {
+            word high, low;
+            round_4(v[i] + 4 * block, per, high, low);
+            int to = byte_of(outside(own * SHARE + four * 4, block)), kept = block * SHARE + byte_of(four * 4);
+            *(word*)(output + to) = high, *(word*)(output + SLICES * 256 + to) = low;
+            *(word*)(planes + kept) = high, *(word*)(planes + CLUSTER * SHARE + kept) = low;
+        }
+    }
+    for (int at = SIZE + 4 * (own * THREADS + threadIdx.x); at < SLICES * 256; at += 4 * CLUSTER * THREADS)
+        *(word*)(output + at) = *(word*)(output + SLICES * 256 + at) = 0;
+    if (own == 0 && threadIdx.x == 0) given.steps[row] = most * given.scale / 32512.0f;
+    if (given.rank) {
+        synchronize_block();
+        for (int rank = warp; rank < given.padded_rank; rank += WARPS) {
+            float sum = project_rank(given, planes, CLUSTER * SHARE, CLUSTER * SHARE / 16, rank, [=](int at) {
+                return outside(own * SHARE + at % (SHARE / 16) * 16, at / (SHARE / 16)) / 16;
+            });
+            if (!(threadIdx.x & 31)) parts[rank] = sum;
+        }
+        synchronize_cluster();
+        for (int rank = own * THREADS + threadIdx.x; rank < given.padded_rank; rank += CLUSTER * THREADS) {
+            float sum = 0;
+#pragma unroll
+            for (int block = 0; block < CLUSTER; block++) sum += load_from_cluster(parts + rank, block);
+            given.t[row * given.padded_rank + rank] = sum * most * given.scale / (16 * 32512.0f);
+        }
+    }
+    synchronize_cluster();
+}
+#else
+// The row in planes: to shared memory and, by the first block, outside; t for every `blocks`-th rank.
+DEVICE void finish_product(const Arguments& given, float* values, int row) {
+    float v[CHUNKS][8] = {}, most = 0;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        int at = (c * THREADS + threadIdx.x) * 8;
+        if (at < SIZE) {
+            read_8(v[c], values + place(at));
+            last_butterflies(v[c]);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) most = fmaxf(most, fabsf(v[c][i]));
+    }
+    synchronize_block();
+    most = largest(most, values);
+    float per = most > 0 ? 32512.0f / most : 0, step = most * given.scale / 32512.0f;
+    unsigned char *planes = (unsigned char*)(values + 64), *output = (unsigned char*)given.output + (long)row * 2 * SLICES * 256;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+        for (int half = 0; half < 8; half += 4) {
+            int at = (c * THREADS + threadIdx.x) * 8 + half, to = byte_of(at);
+            word high, low;
+            round_4(v[c] + half, per, high, low);
+            if (at >= SLICES * 256) continue;
+            *(word*)(planes + to) = high, *(word*)(planes + SLICES * 256 + to) = low;
+            if (blockIdx.y == 0) *(word*)(output + to) = high, *(word*)(output + SLICES * 256 + to) = low;
+        }
+    if (blockIdx.y == 0 && threadIdx.x == 0) given.steps[row] = step;
+    synchronize_block();
+    if (given.rank)
+        for (int rank = blockIdx.y + threadIdx.x / 32 * gridDim.y; rank < given.padded_rank; rank += gridDim.y * WARPS) {
+            float sum = project_rank(given, planes, SLICES * 256, SLICES * 16, rank, [](int at) { return at; });
+            if (!(threadIdx.x & 31)) given.t[row * given.padded_rank + rank] = sum * step / 16;
+        }
+}
+#endif
 #endif
 
 KERNEL void __launch_bounds__(THREADS) hadamard(Arguments given) {
@@ -378,29 +474,35 @@ KERNEL void __launch_bounds__(THREADS) hadamard(Arguments given) {
 #endif
     middle_step<(STEPS ? MIDDLE / (STEPS ? STEPS : 1) : 0), LAST>(values);
     if (STEPS > 1) middle_step<(STEPS > 1 ? MIDDLE - MIDDLE / STEPS : 0), LAST + (STEPS > 1 ? MIDDLE / STEPS : 0)>(values);
-#if FOR_PRODUCT
-    float v[CHUNKS][8] = {};
-#pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
-        int at = (c * THREADS + threadIdx.x) * 8;
-        if (at >= SIZE) continue;
-        read_8(v[c], values + place(at));
-        last_butterflies(v[c]);
+#if CLUSTER > 1
+    for (int at = threadIdx.x * 8; at < LOCAL; at += THREADS * 8) {
+        float v[8];
+        read_8(v, values + place(at));
+        last_butterflies(v);
+        store_8(values + place(at), v);
     }
-    synchronize_block();
-    float most = largest(v, values);
-    unsigned char* planes = (unsigned char*)(values + 64);
-    bool first = blockIdx.y == 0;
-    make_planes(v, most, planes, first ? (unsigned char*)given.output + (long)row * 2 * SLICES * 256 : nullptr, given.totals + row * SLICES);
-    if (first && threadIdx.x == 0) given.steps[row] = most * given.scale / 32512.0f;
-    if (given.rank) project(given, planes, most * given.scale / (16 * 32512.0f), row, blockIdx.y, gridDim.y);
+    synchronize_cluster();
+#endif
+#if FOR_PRODUCT
+    finish_product(given, values, row);
+#elif CLUSTER > 1
+#pragma unroll
+    for (int i = 0; i < GATHERS; i++) {
+        int at = blockIdx.y * SHARE + (threadIdx.x + i * THREADS) * 4;
+        if ((threadIdx.x + i * THREADS) * 4 >= SHARE) continue;
+        float v[CLUSTER * 4];
+        gather(v, values, at);
+#pragma unroll
+        for (int block = 0; block < CLUSTER; block++) store_values<4>(given, v + 4 * block, signs, row, outside(at, block));
+    }
+    synchronize_cluster();
 #else
 #pragma unroll 4
     for (int at = threadIdx.x * 8; at < SIZE; at += THREADS * 8) {
         float v[8];
         read_8(v, values + place(at));
         last_butterflies(v);
-        store_values(given, v, signs, row, at);
+        store_values<8>(given, v, signs, row, at);
     }
 #endif
 }

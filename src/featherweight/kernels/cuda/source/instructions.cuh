@@ -15,6 +15,14 @@ DEVICE word load_shared(word address) {
     return v;
 }
 
+// Four numbers in the shared memory of a block of the cluster.
+DEVICE float4 load_four_from_cluster(const float* place, int rank) {
+    float4 v;
+    asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\nld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];}"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(shared_address(place)), "r"(rank) : "memory");
+    return v;
+}
+
 DEVICE void add_shared(int* sum, int value) { atomicAdd(sum, value); }
 
 // (a ^ b) & mask in one instruction.
@@ -62,6 +70,7 @@ DEVICE int round_to_int(float value) {
 }
 
 DEVICE float exchange(float value, int lanes_apart) { return __shfl_xor_sync(0xFFFFFFFFu, value, lanes_apart); }
+DEVICE int from_lane(int value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 DEVICE int exchange(int value, int lanes_apart) { return __shfl_xor_sync(0xFFFFFFFFu, value, lanes_apart); }
 #endif
 

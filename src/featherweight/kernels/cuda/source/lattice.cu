@@ -50,12 +50,22 @@ DEVICE void load_slice(uint4 (&x)[4][COLUMNS], int2 (&zero)[COLUMNS], const Argu
     int column = lane >> 2, pair = lane & 3;
 #pragma unroll
     for (int n = 0; n < COLUMNS; n++) {
-        int token = n * 4 + column / 2, of = n * 4 + pair;
+        int token = n * 4 + column / 2;
         const uint4* from = given.planes + ((token * 2 + (column & 1)) * given.slices + slice) * 16 + pair;
 #pragma unroll
         for (int k = 0; k < 4; k++) x[k][n] = token < given.tokens ? from[k * 4] : make_uint4(0, 0, 0, 0);
-        zero[n] = of < given.tokens ? given.totals[of * given.slices + slice] : make_int2(0, 0);
-        zero[n].x *= -8, zero[n].y *= -8;
+    }
+#pragma unroll
+    for (int n = 0; n < COLUMNS; n++) {
+        int total = 0;
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            total = dot_bytes(x[k][n].x, 0xF8F8F8F8u, dot_bytes(x[k][n].y, 0xF8F8F8F8u, total));  // times -8
+            total = dot_bytes(x[k][n].z, 0xF8F8F8F8u, dot_bytes(x[k][n].w, 0xF8F8F8F8u, total));
+        }
+        total += exchange(total, 1);
+        total += exchange(total, 2);
+        zero[n] = make_int2(from_lane(total, 8 * pair), from_lane(total, 8 * pair + 4));
     }
 }
 

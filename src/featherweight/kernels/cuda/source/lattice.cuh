@@ -16,7 +16,6 @@ struct Arguments {
     const word* tables;            // [2 or 3][256]
     const float* scale;            // [1]: of the codewords
     const uint4* planes;           // [tokens][2][256 slices] bytes
-    const int2* totals;            // [tokens][slices]: sums of the planes
     const float* steps;            // [tokens]
     const uint4* left;             // [tiles][rank / 64][32]
     const half_word* left_scales;  // [groups][rank]
