@@ -74,7 +74,8 @@ def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, sha
     tokens, block_rows = x.shape[0], shape.row_warps * shape.tiles * ROWS
     columns = next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
     threads = 32 * shape.row_warps * shape.input_warps
-    constants = {"TILES": shape.tiles, "COLUMNS": columns, "THREADS": threads, "RESIDENT": shape.resident}
+    constants = {"TILES": shape.tiles, "COLUMNS": columns, "SPLITS": shape.splits, "THREADS": threads}
+    constants["RESIDENT"] = shape.resident
     function = _load("multiply", weight, x.dtype, shape.unit, constants, x.device)
     description = _Weights.of(weight, shape.unit)
     phases = -(-description.units // (shape.input_warps * shape.splits))
@@ -82,11 +83,13 @@ def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, sha
     groups = -(-weight.rows // block_rows)
     sums = 4 * (1 if groups <= shape.blocks else 2) * tokens * block_rows
     resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
-    numbers = (weight.rows, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1, resident)
+    blocks = min(groups, shape.blocks)
+    numbers = (weight.rows, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
+    numbers += (groups // blocks, groups % blocks, phases, resident)
     function.launch(
-        (min(groups, shape.blocks), shape.splits, 1),
+        (blocks, shape.splits, 1),
         (32, shape.row_warps, shape.input_warps),
-        shape.input_warps * ((phases if resident else min(phases, 2)) * stage + sums),
+        shape.input_warps * ((phases if resident else 2) * stage + sums),
         [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers)],
         cluster=shape.splits,
         overlapped=overlapped,

@@ -52,13 +52,22 @@ DEVICE void synchronize_threads(int barrier, int threads) {
     else asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// Blocks of a cluster: all wait for all; a number in the shared memory of one of them, by its rank.
-DEVICE void synchronize_cluster() { asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory"); }
-DEVICE float load_from_cluster(const float* place, int rank) {
+// Blocks of a cluster: all wait for all. What a block wrote to its shared memory before its own barrier is then seen by the
+// others; of device memory nothing is promised, which would cost a microsecond.
+DEVICE void synchronize_cluster() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// A number in the shared memory of a block of the cluster, by its rank; in one's own if there are no others.
+DEVICE float load_from_block(const float* place, int rank) {
     word address = (word)__cvta_generic_to_shared(place);
     float v;
+#if SPLITS > 1
     asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];}"
                  : "=f"(v) : "r"(address), "r"(rank) : "memory");
+#else
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+#endif
     return v;
 }
 

@@ -1,14 +1,14 @@
 // y = x Wᵀ for few tokens: weights are the matrix unit's 16-row operand, tokens its columns.
 //
-// A warp takes `TILES` tiles of 16 rows and, in each phase, a unit of UNIT inputs: it asks for all codes of the unit at once,
-// and for those of its next unit as it uses these up. Warps of a block lie in `row_warps` by `input_warps`; those of the same
+// A warp takes `TILES` tiles of 16 rows and, in each phase, a unit of UNIT inputs; before it multiplies by one unit it asks for all
+// codes of its next, so that a unit of every warp is under way at any time. Warps of a block lie in `row_warps` by `input_warps`; those of the same
 // inputs share the activations, which pass through shared memory in two stages. Sums over inputs are taken per group in the
 // matrix unit, times the group's scale in fp32, then over the input warps in their order, so results repeat bit for bit.
 //
 // To add a storage, write its `decode_step`, `ZeroPair` and `ScalePair` in a file beside `integer.cuh`; to add a term, add to
 // `total` before the sums are exchanged.
 //
-// Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), THREADS, RESIDENT.
+// Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), SPLITS, THREADS, RESIDENT.
 #include "tiles.cuh"
 
 constexpr int STRIDE = UNIT + 32;  // of a token's activations in shared memory: no bank conflicts
@@ -38,8 +38,7 @@ DEVICE void multiply_steps(float (&sums)[TILES][COLUMNS][4], const Unit& unit, c
 
 // One group of a unit: exact products of its codes, then its scale.
 template <int INDEX>
-DEVICE void multiply_groups(float (&total)[TILES][COLUMNS][4], Unit& unit, const unsigned char* const (&tokens)[COLUMNS],
-                            const Place& place, int next) {
+DEVICE void multiply_groups(float (&total)[TILES][COLUMNS][4], const Unit& unit, const unsigned char* const (&tokens)[COLUMNS]) {
     if constexpr (INDEX < BLOCKS * GROUPS) {
         float sums[TILES][COLUMNS][4] = {};
         ZeroPair zero[TILES];
@@ -62,14 +61,8 @@ DEVICE void multiply_groups(float (&total)[TILES][COLUMNS][4], Unit& unit, const
                 total[slot][column][2] += lower * sums[slot][column][2];
                 total[slot][column][3] += lower * sums[slot][column][3];
             }
-            if (next >= 0) {  // the codes just used up make room for those of the next unit
-                constexpr int used = loads_before(INDEX * GROUP), end = loads_before((INDEX + 1) * GROUP);
-#pragma unroll
-                for (int load = used; load < end; load++) unit.codes[slot][load] = load_stream(place.codes[slot] + load * 32);
-                place.load_scales(unit, slot, next, INDEX);
-            }
         }
-        multiply_groups<INDEX + 1>(total, unit, tokens, place, next);
+        multiply_groups<INDEX + 1>(total, unit, tokens);
     }
 }
 
@@ -81,21 +74,20 @@ struct Activations {
 
     DEVICE unsigned char* stage(int index) const { return stages + index * bytes; }
 
+    DEVICE void copy_row(int token, int piece, int unit, int index) const {
+        int input = unit * UNIT + piece * 8;
+        bool inside = input < inputs;
+        copy_to_shared(stage(index) + 2 * (token * STRIDE + piece * 8), x + (long)token * stride + (inside ? input : 0), inside);
+    }
+
     DEVICE void copy(int unit, int index) const {
-        constexpr int PIECES = UNIT / 8;  // of 16 bytes, of a token; threads are a power of two
-        int per_token = sharing < PIECES ? sharing : PIECES, tokens_at_once = sharing / per_token;
-        for (int token = member / PIECES; token < tokens; token += tokens_at_once) {
-            const half_word* source = x + (long)token * stride;
-            for (int piece = member % PIECES; piece < PIECES; piece += per_token) {
-                int input = unit * UNIT + piece * 8;
-                bool inside = input < inputs;
-                copy_to_shared(stage(index) + 2 * (token * STRIDE + piece * 8), source + (inside ? input : 0), inside);
-            }
-        }
+        constexpr int PIECES = UNIT / 8;  // of 16 bytes, of a token
+        for (int piece = member; piece < tokens * PIECES; piece += sharing) copy_row(piece / PIECES, piece % PIECES, unit, index);
     }
 };
 
-DEVICE void put_sums(float* sums, const float (&total)[TILES][COLUMNS][4], int tokens, int block_rows, int row_warp, int lane) {
+// Writes a warp's sums to shared memory and starts anew.
+DEVICE void put_sums(float* sums, float (&total)[TILES][COLUMNS][4], int tokens, int block_rows, int row_warp, int lane) {
 #pragma unroll
     for (int slot = 0; slot < TILES; slot++) {
 #pragma unroll
@@ -104,6 +96,7 @@ DEVICE void put_sums(float* sums, const float (&total)[TILES][COLUMNS][4], int t
             for (int part = 0; part < 4; part++) {
                 int token = column * 8 + lane % 4 * 2 + part % 2, row = (row_warp * TILES + slot) * 16 + lane / 4 + part / 2 * 8;
                 if (token < tokens) sums[token * block_rows + row] = total[slot][column][part];
+                total[slot][column][part] = 0.0f;
             }
         }
     }
@@ -115,41 +108,34 @@ struct Outputs {
     int rows, tokens, stride, row_shift;  // a block's rows are 2^row_shift
 
     // Adds what the input warps of all blocks of the cluster found, in a fixed order, and writes.
-    DEVICE void write(const float* sums, int block, int input_warps, int splits, int split, int thread, int threads) const {
-        for (int entry = split * threads + thread; entry < tokens << row_shift; entry += splits * threads) {
+    DEVICE void write(const float* sums, int block, int input_warps, int split, int thread, int threads) const {
+        for (int entry = split * threads + thread; entry < tokens << row_shift; entry += SPLITS * threads) {
             int token = entry >> row_shift, row = (block << row_shift) + (entry & ((1 << row_shift) - 1));
             if (row >= rows) continue;
             float sum = bias ? from_number(bias[row]) : 0.0f;
             const float* place = sums + entry;
-            if (splits == 1) {
+            for (int other = 0; other < SPLITS; other++) {
 #pragma unroll 8
-                for (int warp = 0; warp < input_warps; warp++) sum += place[warp * tokens << row_shift];
-            } else {
-                for (int other = 0; other < splits; other++) {
-#pragma unroll 8
-                    for (int warp = 0; warp < input_warps; warp++) sum += load_from_cluster(place + (warp * tokens << row_shift), other);
-                }
+                for (int warp = 0; warp < input_warps; warp++) sum += load_from_block(place + (warp * tokens << row_shift), other);
             }
             y[(long)token * stride + row] = to_number(sum);
         }
     }
 };
 
-// Blocks (x, y): y of `splits` blocks that take the units in turn and form a cluster; the groups of rows are dealt out to the x, at
-// most one more to one than to another. `resident`: all activations stay in shared memory, else they pass through two stages.
+// Blocks (x, y): the SPLITS blocks of equal x take the units in turn and form a cluster. Groups of rows are dealt out to the x:
+// `share` to each, one more to the first `spare`. `phases` is how often a warp takes a unit of the same rows. `resident`: all
+// activations stay in shared memory, else they pass through two stages.
 KERNEL void __launch_bounds__(THREADS, RESIDENT)
 multiply(Weights weights, const half_word* x, half_word* y, const half_word* bias, int rows, int inputs, int tokens, int x_stride,
-         int y_stride, int row_shift, int resident) {
+         int y_stride, int row_shift, int share, int spare, int phases, int resident) {
     SHARED_MEMORY(memory);
     int lane = threadIdx.x, row_warp = threadIdx.y, input_warp = threadIdx.z, row_warps = blockDim.y, input_warps = blockDim.z;
-    int splits = gridDim.y, step = splits * input_warps, first = blockIdx.y * input_warps + input_warp;
-    int units = weights.units, phases = (units + step - 1) / step, stages = resident ? phases : phases < 2 ? phases : 2;
-    int groups = ((rows - 1) >> row_shift) + 1, share = groups / gridDim.x, spare = groups - share * gridDim.x, x_index = blockIdx.x;
-    int rounds = share + (x_index < spare), block = x_index * share + (x_index < spare ? x_index : spare);
-    Unit unit;
-    Place place;
-    place.find(weights, (block * row_warps + row_warp) * TILES, first, lane);
-    if (first < units) place.load(unit, first);
+    int step = SPLITS * input_warps, first = blockIdx.y * input_warps + input_warp, units = weights.units;
+    int stages = resident ? phases : 2, index = blockIdx.x;
+    int rounds = share + (index < spare), block = index * share + (index < spare ? index : spare);
+    Unit units_held[2];
+    load_unit(units_held[0], weights, (block * row_warps + row_warp) * TILES, first, lane);
     release_dependents();
     wait_for_inputs();
 
@@ -165,34 +151,37 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
         column_at[column] = 2 * ((token < tokens ? token : tokens - 1) * STRIDE + lane % 4 * 8);
     }
     activations.copy(first, 0);
-    for (int round = 0, turn = 0; round < rounds; round++, block++) {
-        float total[TILES][COLUMNS][4] = {};
-        for (int phase = 0, current = first; phase < phases; phase++, turn++, current += step) {
-            bool last = phase + 1 == phases, more = !last || round + 1 < rounds;
-            int next = last ? first : current + step, here = resident ? phase : turn & 1, there = resident ? phase + 1 : here ^ 1;
-            if (!resident || round == 0) {
-                finish_copies();
-                synchronize_threads(1 + input_warp, sharing);
-                if (resident ? !last : more && phases > 1) activations.copy(next, there);
-            }
-            place.find(weights, ((block + last) * row_warps + row_warp) * TILES, next, lane);
-            more = more && next < units;
-            if (current < units) {
-                const unsigned char* columns[COLUMNS];
-#pragma unroll
-                for (int column = 0; column < COLUMNS; column++) columns[column] = activations.stage(here) + column_at[column];
-                multiply_groups<0>(total, unit, columns, place, more ? next : -1);
-            } else if (more) {
-                place.load(unit, next);
-            }
+    float total[TILES][COLUMNS][4] = {};
+    int round = 0, phase = 0, turn = 0, current = first;
+    // Asks for the warp's next unit, then multiplies by the one that is there; at the end of a group of rows writes its sums.
+    auto take = [&](const Unit& now, Unit& then) {
+        bool last = phase + 1 == phases, more = !last || round + 1 < rounds;
+        int next = last ? first : current + step, here = resident ? phase : turn & 1;
+        if (more) load_unit(then, weights, ((block + last) * row_warps + row_warp) * TILES, next, lane);
+        if (!resident || round == 0) {
+            finish_copies();
+            synchronize_threads(1 + input_warp, sharing);
+            if (resident ? !last : more) activations.copy(next, resident ? phase + 1 : here ^ 1);
         }
-        float* buffer = sums + (round & 1) * (input_warps * tokens << row_shift);
-        put_sums(buffer + (input_warp * tokens << row_shift), total, tokens, 1 << row_shift, row_warp, lane);
-        if (splits == 1) synchronize_block();
-        else synchronize_cluster();
-        outputs.write(buffer, block, input_warps, splits, blockIdx.y, (input_warp * row_warps + row_warp) * 32 + lane,
-                      sharing * input_warps);
-    }
-    if (splits > 1) synchronize_cluster();  // a block stays until its sums were read
+        if (current < units) {
+            const unsigned char* columns[COLUMNS];
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column++) columns[column] = activations.stage(here) + column_at[column];
+            multiply_groups<0>(total, now, columns);
+        }
+        turn++, phase++, current = next;
+        if (last) {
+            float* buffer = sums + (round & 1) * (input_warps * tokens << row_shift);
+            put_sums(buffer + (input_warp * tokens << row_shift), total, tokens, 1 << row_shift, row_warp, lane);
+            synchronize_block();
+            if (SPLITS > 1) synchronize_cluster();
+            outputs.write(buffer, block, input_warps, blockIdx.y, (input_warp * row_warps + row_warp) * 32 + lane,
+                          sharing * input_warps);
+            round++, block++, phase = 0;
+        }
+        return more;
+    };
+    while (take(units_held[0], units_held[1]) && take(units_held[1], units_held[0])) {}
+    if (SPLITS > 1) synchronize_cluster();  // a block stays until its sums were read
 }
 EXPORT(multiply)

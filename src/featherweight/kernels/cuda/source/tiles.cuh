@@ -24,43 +24,25 @@ struct Weights {
     int scale_blocks;  // of a tile
 };
 
-// Where a warp's next unit lies, for each of its tiles.
-struct Place {
-    const uint4* codes[TILES];
-    const unsigned char* scales[TILES];
-#if ZEROS
-    const unsigned char* zeros[TILES];
-#endif
-
-    DEVICE void find(const Weights& weights, int tile, int unit, int lane) {
+// Asks for the codes, scales and zero points of unit `unit` of tiles `tile` and on. Past the end what is there is read again.
+DEVICE void load_unit(Unit& target, const Weights& weights, int tile, int unit, int lane) {
+    unit = unit < weights.units ? unit : weights.units - 1;
 #pragma unroll
-        for (int slot = 0; slot < TILES; slot++) {
-            int here = tile + slot < weights.tiles ? tile + slot : weights.tiles - 1;  // past the end: read, and never written
-            codes[slot] = weights.codes + ((unsigned)(here * weights.units + unit) * LOADS * 32 + lane);
-            unsigned at = ((unsigned)(here * weights.scale_blocks + (WIDE == 1 ? unit * BLOCKS : 0)) * 8 + lane / 4) * GROUPS;
-            scales[slot] = weights.scales + at * ScalePair::SIZE;
+    for (int slot = 0; slot < TILES; slot++) {
+        int here = tile + slot < weights.tiles ? tile + slot : weights.tiles - 1;
+        const uint4* codes = weights.codes + ((unsigned)(here * weights.units + unit) * LOADS * 32 + lane);
+#pragma unroll
+        for (int load = 0; load < LOADS; load++) target.codes[slot][load] = load_stream(codes + load * 32);
+        unsigned first = ((unsigned)(here * weights.scale_blocks + (WIDE == 1 ? unit * BLOCKS : 0)) * 8 + lane / 4) * GROUPS;
+        const unsigned char* scales = weights.scales + first * ScalePair::SIZE;
+#pragma unroll
+        for (int index = 0; index < BLOCKS * GROUPS; index++) {
+            unsigned at = index / GROUPS * 8 * GROUPS + index % GROUPS;
+            if (WIDE != 1) at = WIDE == 0 ? 0 : (unsigned)(unit * BLOCKS + index) / (WIDE ? WIDE : 1) * 8;
+            target.scales[slot][index].load(scales + at * ScalePair::SIZE);
 #if ZEROS
-            zeros[slot] = weights.zeros + at * 2;
+            target.zeros[slot][index] = load_half_word(weights.zeros + (first + at) * 2);
 #endif
         }
     }
-
-    DEVICE void load_scales(Unit& target, int slot, int unit, int index) const {
-        unsigned at = index / GROUPS * 8 * GROUPS + index % GROUPS;
-        if (WIDE != 1) at = WIDE == 0 ? 0 : (unsigned)(unit * BLOCKS + index) / (WIDE ? WIDE : 1) * 8;
-        target.scales[slot][index].load(scales[slot] + at * ScalePair::SIZE);
-#if ZEROS
-        target.zeros[slot][index] = load_half_word(zeros[slot] + at * 2);
-#endif
-    }
-
-    DEVICE void load(Unit& target, int unit) const {
-#pragma unroll
-        for (int slot = 0; slot < TILES; slot++) {
-#pragma unroll
-            for (int load = 0; load < LOADS; load++) target.codes[slot][load] = load_stream(codes[slot] + load * 32);
-#pragma unroll
-            for (int index = 0; index < BLOCKS * GROUPS; index++) load_scales(target, slot, unit, index);
-        }
-    }
-};
+}
