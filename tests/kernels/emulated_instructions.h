@@ -13,20 +13,29 @@ DEVICE float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 DEVICE int2 make_int2(int x, int y) { return {x, y}; }
 
 // Shared memory begins at address 1024, as on the card.
-DEVICE word shared_address(const void* pointer) { return (word)((const unsigned char*)pointer - current->shared) + 1024; }
+DEVICE word shared_address(const void* pointer) { return (word)((const unsigned char*)pointer - fibre_here->shared) + 1024; }
 template <int OFFSET>
-DEVICE word load_shared(word address) { return *(const word*)(current->shared + address - 1024 + OFFSET); }
+DEVICE word load_shared(word address) { return *(const word*)(fibre_here->shared + address - 1024 + OFFSET); }
+DEVICE void meet_blocks() {
+    synchronize_block();
+    synchronize_cluster();
+}
+DEVICE void prefetch(const void*) {}
+DEVICE float load_one_from_cluster(const float* place, int rank) {
+    size_t offset = (const unsigned char*)place - fibre_here->shared;
+    return *(const float*)(cluster_memory[rank].data() + offset);
+}
 DEVICE float4 load_four_from_cluster(const float* place, int rank) {
-    return {load_from_cluster(place, rank), load_from_cluster(place + 1, rank), load_from_cluster(place + 2, rank),
-            load_from_cluster(place + 3, rank)};
+    return {load_one_from_cluster(place, rank), load_one_from_cluster(place + 1, rank), load_one_from_cluster(place + 2, rank),
+            load_one_from_cluster(place + 3, rank)};
 }
 DEVICE void add_shared(int* sum, int value) { *sum += value; }
 
 DEVICE word differing_bits(word a, word b, word mask) { return (a ^ b) & mask; }
 
 DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
-    auto& words = current->warp->words;
-    int lane = current->lane;
+    auto& words = fibre_here->warp->words;
+    int lane = fibre_here->lane;
     for (int i = 0; i < 4; i++) words[lane][i] = a[i];
     words[lane][4] = b0;
     words[lane][5] = b1;
@@ -47,15 +56,15 @@ DEVICE int dot_bytes(word a, word b, int sum) {
 }
 
 DEVICE void load_transposed(word (&d)[4], const half_word* row) {
-    auto& words = current->warp->words;
-    memcpy(words[current->lane], &row, sizeof row);
+    auto& words = fibre_here->warp->words;
+    memcpy(words[fibre_here->lane], &row, sizeof row);
     synchronize_warp();
     for (int tile = 0; tile < 4; tile++) {
         d[tile] = 0;
         for (int second = 0; second < 2; second++) {
             const half_word* from;
-            memcpy(&from, words[tile * 8 + current->lane % 4 * 2 + second], sizeof from);
-            d[tile] |= (word)from[current->lane / 4] << 16 * second;
+            memcpy(&from, words[tile * 8 + fibre_here->lane % 4 * 2 + second], sizeof from);
+            d[tile] |= (word)from[fibre_here->lane / 4] << 16 * second;
         }
     }
     synchronize_warp();
@@ -67,16 +76,16 @@ DEVICE int round_to_int(float value) { return (int)std::nearbyint(value); }
 
 template <class Number>
 DEVICE Number exchange(Number value, int lanes_apart) {
-    auto& words = current->warp->words;
-    memcpy(words[current->lane], &value, 4);
+    auto& words = fibre_here->warp->words;
+    memcpy(words[fibre_here->lane], &value, 4);
     synchronize_warp();
-    memcpy(&value, words[current->lane ^ lanes_apart], 4);
+    memcpy(&value, words[fibre_here->lane ^ lanes_apart], 4);
     synchronize_warp();
     return value;
 }
 DEVICE int from_lane(int value, int lane) {
-    auto& words = current->warp->words;
-    words[current->lane][0] = (word)value;
+    auto& words = fibre_here->warp->words;
+    words[fibre_here->lane][0] = (word)value;
     synchronize_warp();
     value = (int)words[lane][0];
     synchronize_warp();

@@ -93,6 +93,23 @@ def _cuda_integer(signature: Signature, device: torch.device) -> tuple[bool, str
     return True, "16-bit activations without gradients: codes go straight to the matrix unit, or by slabs for many tokens"
 
 
+def _cuda_lattice(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """Codes of the E8 lattice between Hadamard rotations, on Hopper and later, where a compiler is at hand."""
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    from featherweight.kernels.cuda.compiler import missing
+
+    against: str = importlib.import_module(_LATTICE.replace("prepared", "device")).unsupported(signature)
+    if (activations := signature.get("activations", "bfloat16")) not in ("bfloat16", "float16"):
+        against = f"for bfloat16 and float16 activations, not {activations}"
+    elif not against and not torch.cuda.is_available():
+        against = "there is no CUDA device here"
+    elif not against and (capability := torch.cuda.get_device_capability(device)) < (9, 0):
+        against = f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
+    against = against or missing()
+    return not against, against or "16-bit activations without gradients: rotated, then multiplied from codes; by values if many"
+
+
 def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """What `torch._int_mm` takes on CUDA: more than 16 tokens, inputs and outputs in eights; on a CPU anything."""
     if device.type not in ("cpu", "cuda"):
@@ -104,6 +121,7 @@ def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
 
 
 _ROOM = "featherweight.kernels"
+_LATTICE = "featherweight.packed.lattice_prepared"  # beside the storages of which it puts together what it stored
 OPS: dict[str, tuple[Kernel, ...]] = {
     "sweep_block": (
         Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", _triton_sweep),
@@ -115,6 +133,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     ),
     "dequantize_matmul": (
         Kernel("cuda", f"{_ROOM}.cuda.prepared", "prepare_integer", _cuda_integer, prepares=True),
+        Kernel("cuda lattice", _LATTICE, "prepare_lattice", _cuda_lattice, prepares=True),
         Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),
     ),
     "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),

@@ -31,7 +31,7 @@ def unsupported(description: Mapping[str, Any]) -> str:
     """
     if description["kind"] != "rotated":
         return "only lattices between rotations are written"
-    terms = _terms(description["inner"])
+    terms = terms_of(description["inner"])
     if terms[0]["kind"] != "lattice" or len(terms) > 2:
         return "between the rotations a lattice and at most one low-rank term are written"
     if description["input"] is None:
@@ -43,7 +43,8 @@ def unsupported(description: Mapping[str, Any]) -> str:
     return _unsupported_term(terms[1]) if len(terms) == 2 else ""
 
 
-def _terms(inner: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def terms_of(inner: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Descriptions of the terms of a sum, or of the one thing that is no sum."""
     return [term for name, term in inner.items() if name.startswith("terms_")] if inner["kind"] == "sum" else [inner]
 
 

@@ -17,8 +17,8 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 #: Shared memory of a block, at most.
 MOST_SHARED = 232448
 
-#: Rows up to which latency counts more than throughput.
-FEW_ROWS = 16
+#: Rows up to which latency counts more than throughput, and the size from which a cluster then takes one.
+FEW_ROWS, LONG_ROW = 16, 12288
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def _shared_bytes(size: int, twos: int, planes: int, cluster: int, rank: int = 0
 def _cluster(size: int, twos: int, rows: int) -> int:
     """Blocks to a row: eight for few rows that are long enough and can be cut so."""
     can = twos >= 7 and (size // 64) % 16 == 0
-    return 8 if can and rows <= FEW_ROWS and size >= 4096 else 1
+    return 8 if can and rows <= FEW_ROWS and size >= LONG_ROW else 1
 
 
 def rotate(x: Tensor, rotation: DeviceRotation, dtype: torch.dtype, splits: int = 1, overlapped: bool = True) -> Tensor:
@@ -137,7 +137,7 @@ def rotate_for_product(x: Tensor, rotation: DeviceRotation, right: DeviceRight |
         arguments.projected = rotated.projected.data_ptr()
         arguments.rank, arguments.padded_rank, arguments.group = right.rank, padded, right.group
         arguments.groups = right.scales.shape[1]
-    blocks = max(1, min(padded // 8, 128 // rows))
+    blocks = max(1, min(8, 128 // rows)) if right is not None else 1
     _launch(x.dtype, rotation, {"FOR_PRODUCT": 1, "OUT": 0}, arguments, blocks, device, overlapped)
     return rotated
 
@@ -157,12 +157,12 @@ def _launch(
     rows, size, twos = arguments.rows, rotation.size, rotation.twos
     cluster = _cluster(size, twos, rows)
     few = 512 if constants["FOR_PRODUCT"] and cluster > 1 and arguments.rank else size // cluster // 8
-    threads = min(512, max(64, -(-(few if rows <= FEW_ROWS else size // 32) // 32) * 32))
+    threads = min(512, max(64, -(-(few if rows <= FEW_ROWS else size // 16) // 32) * 32))
     constants |= {
         "FACTOR": size >> twos, "TWOS": twos, "IN": DTYPES[dtype], "INVERTED": int(rotation.inverted), "THREADS": threads,
-        "CLUSTER": cluster,
+        "CLUSTER": cluster, "STEP": 6 if rows <= FEW_ROWS else 4,
     }  # fmt: skip
     function = driver.load("hadamard.cu", "hadamard", driver.constants_of(constants), device)
     shared = _shared_bytes(size, twos, 2 if dtype == torch.float32 else 1, cluster, arguments.padded_rank)
-    grid = (rows, cluster if cluster > 1 else blocks, 1)
+    grid = (rows, cluster * max(1, min(blocks, 16 // rows)) if cluster > 1 else blocks, 1)
     function.launch(grid, (threads, 1, 1), shared, [arguments], cluster=cluster, overlapped=overlapped)

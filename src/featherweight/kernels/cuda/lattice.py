@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -82,10 +81,18 @@ class _Arguments(ctypes.Structure):
             "codes", "tables", "scale", "planes", "steps", "left", "left_scales", "projected", "output"
         )),
         *((name, ctypes.c_int) for name in (
-            "tiles", "slices", "rows", "tokens", "rank", "group_tiles", "output_type", "most_tiles", "sums_at"
+            "tiles", "slices", "rows", "tokens", "group_tiles", "output_type", "most_tiles", "sums_at"
         )),
         ("residual", ctypes.c_float),
     )  # fmt: skip
+
+
+class _Values(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("codes", "tables", "scale", "output")),
+        *((name, ctypes.c_int) for name in ("slices", "rows", "inputs", "first_tile", "tiles", "type")),
+        ("per_residual", ctypes.c_float),
+    )
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def shape_for(weight: DeviceLattice, tokens: int, processors: int, may_split: bo
     room = max(TABLE - 1024, MOST_SHARED - TABLE * (3 if bits == 3 else 2))
     while blocks < tiles and _sum_bytes(-(-tiles // blocks), tokens, bits, weight.left) > room:
         blocks = min(tiles, blocks + processors)
-    return Shape(blocks, splits, 16 if tokens <= 8 else 12, 3 if bits == 2 and tokens <= 4 else 2)
+    return Shape(blocks, splits, 16 if tokens <= 8 else 12, 2 if tokens <= 8 else 1)
 
 
 def _columns(tokens: int) -> int:
@@ -139,9 +146,9 @@ def multiply_rotated(
     tiles, slices = weight.codes.shape[:2]
     tokens, device = x.steps.shape[0], x.planes.device
     if shape is None:
-        shape = shape_for(weight, tokens, processors(device), dtype == torch.float32)
+        shape = shape_for(weight, tokens, driver.processors(device), dtype == torch.float32)
     output = torch.empty(shape.splits, tokens, weight.rows, dtype=dtype, device=device)
-    arguments = _Arguments(group_tiles=1)
+    arguments, rank = _Arguments(group_tiles=1), 0
     for name, tensor in (
         ("codes", weight.codes), ("tables", weight.tables), ("scale", weight.scale), ("planes", x.planes),
         ("steps", x.steps), ("output", output),
@@ -150,7 +157,7 @@ def multiply_rotated(
     if weight.left is not None and x.projected is not None:
         left = weight.left
         arguments.left, arguments.left_scales = left.codes.data_ptr(), left.scales.data_ptr()
-        arguments.projected, arguments.rank, arguments.group_tiles = x.projected.data_ptr(), left.rank, left.group // 16
+        arguments.projected, arguments.group_tiles, rank = x.projected.data_ptr(), left.group // 16, left.rank
     arguments.tiles, arguments.slices, arguments.rows, arguments.tokens = tiles, slices, weight.rows, tokens
     arguments.output_type, arguments.most_tiles = DTYPES[dtype], -(-tiles // shape.blocks)
     arguments.residual = weight.residual
@@ -159,10 +166,22 @@ def multiply_rotated(
     if sums > TABLE - 1024:
         arguments.sums_at = end
         end += sums
-    constants = {"BITS": weight.bits, "COLUMNS": columns, "WARPS": shape.warps, "DEPTH": shape.depth}
+    constants = {"BITS": weight.bits, "COLUMNS": columns, "RANK": rank, "WARPS": shape.warps, "DEPTH": shape.depth}
     function = driver.load("lattice.cu", "lattice_multiply", driver.constants_of(constants), device)
     function.launch((shape.blocks, shape.splits, 1), (32 * shape.warps, 1, 1), end, [arguments], overlapped=overlapped)
     return output
+
+
+def values(weight: DeviceLattice, output: Tensor, first: int) -> None:
+    """Rows from `first` on (a multiple of 16) into `output [rows, in]`, bf16 or fp16; inputs are a multiple of 16."""
+    tiles, slices = -(-len(output) // 16), weight.codes.shape[1]
+    arguments = _Values(
+        weight.codes.data_ptr(), weight.tables.data_ptr(), weight.scale.data_ptr(), output.data_ptr(), slices,
+        first + len(output), weight.inputs, first // 16, tiles, DTYPES[output.dtype], 1 / weight.residual,
+    )  # fmt: skip
+    constants = {"BITS": weight.bits, "COLUMNS": 1, "RANK": 0, "WARPS": 8}
+    function = driver.load("lattice_values.cu", "lattice_values", driver.constants_of(constants), output.device)
+    function.launch((-(-tiles * slices // 8), 1, 1), (256, 1, 1), 3072, [arguments])
 
 
 def multiply(x: Tensor, weight: DeviceRotated, overlapped: bool = True) -> Tensor:
@@ -172,9 +191,3 @@ def multiply(x: Tensor, weight: DeviceRotated, overlapped: bool = True) -> Tenso
         return multiply_rotated(rotated, weight.inner, x.dtype, overlapped=overlapped)[0]
     product = multiply_rotated(rotated, weight.inner, torch.float32, overlapped=overlapped)
     return rotate(product, weight.output, x.dtype, product.shape[0], overlapped)
-
-
-@cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a device."""
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -5,15 +5,15 @@
 // One block takes one row, or a cluster of eight: each an eighth of the columns, whose last three bits go from block to block.
 // With FOR_PRODUCT the row is given as lattice.cu reads it, and t = R y for a factor R of 4-bit codes, in which blocks share.
 //
-// Fixed when compiled: FACTOR, TWOS, IN and OUT (0 fp32, 1 bf16, 2 fp16), INVERTED, FOR_PRODUCT, THREADS, CLUSTER (1 or 8).
+// Fixed when compiled: FACTOR, TWOS, IN and OUT (0 fp32, 1 bf16, 2 fp16), INVERTED, FOR_PRODUCT, THREADS, CLUSTER (1 or 8), STEP (bits at a time).
 #include "instructions.cuh"
 
 constexpr int SIZE = FACTOR << TWOS, LOCAL_TWOS = CLUSTER > 1 ? TWOS - 3 : TWOS;
 constexpr int COLUMNS = 1 << LOCAL_TWOS, LOCAL = FACTOR * COLUMNS;             // of a block
 constexpr int CHUNKS = (LOCAL / 8 + THREADS - 1) / THREADS;
 constexpr int LAST = LOCAL_TWOS < 3 ? LOCAL_TWOS : 3;                          // bits of the last step, at stride 1
-constexpr int FIRST = FACTOR > 1 ? 0 : LOCAL_TWOS - LAST < 3 ? LOCAL_TWOS - LAST : 3;  // of the one at the load
-constexpr int MIDDLE = LOCAL_TWOS - LAST - FIRST, STEPS = (MIDDLE + 5) / 6;
+constexpr int FIRST = FACTOR > 1 ? 0 : LOCAL_TWOS - LAST < STEP - 3 ? LOCAL_TWOS - LAST : STEP - 3;  // of the one at the load
+constexpr int MIDDLE = LOCAL_TWOS - LAST - FIRST;
 constexpr int INPUTS = IN == 0 ? 2 : 1;                                        // planes of 16 bits
 constexpr int TILES = (FACTOR + 15) / 16, PITCH = COLUMNS + 8;
 constexpr bool HELD = FACTOR <= 64;
@@ -61,6 +61,8 @@ DEVICE void last_butterflies(float* v) {
                 v[i] = a + b, v[i + half] = a - b;
             }
 }
+
+DEVICE int own_block() { return blockIdx.y & (CLUSTER - 1); }
 
 // Where entry `at` of a block stands in the row; in a cluster every block has an eighth of the columns.
 DEVICE int outside(int at, int block) { return CLUSTER == 1 ? at : (at / COLUMNS * CLUSTER + block) * COLUMNS + at % COLUMNS; }
@@ -124,9 +126,9 @@ DEVICE void first_step(float* values, const unsigned char* signs, const Argument
         Entries loaded[1 << FIRST];
         float v[8 << FIRST];
 #pragma unroll
-        for (int i = 0; i < 1 << FIRST; i++) loaded[i] = load_8(given, row, outside(i * stride + chunk * 8, blockIdx.y));
+        for (int i = 0; i < 1 << FIRST; i++) loaded[i] = load_8(given, row, outside(i * stride + chunk * 8, own_block()));
 #pragma unroll
-        for (int i = 0; i < 1 << FIRST; i++) unpack_8(v + 8 * i, loaded[i], signs, outside(i * stride + chunk * 8, blockIdx.y));
+        for (int i = 0; i < 1 << FIRST; i++) unpack_8(v + 8 * i, loaded[i], signs, outside(i * stride + chunk * 8, own_block()));
         butterflies<FIRST, 8>(v);
 #pragma unroll
         for (int i = 0; i < 1 << FIRST; i++) store_8(values + place(i * stride + chunk * 8), v + 8 * i);
@@ -134,19 +136,23 @@ DEVICE void first_step(float* values, const unsigned char* signs, const Argument
     synchronize_block();
 }
 
+// `bits` bits from `shift` on, at most STEP at a time.
 template <int bits, int shift>
-DEVICE void middle_step(float* values) {
-    if (bits == 0) return;
-    for (int unit = threadIdx.x; unit < LOCAL >> bits; unit += THREADS) {
-        int base = unit >> shift << (shift + bits) | (unit & ((1 << shift) - 1));
-        float v[1 << bits];
+DEVICE void middle_steps(float* values) {
+    if constexpr (bits > 0) {
+        constexpr int steps = (bits + STEP - 1) / STEP, now = bits / steps;
+        for (int unit = threadIdx.x; unit < LOCAL >> now; unit += THREADS) {
+            int base = unit >> shift << (shift + now) | (unit & ((1 << shift) - 1));
+            float v[1 << now];
 #pragma unroll
-        for (int i = 0; i < 1 << bits; i++) v[i] = values[place(base + (i << shift))];
-        butterflies<bits, 1>(v);
+            for (int i = 0; i < 1 << now; i++) v[i] = values[place(base + (i << shift))];
+            butterflies<now, 1>(v);
 #pragma unroll
-        for (int i = 0; i < 1 << bits; i++) values[place(base + (i << shift))] = v[i];
+            for (int i = 0; i < 1 << now; i++) values[place(base + (i << shift))] = v[i];
+        }
+        synchronize_block();
+        middle_steps<bits - now, shift + now>(values);
     }
-    synchronize_block();
 }
 
 #if FACTOR > 1
@@ -156,19 +162,25 @@ DEVICE void load_raw(half_word* raw, const unsigned char* signs, const Arguments
         Entries loaded[BATCH] = {};
 #pragma unroll
         for (int i = 0; i < BATCH; i++)
-            if (first + i * THREADS * 8 < LOCAL) loaded[i] = load_8(given, row, outside(first + i * THREADS * 8, blockIdx.y));
+            if (first + i * THREADS * 8 < LOCAL) loaded[i] = load_8(given, row, outside(first + i * THREADS * 8, own_block()));
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             int at = first + i * THREADS * 8;
             if (at >= TILES * 16 * COLUMNS) break;
-            float v[8] = {};
-            if (at < LOCAL) unpack_8(v, loaded[i], signs, outside(at, blockIdx.y));
 #pragma unroll
             for (int plane = 0; plane < INPUTS; plane++) {
                 word pairs[4];
+#if IN == 0
+                float v[8] = {};
+                if (at < LOCAL) unpack_8(v, loaded[i], signs, outside(at, own_block()));
+#pragma unroll
+                for (int k = 0; k < 4; k++) pairs[k] = plane_bf16(v[2 * k], v[2 * k + 1], plane);
+#else
+                word negative = !INVERTED && at < LOCAL ? signs[outside(at, own_block()) / 8] : 0;
 #pragma unroll
                 for (int k = 0; k < 4; k++)
-                    pairs[k] = IN == 2 ? pack_fp16(v[2 * k], v[2 * k + 1]) : plane_bf16(v[2 * k], v[2 * k + 1], plane);
+                    pairs[k] = ((const word*)loaded[i].words)[k] ^ ((negative << (15 - 2 * k) & 0x8000u) | (negative << (30 - 2 * k) & 0x80000000u));
+#endif
                 *(uint4*)(raw + plane * TILES * 16 * PITCH + at / COLUMNS * PITCH + at % COLUMNS) =
                     make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
             }
@@ -307,12 +319,12 @@ DEVICE float largest(float most, float* scratch) {
     return most;
 }
 
-// Four entries as integers X = 256 H + L, bytes of H and L.
-DEVICE void round_4(const float* v, float per, word& high, word& low) {
+// Four entries, negated where bits of `signs` are set, as integers X = 256 H + L, bytes of H and L.
+DEVICE void round_4(const float* v, float per, word signs, word& high, word& low) {
     high = low = 0;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        int x = round_to_int(v[i] * per);
+        int x = round_to_int(signs >> i & 1 ? -v[i] * per : v[i] * per);
         high |= (word)((x + 128) >> 8 & 255) << i * 8, low |= (word)(x & 255) << i * 8;
     }
 }
@@ -335,7 +347,7 @@ DEVICE float project_16(uint2 codes, word scale, uint4 high, uint4 low) {
 // Gives the sum of one rank over a warp.
 template <class Where>
 DEVICE float project_rank(const Arguments& given, const unsigned char* planes, int stride, int count, int rank, Where where) {
-    constexpr int loads = 4;
+    constexpr int loads = 8;
     int lane = threadIdx.x & 31;
     float sum = 0;
     const uint2* codes = (const uint2*)(given.right + (long)rank * SLICES * 32);
@@ -361,8 +373,8 @@ DEVICE float project_rank(const Arguments& given, const unsigned char* planes, i
 
 #if CLUSTER > 1
 // The row in planes, by all blocks; each keeps its own part, [plane][block][SHARE], for t, of which it adds what is its own.
-DEVICE void finish_product(const Arguments& given, float* values, int row) {
-    int own = blockIdx.y, warp = threadIdx.x / 32;
+DEVICE void finish_product(const Arguments& given, float* values, const unsigned char* signs, int row) {
+    int own = own_block(), replica = blockIdx.y / CLUSTER, warp = threadIdx.x / 32;
     float* scratch = values + place(LOCAL) + 8;
     float* parts = scratch + 32;
     unsigned char* planes = (unsigned char*)(parts + given.padded_rank + 4);
@@ -376,9 +388,9 @@ DEVICE void finish_product(const Arguments& given, float* values, int row) {
     }
     most = largest(most, scratch);
     if (threadIdx.x == 0) scratch[31] = most;
-    synchronize_cluster();
+    meet_blocks();
 #pragma unroll
-    for (int block = 0; block < CLUSTER; block++) most = fmaxf(most, load_from_cluster(scratch + 31, block));
+    for (int block = 0; block < CLUSTER; block++) most = fmaxf(most, load_one_from_cluster(scratch + 31, block));
     float per = most > 0 ? 32512.0f / most : 0;
     unsigned char* output = (unsigned char*)given.output + (long)row * 2 * SLICES * 256;
 #pragma unroll
@@ -388,28 +400,30 @@ DEVICE void finish_product(const Arguments& given, float* values, int row) {
 #pragma unroll
         for (int block = 0; block < CLUSTER; block++) {
             word high, low;
-            round_4(v[i] + 4 * block, per, high, low);
-            int to = byte_of(outside(own * SHARE + four * 4, block)), kept = block * SHARE + byte_of(four * 4);
-            *(word*)(output + to) = high, *(word*)(output + SLICES * 256 + to) = low;
+            int at = outside(own * SHARE + four * 4, block);
+            round_4(v[i] + 4 * block, per, INVERTED ? signs[at / 8] >> at % 8 : 0, high, low);
+            int to = byte_of(at), kept = block * SHARE + byte_of(four * 4);
+            if (replica == 0) *(word*)(output + to) = high, *(word*)(output + SLICES * 256 + to) = low;
             *(word*)(planes + kept) = high, *(word*)(planes + CLUSTER * SHARE + kept) = low;
         }
     }
-    for (int at = SIZE + 4 * (own * THREADS + threadIdx.x); at < SLICES * 256; at += 4 * CLUSTER * THREADS)
+    for (int at = SIZE + 4 * (own * THREADS + threadIdx.x); at < SLICES * 256 && replica == 0; at += 4 * CLUSTER * THREADS)
         *(word*)(output + at) = *(word*)(output + SLICES * 256 + at) = 0;
-    if (own == 0 && threadIdx.x == 0) given.steps[row] = most * given.scale / 32512.0f;
+    if (own + replica == 0 && threadIdx.x == 0) given.steps[row] = most * given.scale / 32512.0f;
     if (given.rank) {
         synchronize_block();
-        for (int rank = warp; rank < given.padded_rank; rank += WARPS) {
+        int replicas = gridDim.y / CLUSTER;
+        for (int rank = replica + warp * replicas; rank < given.padded_rank; rank += replicas * WARPS) {
             float sum = project_rank(given, planes, CLUSTER * SHARE, CLUSTER * SHARE / 16, rank, [=](int at) {
                 return outside(own * SHARE + at % (SHARE / 16) * 16, at / (SHARE / 16)) / 16;
             });
             if (!(threadIdx.x & 31)) parts[rank] = sum;
         }
-        synchronize_cluster();
-        for (int rank = own * THREADS + threadIdx.x; rank < given.padded_rank; rank += CLUSTER * THREADS) {
+        meet_blocks();
+        for (int rank = replica + (own * THREADS + threadIdx.x) * replicas; rank < given.padded_rank; rank += CLUSTER * THREADS * replicas) {
             float sum = 0;
 #pragma unroll
-            for (int block = 0; block < CLUSTER; block++) sum += load_from_cluster(parts + rank, block);
+            for (int block = 0; block < CLUSTER; block++) sum += load_one_from_cluster(parts + rank, block);
             given.t[row * given.padded_rank + rank] = sum * most * given.scale / (16 * 32512.0f);
         }
     }
@@ -417,7 +431,7 @@ DEVICE void finish_product(const Arguments& given, float* values, int row) {
 }
 #else
 // The row in planes: to shared memory and, by the first block, outside; t for every `blocks`-th rank.
-DEVICE void finish_product(const Arguments& given, float* values, int row) {
+DEVICE void finish_product(const Arguments& given, float* values, const unsigned char* signs, int row) {
     float v[CHUNKS][8] = {}, most = 0;
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
@@ -425,6 +439,7 @@ DEVICE void finish_product(const Arguments& given, float* values, int row) {
         if (at < SIZE) {
             read_8(v[c], values + place(at));
             last_butterflies(v[c]);
+            if (INVERTED) negate(v[c], signs[at / 8]);
         }
 #pragma unroll
         for (int i = 0; i < 8; i++) most = fmaxf(most, fabsf(v[c][i]));
@@ -439,7 +454,7 @@ DEVICE void finish_product(const Arguments& given, float* values, int row) {
         for (int half = 0; half < 8; half += 4) {
             int at = (c * THREADS + threadIdx.x) * 8 + half, to = byte_of(at);
             word high, low;
-            round_4(v[c] + half, per, high, low);
+            round_4(v[c] + half, per, 0, high, low);
             if (at >= SLICES * 256) continue;
             *(word*)(planes + to) = high, *(word*)(planes + SLICES * 256 + to) = low;
             if (blockIdx.y == 0) *(word*)(output + to) = high, *(word*)(output + SLICES * 256 + to) = low;
@@ -460,6 +475,10 @@ KERNEL void __launch_bounds__(THREADS) hadamard(Arguments given) {
     release_dependents();
     unsigned char* signs = shared;
     for (int at = threadIdx.x * 4; at < SIZE / 8; at += THREADS * 4) *(word*)(signs + at) = load_word(given.signs + at);
+#if FOR_PRODUCT
+    for (int at = threadIdx.x * 128; given.rank && at < SLICES * 128; at += THREADS * 128)  // R is on its way meanwhile
+        for (int rank = blockIdx.y; rank < given.rank; rank += gridDim.y) prefetch((const char*)(given.right + (long)rank * SLICES * 32) + at);
+#endif
     if (!INVERTED) synchronize_block();
     wait_for_inputs();
     int row = blockIdx.x;
@@ -472,8 +491,7 @@ KERNEL void __launch_bounds__(THREADS) hadamard(Arguments given) {
     float* values = (float*)(shared + SIGNS);
     first_step(values, signs, given, row);
 #endif
-    middle_step<(STEPS ? MIDDLE / (STEPS ? STEPS : 1) : 0), LAST>(values);
-    if (STEPS > 1) middle_step<(STEPS > 1 ? MIDDLE - MIDDLE / STEPS : 0), LAST + (STEPS > 1 ? MIDDLE / STEPS : 0)>(values);
+    middle_steps<MIDDLE, LAST>(values);
 #if CLUSTER > 1
     for (int at = threadIdx.x * 8; at < LOCAL; at += THREADS * 8) {
         float v[8];
@@ -481,14 +499,14 @@ KERNEL void __launch_bounds__(THREADS) hadamard(Arguments given) {
         last_butterflies(v);
         store_8(values + place(at), v);
     }
-    synchronize_cluster();
+    meet_blocks();
 #endif
 #if FOR_PRODUCT
-    finish_product(given, values, row);
+    finish_product(given, values, signs, row);
 #elif CLUSTER > 1
 #pragma unroll
     for (int i = 0; i < GATHERS; i++) {
-        int at = blockIdx.y * SHARE + (threadIdx.x + i * THREADS) * 4;
+        int at = own_block() * SHARE + (threadIdx.x + i * THREADS) * 4;
         if ((threadIdx.x + i * THREADS) * 4 >= SHARE) continue;
         float v[CLUSTER * 4];
         gather(v, values, at);

@@ -15,7 +15,22 @@ DEVICE word load_shared(word address) {
     return v;
 }
 
-// Four numbers in the shared memory of a block of the cluster.
+// All blocks of a cluster have written what others read in their shared memory.
+DEVICE void meet_blocks() {
+    synchronize_block();
+    synchronize_cluster();
+}
+
+// To the second-level cache.
+DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
+// One number, or four, in the shared memory of a block of the cluster.
+DEVICE float load_one_from_cluster(const float* place, int rank) {
+    float v;
+    asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];}"
+                 : "=f"(v) : "r"(shared_address(place)), "r"(rank) : "memory");
+    return v;
+}
 DEVICE float4 load_four_from_cluster(const float* place, int rank) {
     float4 v;
     asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\nld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];}"

@@ -8,7 +8,7 @@
 // Every lane has its own copy of the tables, in its own bank. A block has some tiles of 16 rows; a warp has one slice of 256 inputs
 // at a time, whose planes it keeps in registers while it walks over the tiles. Sums of slices meet in shared memory.
 //
-// Fixed when compiled: BITS (2, 3, 4), COLUMNS (tokens in fours: 1, 2, 4), WARPS, DEPTH (items of a warp in flight).
+// Fixed when compiled: BITS (2, 3, 4), COLUMNS (tokens in fours: 1, 2, 4), RANK (in loads), WARPS, DEPTH (items of a warp in flight).
 #include "lattice.cuh"
 
 struct Item {
@@ -78,7 +78,7 @@ DEVICE void store(const Arguments& given, const int* sums, const float* low_rank
         float value = fmaf((float)sums[place], 256.0f, (float)sums[plane + place]);
         if (BITS > 2) value += fmaf((float)sums[2 * plane + place], 256.0f, (float)sums[3 * plane + place]) / given.residual;
         value *= scale * given.steps[token];
-        if (given.rank && blockIdx.y == 0) value += low_rank[place];
+        if (RANK && blockIdx.y == 0) value += low_rank[place];
         if (first_row + row < given.rows)
             store_as(given.output, ((long)blockIdx.y * given.tokens + token) * given.rows + first_row + row, value, given.output_type);
     }
@@ -92,7 +92,7 @@ KERNEL void __launch_bounds__(WARPS * 32, 1) lattice_multiply(Arguments given) {
     int first_slice = given.slices * blockIdx.y / gridDim.y, slices = given.slices * (blockIdx.y + 1) / gridDim.y - first_slice;
     int begin = slices * tiles * warp / WARPS, left = slices * tiles * (warp + 1) / WARPS - begin;
     int rows = given.most_tiles * 16;
-    bool has_low_rank = given.rank && blockIdx.y == 0;
+    bool has_low_rank = RANK && blockIdx.y == 0;
     int* sums = (int*)(shared + given.sums_at);
     float* low_rank = (float*)(sums + PARTS * 8 * COLUMNS * rows);
 

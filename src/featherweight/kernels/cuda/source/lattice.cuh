@@ -8,8 +8,8 @@ constexpr int PARTS = BITS > 2 ? 2 : 1;  // codes of a vector
 // byte 1 of an address picks an entry; the rest after them.
 constexpr int TABLE = 65536;
 
-// Ranks of L to a load, and at most.
-constexpr int RANKS = 64, MOST_RANKS = 512;
+// Ranks of L to a load; groups and tokens of which a warp makes the low-rank term's input at a time.
+constexpr int RANKS = 64, LOADS = RANK / RANKS, TASKS = 4;
 
 struct Arguments {
     const uint4* codes;            // [tiles][slices][BITS][32]
@@ -17,11 +17,11 @@ struct Arguments {
     const float* scale;            // [1]: of the codewords
     const uint4* planes;           // [tokens][2][256 slices] bytes
     const float* steps;            // [tokens]
-    const uint4* left;             // [tiles][rank / 64][32]
-    const half_word* left_scales;  // [groups][rank]
-    const float* t;                // [tokens][rank]
+    const uint4* left;             // [tiles][RANK / 64][32]
+    const half_word* left_scales;  // [groups][RANK]
+    const float* t;                // [tokens][RANK]
     void* output;                  // [splits][tokens][rows]
-    int tiles, slices, rows, tokens, rank, group_tiles, output_type, most_tiles, sums_at;
+    int tiles, slices, rows, tokens, group_tiles, output_type, most_tiles, sums_at;
     float residual;                // what the second codeword is divided by
 };
 
@@ -101,47 +101,54 @@ DEVICE void spread_tables(unsigned char* place, const word* tables) {
 struct Projected {
     float* steps;           // [groups][tokens]
     int2* totals;           // [groups][tokens]
-    unsigned char* planes;  // [groups][tokens][2][rank]
-    int tokens, rank;
+    unsigned char* planes;  // [groups][tokens][2][RANK]
+    int tokens;
 
-    DEVICE Projected(float* place, const Arguments& given) : tokens(given.tokens), rank(given.rank) {
+    DEVICE Projected(float* place, const Arguments& given) : tokens(given.tokens) {
         int groups = (given.most_tiles - 1) / given.group_tiles + 2;
         planes = (unsigned char*)place;
-        totals = (int2*)(planes + groups * tokens * 2 * rank);
+        totals = (int2*)(planes + groups * tokens * 2 * RANK);
         steps = (float*)(totals + groups * tokens);
     }
 
-    // One warp takes one group and token.
+    // One warp takes one group and token, several times.
     DEVICE void make(const Arguments& given, int first_tile, int tiles, int warp, int lane) {
-        int first = first_tile / given.group_tiles, groups = (first_tile + tiles - 1) / given.group_tiles - first + 1;
-        for (int task = warp; task < groups * tokens && tiles; task += WARPS) {
-            const half_word* scales = given.left_scales + (first + task / tokens) * rank + 2 * lane;
-            const float* t = given.t + task % tokens * rank + 2 * lane;
-            float v[MOST_RANKS / RANKS][2], most = 0;
+        int first = first_tile / given.group_tiles, count = ((first_tile + tiles - 1) / given.group_tiles - first + 1) * tokens;
+        for (int from = warp; from < count && tiles; from += WARPS * TASKS) {
+            word scales[TASKS][LOADS + 1];
+            float2 t[TASKS][LOADS + 1];
 #pragma unroll
-            for (int i = 0; i < MOST_RANKS / RANKS; i++) {
-                word pair = i * RANKS < rank ? load_word(scales + i * RANKS) : 0;
-                float2 of = i * RANKS < rank ? *(const float2*)(t + i * RANKS) : make_float2(0, 0);
-                v[i][0] = of.x * lower_fp16(pair), v[i][1] = of.y * upper_fp16(pair);
-                most = fmaxf(most, fmaxf(fabsf(v[i][0]), fabsf(v[i][1])));
-            }
-            for (int apart = 16; apart; apart /= 2) most = fmaxf(most, exchange(most, apart));
-            round(v, most, task, lane);
+            for (int k = 0; k < TASKS; k++)
+#pragma unroll
+                for (int i = 0; i < LOADS; i++) {
+                    int task = min(from + k * WARPS, count - 1);
+                    scales[k][i] = load_word(given.left_scales + (first + task / tokens) * RANK + 2 * lane + i * RANKS);
+                    t[k][i] = *(const float2*)(given.t + task % tokens * RANK + 2 * lane + i * RANKS);
+                }
+#pragma unroll
+            for (int k = 0; k < TASKS; k++)
+                if (from + k * WARPS < count) round(scales[k], t[k], from + k * WARPS, lane);
         }
     }
 
-    DEVICE void round(const float (&v)[MOST_RANKS / RANKS][2], float most, int task, int lane) {
+    DEVICE void round(const word* scales, const float2* t, int task, int lane) {
+        float v[LOADS + 1][2], most = 0;
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            v[i][0] = t[i].x * lower_fp16(scales[i]), v[i][1] = t[i].y * upper_fp16(scales[i]);
+            most = fmaxf(most, fmaxf(fabsf(v[i][0]), fabsf(v[i][1])));
+        }
+        for (int apart = 16; apart; apart /= 2) most = fmaxf(most, exchange(most, apart));
         float per = most > 0 ? 32512.0f / most : 0;
         int2 total = make_int2(0, 0);
         int place = lane / 8 * 16 + (lane & 7) * 2, middle = (lane & 7) / 2;  // of every 16 the second and third four change places
         place += middle == 1 ? 4 : middle == 2 ? -4 : 0;
 #pragma unroll
-        for (int i = 0; i < MOST_RANKS / RANKS; i++) {
-            if (i * RANKS >= rank) break;
+        for (int i = 0; i < LOADS; i++) {
             int a = round_to_int(v[i][0] * per), b = round_to_int(v[i][1] * per), high = (a + 128) >> 8, upper = (b + 128) >> 8;
-            half_word* to = (half_word*)(planes + task * 2 * rank + i * RANKS + place);
+            half_word* to = (half_word*)(planes + task * 2 * RANK + i * RANKS + place);
             to[0] = (half_word)((high & 255) | upper << 8);
-            to[rank / 2] = (half_word)((a & 255) | b << 8);
+            to[RANK / 2] = (half_word)((a & 255) | b << 8);
             total.x += high + upper, total.y += a + b - 256 * (high + upper);
         }
         for (int apart = 16; apart; apart /= 2) total.x += exchange(total.x, apart), total.y += exchange(total.y, apart);
@@ -153,7 +160,7 @@ struct Projected {
 DEVICE void load_left(uint4 (&factor)[2], const Arguments& given, int tile, int from, int lane) {
 #pragma unroll
     for (int i = 0; i < 2; i++)
-        if (from + i * RANKS < given.rank) factor[i] = given.left[(tile * (given.rank / RANKS) + from / RANKS + i) * 32 + lane];
+        if (from + i * RANKS < RANK) factor[i] = given.left[(tile * (RANK / RANKS) + from / RANKS + i) * 32 + lane];
 }
 
 // What the low-rank term adds to 16 rows; `factor` holds the first ranks.
@@ -168,16 +175,16 @@ DEVICE void multiply_low_rank(float* target, int rows, int row, int first_tile, 
         zero[n].x *= -8, zero[n].y *= -8;
     }
     start(sums, zero, 16);
-    for (int from = 0; from < given.rank; from += 2 * RANKS) {
+    for (int from = 0; from < RANK; from += 2 * RANKS) {
         if (from) load_left(factor, given, tile, from, lane);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            if (from + i * RANKS >= given.rank) break;
+            if (from + i * RANKS >= RANK) break;
             uint4 x[COLUMNS];
 #pragma unroll
             for (int n = 0; n < COLUMNS; n++) {
                 int token = 4 * n + column / 2;
-                const unsigned char* of = projected.planes + ((group * given.tokens + token) * 2 + (column & 1)) * given.rank;
+                const unsigned char* of = projected.planes + ((group * given.tokens + token) * 2 + (column & 1)) * RANK;
                 x[n] = token < given.tokens ? ((const uint4*)(of + from + i * RANKS))[pair] : make_uint4(0, 0, 0, 0);
             }
             word a[4] = {factor[i].x, factor[i].y, factor[i].z, factor[i].w};
