@@ -17,11 +17,15 @@ KEYS = {
     "qjl-first-layers": {**QJL, "sketch": 512, "outlier_sketch": 128},
     "kivi-2": {"codec": "integer", "bits": 2, "axis": "channel"},
     "kivi-4": {"codec": "integer", "bits": 4, "axis": "channel"},
+    "rotated-3": {"codec": "rotated", "bits": 3, "group_size": 128},
+    "rotated-4": {"codec": "rotated", "bits": 4, "group_size": None},
 }
 VALUES = {
     "integer-2": {"codec": "integer", "bits": 2},
     "integer-4": {"codec": "integer", "bits": 4},
     "integer-8": {"codec": "integer", "bits": 8, "group_size": 64},
+    "rotated-3": {"codec": "rotated", "bits": 3},
+    "rotated-4": {"codec": "rotated", "bits": 4},
 }
 
 

@@ -62,6 +62,21 @@ def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
     return True, "torch's int8 product"
 
 
+def _cuda_cache(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """What `kernels/cuda/cache_attention.py` reads: one query over codes of its codecs, on Hopper and later."""
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return False, "for compute capability 9.0 and later"
+    if signature["queries"] != 1 or signature["dtype"] not in ("bfloat16", "float16"):
+        return False, f"for one query of 16 bits, not for {signature['queries']} of {signature['dtype']}"
+    from featherweight.kernels.cuda.cache_layout import unsupported
+    from featherweight.kernels.cuda.compiler import missing
+
+    reason = missing() or unsupported(signature["keys"], signature["values"], signature["head_dim"])
+    return not reason, reason or "one launch for all query heads of a key head, tokens read in code"
+
+
 _ROOM = "featherweight.kernels"
 OPS: dict[str, tuple[Kernel, ...]] = {
     "sweep_block": (
@@ -73,7 +88,10 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("reference", f"{_ROOM}.reference.int8_matmul", "int8_matmul", _always),
     ),
     "dequantize_matmul": (Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),),
-    "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),
+    "cache_attention": (
+        Kernel("cuda", f"{_ROOM}.cuda.cache_attention", "cache_attention", _cuda_cache),
+        Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),
+    ),
     "cache_scores": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_scores", _always),),
     "cache_mix": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_mix", _always),),
     "qjl_encode": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_encode", _always),),

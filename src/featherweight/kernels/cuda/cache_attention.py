@@ -13,7 +13,7 @@ from torch import Tensor
 
 from featherweight.kernels.cache_part import CachePart
 from featherweight.kernels.cuda import driver
-from featherweight.kernels.cuda.cache_layout import HEADS, NUMBERS, STAGE, Arguments, Rows, Side, key_side, qjl_table, value_side
+from featherweight.kernels.cuda.cache_layout import HEADS, NUMBERS, STAGE, Arguments, Rows, Side, key_side, qjl_table, rotated_tables, value_side
 from featherweight.kernels.reference.cache_attention import cache_attention as reference
 
 #: Floats of a head's part beside its sums; threads that prepare a query.
@@ -101,6 +101,9 @@ def attend(
     for side, part, target in zip(sides, (keys, values), (given.keys, given.values), strict=True):
         for index, name in enumerate(side.names):
             target[index] = Rows.of(part.codes[name])
+    if sides[1].constants["VALUES"] == 2:
+        tables = rotated_tables(values.constants, query.dtype)
+        given.levels, given.rotation = tables.values.data_ptr(), tables.back.data_ptr()
     prepared = _prepare(given, keys, sides[0], constants, owners, batch, launch, query.device)
     constants |= {
         **sides[1].constants, "WARPS": shape.warps, "DEPTH": shape.depth, "RESIDENT": shape.resident, "MASKED": int(mask is not None),
@@ -122,9 +125,15 @@ def _prepare(
     if not side.prepared_bytes:
         return None
     prepared = torch.empty(owners * side.prepared_bytes, dtype=torch.uint8, device=device)
-    projection, constant = keys.constants["projection"], unbiased(keys.settings, len(keys.constants["projection"]))
-    if side.constants["OUTLIERS"]:
-        given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], constant).data_ptr()
+    if "SKETCH" in side.constants:
+        projection = keys.constants["projection"]
+        constant, length = unbiased(keys.settings, len(projection)), side.constants["SKETCH"]
+        if side.constants["OUTLIERS"]:
+            given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], constant).data_ptr()
+        constant /= length
+    else:
+        projection, tables = keys.constants["rotation"], rotated_tables(keys.constants, keys.exact.dtype)
+        given.table, constant = tables.keys.data_ptr(), tables.unit / 2
     given.prepared = prepared.data_ptr()
     head_dim = constants["HEAD_DIM"]
     shared = 4 * (HEADS * head_dim + _THREADS // 32 * HEADS * 2) + side.prepared_bytes

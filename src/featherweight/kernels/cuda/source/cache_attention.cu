@@ -205,7 +205,27 @@ struct Total {
             sums = {sums.x + factor * four.x, sums.y + factor * four.y, sums.z + factor * four.z, sums.w + factor * four.w};
         }
     }
+    DEVICE void join(const Total& other) {
+        const float top = fmaxf(best, other.best), mine = power(best - top), theirs = power(other.best - top);
+        best = top, weight = weight * mine + other.weight * theirs;
+        sums = {sums.x * mine + other.sums.x * theirs, sums.y * mine + other.sums.y * theirs, sums.z * mine + other.sums.z * theirs,
+                sums.w * mine + other.sums.w * theirs};
+    }
 };
+
+// A share of the warps' product of a head's mixture with the rotation, after the mixtures in shared memory.
+DEVICE void rotate(float* mixed, const float* rotation, int head, int share, int channel) {
+    constexpr int rows = HEAD_DIM / (WARPS / HEADS);
+    if (share >= WARPS / HEADS || channel >= HEAD_DIM) return;
+    float4 sums = {0, 0, 0, 0};
+#pragma unroll 16
+    for (int at = share * rows; at < (share + 1) * rows; at++) {
+        const float4 row = *(const float4*)(rotation + at * HEAD_DIM + channel);
+        const float value = mixed[head * HEAD_DIM + at];
+        sums = {sums.x + value * row.x, sums.y + value * row.y, sums.z + value * row.z, sums.w + value * row.w};
+    }
+    *(float4*)(mixed + ((1 + share) * HEADS + head) * HEAD_DIM + channel) = sums;
+}
 
 KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid_constant__ Arguments a) {
     SHARED_MEMORY(shared);
@@ -241,6 +261,7 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
     } else {
         const int stages = (walk.coded_values + STAGE - 1) / STAGE, warps = (parts - 1) * WARPS, mine = (part - 1) * WARPS + warp;
         Values values;
+        values.begin(a);
         walk_coded(walk, values, a, ring, (int)((long long)stages * mine / warps), (int)((long long)stages * (mine + 1) / warps));
         wait_for_copies<0>();
         synchronize_block();
@@ -263,11 +284,34 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
     if (threadIdx.x == 0) *last = take_ticket(a.tickets + owner, parts);
     synchronize_block();
     if (!*last) return;
+    const float* states_of_head = a.partial + ((long long)owner * parts * HEADS + head) * STATE;
+    const auto fresh = [](const float* at) { return load_fresh(at); };
+    half_word* target = a.out + ((long long)walk.sequence * (gridDim.y / blocks) * a.group + base_head + head) * HEAD_DIM + channel;
+    Total total;
+    if (ROTATED_VALUES) {
+        float* mixed = (float*)(shared + QUERY_BYTES);  // [HEADS][HEAD_DIM] of coded values, then of a share of warps
+        Total exact;
+        if (adds) {
+            total.add(states_of_head + HEADS * STATE, parts - 1, HEADS * STATE, channel, fresh);
+            exact.add(states_of_head, 1, HEADS * STATE, channel, fresh);
+            *(float4*)(mixed + head * HEAD_DIM + channel) = total.sums;
+        }
+        synchronize_block();
+        rotate(mixed, a.rotation, warp % HEADS, warp / HEADS, channel);
+        synchronize_block();
+        if (adds) {
+            total.sums = {0, 0, 0, 0};
+#pragma unroll
+            for (int share = 0; share < WARPS / HEADS; share++) {
+                const float4 part_of = *(const float4*)(mixed + ((1 + share) * HEADS + head) * HEAD_DIM + channel);
+                total.sums = {total.sums.x + part_of.x, total.sums.y + part_of.y, total.sums.z + part_of.z, total.sums.w + part_of.w};
+            }
+            total.join(exact);
+        }
+    } else if (adds) {
+        total.add(states_of_head, parts, HEADS * STATE, channel, fresh);
+    }
     if (adds && head < heads) {
-        Total total;
-        total.add(a.partial + (long long)owner * parts * HEADS * STATE + head * STATE, parts, HEADS * STATE, channel,
-                  [](const float* at) { return load_fresh(at); });
-        half_word* target = a.out + ((long long)walk.sequence * (gridDim.y / blocks) * a.group + base_head + head) * HEAD_DIM + channel;
         const float scale = 1.0f / total.weight;
         *(uint2*)target = {pair(total.sums.x * scale, total.sums.y * scale), pair(total.sums.z * scale, total.sums.w * scale)};
     }

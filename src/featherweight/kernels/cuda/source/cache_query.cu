@@ -1,7 +1,11 @@
-// The query as `cache_keys_qjl.cuh` reads it: its sketch `Sᵀ q` in 16 bits, as two signed bytes, divided by each bit's place.
+// The query as a codec of keys reads it: its product with a projection in 16 bits, as two signed bytes, at the codec's `Place`.
 //
-// Grid: key heads times blocks of HEADS query heads, sequences. Fixed when compiled: as there, and THREADS.
+// Grid: key heads times blocks of HEADS query heads, sequences. Fixed when compiled: what the codec names, and THREADS.
+#if KEYS == 1
 #include "cache_keys_qjl.cuh"
+#else
+#include "cache_keys_levels.cuh"
+#endif
 
 constexpr int COLUMNS = SKETCH / THREADS;  // of a thread
 
@@ -58,17 +62,14 @@ KERNEL void __launch_bounds__(THREADS) cache_query(const __grid_constant__ Argum
         }
         const float unit = largest / 32500.0f;
         if (threadIdx.x == head) {
-            ((float2*)(target + PREPARED_FACTORS))[head] = {2 * unit * constant / SKETCH * a.scaling, sum * constant / SKETCH * a.scaling};
+            ((float2*)(target + PREPARED_FACTORS))[head] = {2 * unit * constant * a.scaling, sum * constant * a.scaling};
         }
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
-            const int sign = column * THREADS + threadIdx.x, byte = sign / 8, bit = sign % 8;
-            // byte: quarter of SIGN_WORDS words each; two words to a product, four bytes to a word
-            const int word_at = byte / 4 % SIGN_WORDS, quarter = byte / 4 / SIGN_WORDS, step = word_at / 2, half = word_at % 2;
-            const int value = (int)rintf(u[column][head] / (unit * (float)(1 << bit))), low = (value + 128 & 255) - 128;
-            const int at = ((step * PLANES + bit) * 2 + half) * 4 + byte % 4;
-            bytes[((2 * head) * 4 + quarter) * STEPS * PLANES * 8 + at] = (unsigned char)(value - low >> 8);
-            bytes[((2 * head + 1) * 4 + quarter) * STEPS * PLANES * 8 + at] = (unsigned char)low;
+            const Place place(column * THREADS + threadIdx.x);
+            const int value = (int)rintf(u[column][head] / (unit * (float)(1 << place.bit))), low = (value + 128 & 255) - 128;
+            bytes[(2 * head * 4 + place.quarter) * LANE_BYTES + place.byte] = (unsigned char)(value - low >> 8);
+            bytes[((2 * head + 1) * 4 + place.quarter) * LANE_BYTES + place.byte] = (unsigned char)low;
         }
     }
     synchronize_block();
