@@ -13,11 +13,11 @@ from torch import Tensor
 
 from featherweight.kernels.cache_part import CachePart
 from featherweight.kernels.cuda import driver
-from featherweight.kernels.cuda.cache_layout import HEADS, NUMBERS, STAGE, Arguments, Rows, Side, key_side, qjl_table, rotated_tables, value_side
+from featherweight.kernels.cuda.cache_layout import HEADS, NUMBERS, STAGE, Arguments, Rows, Side, key_side, qjl_table, rotated_tables, row_sums, value_side
 from featherweight.kernels.reference.cache_attention import cache_attention as reference
 
-#: Floats of a head's part beside its sums; threads that prepare a query.
-_STATE, _THREADS = 4, 128
+#: Floats of a head's part beside its sums; threads that prepare a query, and columns of the projection that they take.
+_STATE, _THREADS, _COLUMNS = 4, 128, 32
 
 
 class Launch(Protocol):
@@ -130,18 +130,15 @@ def _prepare(
         constant, length = unbiased(keys.settings, len(projection)), side.constants["SKETCH"]
         if side.constants["OUTLIERS"]:
             given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], constant).data_ptr()
-        constant /= length
+        constant, reach = constant / length, 6.0
     else:
         projection, tables = keys.constants["rotation"], rotated_tables(keys.constants, keys.exact.dtype)
-        given.table, constant = tables.keys.data_ptr(), tables.unit / 2
+        given.table, constant, reach = tables.keys.data_ptr(), tables.unit / 2, 1.0
     given.prepared = prepared.data_ptr()
-    head_dim = constants["HEAD_DIM"]
-    shared = 4 * (HEADS * head_dim + _THREADS // 32 * HEADS * 2) + side.prepared_bytes
-    pointers = (ctypes.c_void_p(projection.data_ptr()), ctypes.c_void_p(prepared.data_ptr()), ctypes.c_float(constant))
-    launch(
-        "cache_query.cu", "cache_query", {**constants, "THREADS": _THREADS}, (owners // batch, batch, 1), _THREADS, shared,
-        (given, *pointers), device,
-    )  # fmt: skip
+    pointers = [ctypes.c_void_p(each.data_ptr()) for each in (projection, row_sums(projection), prepared)]
+    shared, grid = 4 * HEADS * (constants["HEAD_DIM"] + _THREADS), (projection.shape[1] // _COLUMNS, owners // batch, batch)
+    numbers = (ctypes.c_float(reach), ctypes.c_float(constant))
+    launch("cache_query.cu", "cache_query", constants, grid, _THREADS, shared, (given, *pointers, *numbers), device)
     return prepared
 
 

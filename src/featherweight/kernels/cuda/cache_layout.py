@@ -174,6 +174,16 @@ def rotated_tables(constants: Mapping[str, Tensor], dtype: torch.dtype) -> Rotat
     return tables
 
 
+_SUMS = WeakTensorKeyDictionary()
+
+
+def row_sums(projection: Tensor) -> Tensor:
+    """`[head_dim]`: what all signs being 0 stands for; made once."""
+    if projection not in _SUMS:
+        _SUMS[projection] = projection.sum(1).contiguous()
+    return _SUMS[projection]
+
+
 def qjl_table(projection: Tensor, apart: int, constant: float) -> Tensor:
     """Rows of `S` as the columns of a product with signs: `TABLE_SUMS` and around it in `cache_keys_qjl.cuh`; made once.
 
