@@ -110,7 +110,7 @@ def attend(
     }  # fmt: skip
     stage = sum(-(-side.stage_bytes // 16) * 16 for side in sides)
     states = 4 * HEADS * (head_dim + _STATE + 8)
-    shared = 4 * HEADS * head_dim + shape.warps * max(shape.depth * stage, states)
+    shared = 4 * HEADS * head_dim + max(shape.warps * max(shape.depth * stage, states), 4 * HEADS * (2 * (shape.warps // HEADS) + 1) * (head_dim + _STATE))
     grid = (parts, key_heads * blocks, batch)
     launch("cache_attention.cu", "cache_attention", constants, grid, 32 * shape.warps, shared, (given,), query.device)
     del prepared, partial, hidden, tickets  # held until here
@@ -150,10 +150,13 @@ def unbiased(settings: Mapping[str, Any], head_dim: int) -> float:
 
 
 def _parts(coded: int, owners: int, shape: Shape, device: torch.device) -> int:
-    """Programs that share the tokens of a head: one for the exact ones, and as many as the device holds at once for the others."""
+    """Programs that share the tokens of a head: one for the exact ones, soon done, and others that fill the device evenly.
+
+    Either all of them run at once, or so many waves of them that the last one hardly matters.
+    """
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-    wanted = processors * shape.resident // owners
-    return 1 + max(1, min(wanted - 1, -(-coded // (STAGE * shape.warps))))
+    room, most = processors * shape.resident, max(1, -(-coded // (STAGE * shape.warps)))
+    return 1 + min(most, max(1, room // owners if room >= 8 * owners else -(-8 * room // owners)))
 
 
 def _first(part: CachePart) -> int:

@@ -205,13 +205,13 @@ def qjl_table(projection: Tensor, apart: int, constant: float) -> Tensor:
 
 
 def _columns(rows: Tensor) -> tuple[Tensor, float]:
-    """`[head_dim, quarter, step, bit, (high, low), half, 4]` int8 and the unit: row entries over each bit's place, in 16 bits."""
+    """`[head_dim, step, bit, quarter, (high, low), half, 4]` int8 and the unit: row entries over each bit's place, in 16 bits."""
     head_dim, length = rows.shape
     unit = float(rows.abs().max()) / 32500
     whole = (rows / unit).view(head_dim, length // 8, 8) / 2.0 ** torch.arange(8, device=rows.device)
     whole = whole.round().to(torch.int32).view(head_dim, 4, length // 128, 4, 8)  # quarter, word, byte, bit
     if length // 128 % 2:
         whole = torch.nn.functional.pad(whole, (0, 0, 0, 0, 0, 1))
-    whole = whole.unflatten(2, (-1, 2)).permute(0, 1, 2, 5, 3, 4)  # head_dim, quarter, step, bit, half, byte
+    whole = whole.unflatten(2, (-1, 2)).permute(0, 2, 5, 1, 3, 4)  # head_dim, step, bit, quarter, half, byte
     low = ((whole + 128) & 255) - 128
     return torch.stack([(whole - low) >> 8, low], 4).to(torch.int8).contiguous(), unit

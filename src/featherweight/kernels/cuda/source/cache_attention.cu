@@ -22,6 +22,7 @@
 constexpr int STAGE_BYTES = (KEY_STAGE + 15) / 16 * 16 + (VALUE_STAGE + 15) / 16 * 16, VALUES_AT = (KEY_STAGE + 15) / 16 * 16;
 constexpr int STATE = HEAD_DIM + 4;           // floats of a head's part: sums, maximum, weight, and two to spare
 constexpr int QUERY_BYTES = 2 * HEADS * HEAD_DIM * 2;  // columns: each head twice
+constexpr int SHARES = WARPS / HEADS;  // warps that add up a head
 static_assert(WARPS >= HEADS, "a warp adds up each head");
 
 // Where a warp is, and what it has.
@@ -185,46 +186,101 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
     }
 }
 
-// Weighted sums of `count` states, `stride` floats apart, of four channels of a head.
+// Weighted sum of states of one head by a warp, four channels to a lane.
 struct Total {
     float4 sums = {0, 0, 0, 0};
     float best = LOWEST, weight = 0;
+
+    // Every `step`-th of the states before `end`, `stride` floats apart.
     template <class Load>
-    DEVICE void add(const float* states, int count, int stride, int channel, const Load& load) {
-        float top = best;
+    DEVICE void add(const float* states, int begin, int end, int step, int stride, int lane, const Load& load) {
+        for (int first = begin; first < end; first += 32 * step) {
+            const int mine = first + lane * step;
+            const float4 own = mine < end ? load(states + (long long)mine * stride + HEAD_DIM) : float4{LOWEST, 0, 0, 0};
+            float top = fmaxf(best, own.x);
+            for (int lanes = 1; lanes < 32; lanes *= 2) top = fmaxf(top, exchange(top, lanes));
+            const float before = power(best - top), factor = power(own.x - top);
+            float whole = factor * own.y;
+            for (int lanes = 1; lanes < 32; lanes *= 2) whole += exchange(whole, lanes);
+            best = top, weight = weight * before + whole;
+            sums = {sums.x * before, sums.y * before, sums.z * before, sums.w * before};
+            const int count = (end - first + step - 1) / step < 32 ? (end - first + step - 1) / step : 32;
 #pragma unroll 8
-        for (int part = 0; part < count; part++) top = fmaxf(top, load(states + part * stride + HEAD_DIM).x);
-        const float before = power(best - top);
-        best = top, weight *= before;
-        sums = {sums.x * before, sums.y * before, sums.z * before, sums.w * before};
-#pragma unroll 8
-        for (int part = 0; part < count; part++) {
-            const float4 end = load(states + part * stride + HEAD_DIM), four = load(states + part * stride + channel);
-            const float factor = power(end.x - top);
-            weight += factor * end.y;
-            sums = {sums.x + factor * four.x, sums.y + factor * four.y, sums.z + factor * four.z, sums.w + factor * four.w};
+            for (int part = 0; part < count; part++) {
+                const float by = broadcast(factor, part);
+                const float4 four = 4 * lane < HEAD_DIM ? load(states + (long long)(first + part * step) * stride + 4 * lane) : float4{0, 0, 0, 0};
+                sums = {sums.x + by * four.x, sums.y + by * four.y, sums.z + by * four.z, sums.w + by * four.w};
+            }
         }
     }
-    DEVICE void join(const Total& other) {
-        const float top = fmaxf(best, other.best), mine = power(best - top), theirs = power(other.best - top);
-        best = top, weight = weight * mine + other.weight * theirs;
-        sums = {sums.x * mine + other.sums.x * theirs, sums.y * mine + other.sums.y * theirs, sums.z * mine + other.sums.z * theirs,
-                sums.w * mine + other.sums.w * theirs};
+    DEVICE void store(float* state, int lane) const {
+        if (4 * lane < HEAD_DIM) *(float4*)(state + 4 * lane) = sums;
+        if (lane == 0) *(float4*)(state + HEAD_DIM) = {best, weight, 0, 0};
     }
 };
 
-// A share of the warps' product of a head's mixture with the rotation, after the mixtures in shared memory.
-DEVICE void rotate(float* mixed, const float* rotation, int head, int share, int channel) {
-    constexpr int rows = HEAD_DIM / (WARPS / HEADS);
-    if (share >= WARPS / HEADS || channel >= HEAD_DIM) return;
+// What this share of the warps adds to the product of a head's mixture with the rotation, rows for columns; four channels to a lane.
+DEVICE float4 rotate(const float* mixed, const float* rotation, int share, int lane) {
+    constexpr int rows = HEAD_DIM / SHARES;
     float4 sums = {0, 0, 0, 0};
 #pragma unroll 16
     for (int at = share * rows; at < (share + 1) * rows; at++) {
-        const float4 row = *(const float4*)(rotation + at * HEAD_DIM + channel);
-        const float value = mixed[head * HEAD_DIM + at];
+        const float4 row = *(const float4*)(rotation + at * HEAD_DIM + 4 * lane);
+        const float value = mixed[at];
         sums = {sums.x + value * row.x, sums.y + value * row.y, sums.z + value * row.z, sums.w + value * row.w};
     }
-    *(float4*)(mixed + ((1 + share) * HEADS + head) * HEAD_DIM + channel) = sums;
+    return sums;
+}
+
+// All parts of an owner's heads, by the last block of them: `states` in global memory, `room` [SHARES][HEADS] states of shared memory.
+DEVICE void combine(const Arguments& a, const float* states, float* room, int parts, half_word* out, int heads, int warp, int lane) {
+    const int head = warp % HEADS, share = warp / HEADS;
+    const auto fresh = [](const float* at) { return load_fresh(at); };
+    const auto near = [](const float* at) { return *(const float4*)at; };
+    const bool works = share < SHARES;
+    Total total, exact;
+    if (works) {
+        total.add(states + head * STATE, share + (ROTATED_VALUES ? 1 : 0), parts, SHARES, HEADS * STATE, lane, fresh);
+        if (ROTATED_VALUES && share == 0) exact.add(states + head * STATE, 0, 1, 1, HEADS * STATE, lane, fresh);
+        total.store(room + (share * HEADS + head) * STATE, lane);
+    }
+    synchronize_block();
+    if (ROTATED_VALUES) {
+        Total whole;
+        float4 turned = {0, 0, 0, 0};
+        float* mixed = room + (SHARES + share) * HEADS * STATE + head * STATE;  // this warp's copy of its head's mixture
+        if (works) {
+            whole.add(room + head * STATE, 0, SHARES, 1, HEADS * STATE, lane, near);
+            whole.store(mixed, lane);
+            synchronize_warp();
+            turned = rotate(mixed, a.rotation, share, lane);
+        }
+        synchronize_block();
+        if (works) {
+            whole.sums = turned;
+            whole.store(room + (share * HEADS + head) * STATE, lane);
+        }
+        if (works && share == 0) exact.store(room + 2 * SHARES * HEADS * STATE + head * STATE, lane);
+        synchronize_block();
+        if (works && share == 0) {  // shares have one maximum and weight between them
+            const float4 end = near(room + head * STATE + HEAD_DIM), mine = near(room + 2 * SHARES * HEADS * STATE + head * STATE + HEAD_DIM);
+            const float top = fmaxf(end.x, mine.x), coded = power(end.x - top), plain = power(mine.x - top);
+            float4 sums = {exact.sums.x * plain, exact.sums.y * plain, exact.sums.z * plain, exact.sums.w * plain};
+#pragma unroll
+            for (int each = 0; each < SHARES; each++) {
+                const float4 four = near(room + (each * HEADS + head) * STATE + 4 * lane);
+                sums = {sums.x + coded * four.x, sums.y + coded * four.y, sums.z + coded * four.z, sums.w + coded * four.w};
+            }
+            total.sums = sums, total.weight = end.y * coded + mine.y * plain;
+        }
+    } else if (works && share == 0) {
+        total = Total();
+        total.add(room + head * STATE, 0, SHARES, 1, HEADS * STATE, lane, near);
+    }
+    if (works && share == 0 && head < heads && 4 * lane < HEAD_DIM) {
+        const float scale = 1.0f / total.weight;
+        *(uint2*)(out + head * HEAD_DIM + 4 * lane) = {pair(total.sums.x * scale, total.sums.y * scale), pair(total.sums.z * scale, total.sums.w * scale)};
+    }
 }
 
 KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid_constant__ Arguments a) {
@@ -269,14 +325,11 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
     }
     synchronize_block();
 
-    const int head = threadIdx.x / 32, channel = threadIdx.x % 32 * 4;
-    const bool adds = head < HEADS && channel < HEAD_DIM;
     float* partial = a.partial + ((long long)owner * parts + part) * HEADS * STATE;
-    if (adds) {
+    if (warp < HEADS) {
         Total total;
-        total.add(states + head * STATE, WARPS, HEADS * STATE, channel, [](const float* at) { return *(const float4*)at; });
-        *(float4*)(partial + head * STATE + channel) = total.sums;
-        if (channel == 0) *(float4*)(partial + head * STATE + HEAD_DIM) = {total.best, total.weight, 0, 0};
+        total.add(states + warp * STATE, 0, WARPS, 1, HEADS * STATE, walk.lane, [](const float* at) { return *(const float4*)at; });
+        total.store(partial + warp * STATE, walk.lane);
         publish();
     }
     synchronize_block();
@@ -284,35 +337,6 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
     if (threadIdx.x == 0) *last = take_ticket(a.tickets + owner, parts);
     synchronize_block();
     if (!*last) return;
-    const float* states_of_head = a.partial + ((long long)owner * parts * HEADS + head) * STATE;
-    const auto fresh = [](const float* at) { return load_fresh(at); };
-    half_word* target = a.out + ((long long)walk.sequence * (gridDim.y / blocks) * a.group + base_head + head) * HEAD_DIM + channel;
-    Total total;
-    if (ROTATED_VALUES) {
-        float* mixed = (float*)(shared + QUERY_BYTES);  // [HEADS][HEAD_DIM] of coded values, then of a share of warps
-        Total exact;
-        if (adds) {
-            total.add(states_of_head + HEADS * STATE, parts - 1, HEADS * STATE, channel, fresh);
-            exact.add(states_of_head, 1, HEADS * STATE, channel, fresh);
-            *(float4*)(mixed + head * HEAD_DIM + channel) = total.sums;
-        }
-        synchronize_block();
-        rotate(mixed, a.rotation, warp % HEADS, warp / HEADS, channel);
-        synchronize_block();
-        if (adds) {
-            total.sums = {0, 0, 0, 0};
-#pragma unroll
-            for (int share = 0; share < WARPS / HEADS; share++) {
-                const float4 part_of = *(const float4*)(mixed + ((1 + share) * HEADS + head) * HEAD_DIM + channel);
-                total.sums = {total.sums.x + part_of.x, total.sums.y + part_of.y, total.sums.z + part_of.z, total.sums.w + part_of.w};
-            }
-            total.join(exact);
-        }
-    } else if (adds) {
-        total.add(states_of_head, parts, HEADS * STATE, channel, fresh);
-    }
-    if (adds && head < heads) {
-        const float scale = 1.0f / total.weight;
-        *(uint2*)target = {pair(total.sums.x * scale, total.sums.y * scale), pair(total.sums.z * scale, total.sums.w * scale)};
-    }
+    half_word* out = a.out + ((long long)walk.sequence * (gridDim.y / blocks) * a.group + base_head) * HEAD_DIM;
+    combine(a, a.partial + (long long)owner * parts * HEADS * STATE, states, parts, out, heads, warp, walk.lane);
 }
