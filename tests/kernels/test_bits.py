@@ -39,7 +39,9 @@ def test_errors():
         unpack(torch.zeros(3, dtype=torch.uint8), 4, 4)
 
 
-@pytest.mark.parametrize(("bits", "count"), [(2, 128), (2, 64), (4, 64), (4, 128), (3, 128), (3, 256), (3, 64), (5, 48), (8, 128)])
+@pytest.mark.parametrize(
+    ("bits", "count"), [(2, 128), (2, 64), (4, 64), (4, 128), (3, 128), (3, 256), (3, 64), (5, 48), (8, 128)]
+)
 def test_codes_across_words_come_back_and_lie_where_it_says(bits, count):
     codes = torch.randint(0, 2**bits, (3, 2, count), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     packed = pack_across(codes, bits)

@@ -13,7 +13,19 @@ from torch import Tensor
 
 from featherweight.kernels.cache_part import CachePart
 from featherweight.kernels.cuda import driver
-from featherweight.kernels.cuda.cache_layout import HEADS, NUMBERS, STAGE, Arguments, Rows, Side, key_side, qjl_table, rotated_tables, row_sums, value_side
+from featherweight.kernels.cuda.cache_layout import (
+    HEADS,
+    NUMBERS,
+    STAGE,
+    Arguments,
+    Rows,
+    Side,
+    key_side,
+    qjl_table,
+    rotated_tables,
+    row_sums,
+    value_side,
+)
 from featherweight.kernels.reference.cache_attention import cache_attention as reference
 
 #: Floats of a head's part beside its sums; threads that prepare a query, and columns of the projection that they take.
@@ -36,12 +48,12 @@ class Shape:
     Attributes:
         warps: of a program.
         depth: stages of a warp in shared memory.
-        resident: programs that a multiprocessor holds at once.
+        resident: programs that a multiprocessor's registers must hold at once.
     """
 
-    warps: int = 8
+    warps: int = 4
     depth: int = 3
-    resident: int = 2
+    resident: int = 4
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ def launch_on_device(
 
 def cache_attention(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | None, scaling: float) -> Tensor:
     """As `featherweight.kernels.reference.cache_attention`, for one query; sums in float32."""
-    if not _readable(query, keys, values, mask):
+    if not readable(query, keys, values, mask):
         return reference(query, keys, values, mask, scaling)
     return attend(query, keys, values, mask, scaling)
 
@@ -79,13 +91,14 @@ def attend(
 ) -> Tensor:  # fmt: skip
     """As `cache_attention`, with the device's lengths, the shape of the work and the launcher given."""
     batch, heads, _, head_dim = query.shape
-    shape, lengths = shape or Shape(), lengths or Lengths()
+    lengths = lengths or Lengths()
     key_heads = keys.exact.shape[1]
     group = heads // key_heads
     blocks, sides = -(-group // HEADS), (key_side(keys, head_dim), value_side(values, head_dim))
     constants = {"NUMBER": NUMBERS[query.dtype], "HEAD_DIM": head_dim, **sides[0].constants}
     owners = batch * key_heads * blocks
-    parts = _parts(max(lengths.most, values.coded), owners, shape, query.device)
+    stage = sum(-(-side.stage_bytes // 16) * 16 for side in sides)
+    shape, parts = _cut(max(lengths.most, values.coded), owners, shape, stage, query.device)
     out = torch.empty(batch, heads, 1, head_dim, dtype=query.dtype, device=query.device)
     partial = torch.empty(owners * parts * HEADS * (head_dim + _STATE), dtype=torch.float32, device=query.device)
     tickets = _tickets(owners, query.device)
@@ -108,9 +121,10 @@ def attend(
     constants |= {
         **sides[1].constants, "WARPS": shape.warps, "DEPTH": shape.depth, "RESIDENT": shape.resident, "MASKED": int(mask is not None),
     }  # fmt: skip
-    stage = sum(-(-side.stage_bytes // 16) * 16 for side in sides)
     states = 4 * HEADS * (head_dim + _STATE + 8)
-    shared = 4 * HEADS * head_dim + max(shape.warps * max(shape.depth * stage, states), 4 * HEADS * (2 * (shape.warps // HEADS) + 1) * (head_dim + _STATE))
+    shared = 4 * HEADS * head_dim + max(
+        shape.warps * max(shape.depth * stage, states), 4 * HEADS * (2 * (shape.warps // HEADS) + 1) * (head_dim + _STATE)
+    )
     grid = (parts, key_heads * blocks, batch)
     launch("cache_attention.cu", "cache_attention", constants, grid, 32 * shape.warps, shared, (given,), query.device)
     del prepared, partial, hidden, tickets  # held until here
@@ -149,14 +163,28 @@ def unbiased(settings: Mapping[str, Any], head_dim: int) -> float:
     return math.exp(0.5 * math.log(math.pi / head_dim) + math.lgamma((head_dim + 1) / 2) - math.lgamma(head_dim / 2))
 
 
-def _parts(coded: int, owners: int, shape: Shape, device: torch.device) -> int:
-    """Programs that share the tokens of a head: one for the exact ones, soon done, and others that fill the device evenly.
+def _cut(coded: int, owners: int, shape: Shape | None, shared: int, device: torch.device) -> tuple[Shape, int]:
+    """The shape of the work, and into how many parts a head's tokens fall: the first for exact ones, the others for `coded`.
 
-    Either all of them run at once, or so many waves of them that the last one hardly matters.
+    Few heads get large programs, one wave of them, as parts have to be added up. Many heads get small ones, and so many parts
+    that all programs run at once or the last wave hardly matters.
+
+    Args:
+        shared: bytes of shared memory for each warp's stage.
     """
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-    room, most = processors * shape.resident, max(1, -(-coded // (STAGE * shape.warps)))
-    return 1 + min(most, max(1, room // owners if room >= 8 * owners else -(-8 * room // owners)))
+    processors, memory = 4, 227 << 10
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        processors, memory = found.multi_processor_count, found.shared_memory_per_multiprocessor
+    few = 2 * processors >= 16 * owners
+    shape = shape or (Shape(8, 3, 2) if few else Shape(4, 3, 4))
+    held = min(shape.resident, memory // (shape.warps * shape.depth * shared + 4096))
+    room = processors * max(1, held)
+    if few:
+        wanted = room // owners - 1
+    else:
+        wanted = room // owners if room >= 8 * owners else -(-8 * room // owners)
+    return shape, 1 + max(1, min(wanted, -(-coded // (2 * STAGE * shape.warps))))
 
 
 def _first(part: CachePart) -> int:
@@ -164,7 +192,7 @@ def _first(part: CachePart) -> int:
     return 0 if first is None else first.shape[2]
 
 
-def _readable(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | None) -> bool:
+def readable(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | None) -> bool:
     """Whether what the kernel reads lies as it wants it: entries next to each other, everything on 16 bytes."""
     tensors = [query, keys.exact, values.exact, *keys.codes.values(), *values.codes.values()]
     aligned = all(

@@ -108,7 +108,9 @@ def _rotated_problem(settings: Mapping[str, Any], head_dim: int) -> str:
 
 def _values_problem(values: Mapping[str, Any], head_dim: int) -> str:
     if values["codec"] == "rotated":
-        return _rotated_problem(values, head_dim) or ("" if values["group_size"] is None else "reads rotated values without means")
+        return _rotated_problem(values, head_dim) or (
+            "" if values["group_size"] is None else "reads rotated values without means"
+        )
     if values["codec"] != "integer" or values["axis"] != "token" or values["bits"] not in (2, 4, 8):
         return "reads values in integers of 2, 4 or 8 bits by token, or rotated"
     if head_dim not in (64, 128) or head_dim * values["bits"] < 256:
@@ -126,7 +128,11 @@ def _keys_problem(keys: Mapping[str, Any], head_dim: int) -> str:
         if keys["outliers"] not in (0, 8) or (keys["outliers"] and keys["group_size"] != STAGE):
             return f"reads sketches without outliers, or with 8 for {STAGE} tokens"
         lengths = [keys["sketch"] or 32 * max(1, round(keys["ratio"] * 4 * head_dim / 32)), keys["outlier_sketch"] or 0]
-        return "" if lengths[0] in (128, 256, 512) and lengths[1] in (0, 128, 256, 512) else "reads sketches of 128, 256 or 512 signs"
+        return (
+            ""
+            if lengths[0] in (128, 256, 512) and lengths[1] in (0, 128, 256, 512)
+            else "reads sketches of 128, 256 or 512 signs"
+        )
     if keys["codec"] != "integer" or keys["axis"] != "channel" or keys["bits"] not in (2, 4):
         return "reads keys by qjl, rotated, or in integers of 2 or 4 bits by channel"
     if keys["group_size"] % STAGE or head_dim != 128:
@@ -165,7 +171,9 @@ def rotated_tables(constants: Mapping[str, Tensor], dtype: torch.dtype) -> Rotat
         unit = units[errors.argmin()]
         whole = (picked / unit).round().to(torch.int8)
         halves = levels.to(dtype).view(torch.uint8).view(-1, 2)
-        table = torch.cat([whole.view(torch.uint8), whole.view(torch.uint8)] if len(levels) == 16 else [halves[:, 0], halves[:, 1]])
+        table = torch.cat(
+            [whole.view(torch.uint8), whole.view(torch.uint8)] if len(levels) == 16 else [halves[:, 0], halves[:, 1]]
+        )
         values = torch.cat([table, unit.view(1).view(torch.uint8)])
         made[dtype] = RotatedTables(
             whole.to(device), float(unit), values.to(device), constants["rotation"].T.contiguous(),
