@@ -75,7 +75,7 @@ def launch_on_device(
 ) -> None:  # fmt: skip
     """See `Launch`; on torch's current stream."""
     function = driver.load(source, name, driver.constants_of(constants), device)
-    function.launch(grid, (threads, 1, 1), shared, arguments, torch.cuda.current_stream(device).cuda_stream)
+    function.launch(grid, (threads, 1, 1), shared, arguments)
 
 
 def cache_attention(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | None, scaling: float) -> Tensor:

@@ -11,12 +11,12 @@ import torch
 from featherweight.errors import FeatherweightError
 from featherweight.kernels.cuda.compiler import build
 
-#: `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`, `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
-_SHARED_BYTES, _OVERLAPPED = 8, 6
+#: `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`; launch attributes `CLUSTER_DIMENSION`, `PROGRAMMATIC_STREAM_SERIALIZATION`.
+_SHARED_BYTES, _CLUSTER, _OVERLAPPED = 8, 4, 6
 
 
 class _Attribute(ctypes.Structure):
-    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60))
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_uint * 16))
 
 
 class _Configuration(ctypes.Structure):
@@ -39,7 +39,7 @@ class Function:
             _check(self._driver.cuModuleLoadData(ctypes.byref(self._module), code))
             _check(self._driver.cuModuleGetFunction(ctypes.byref(self._handle), self._module, name.encode()))
         self._shared = 48 << 10
-        self._attribute = _Attribute(_OVERLAPPED, b"", 1, b"")
+        self._device = device
 
     def allow_shared(self, count: int) -> None:
         """Let blocks have so many bytes of shared memory.
@@ -57,12 +57,26 @@ class Function:
         block: Sequence[int],
         shared_bytes: int,
         arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
-        stream: int,
+        *,
+        cluster: int = 1,
         overlapped: bool = True,
     ) -> None:
-        """Start the kernel on a stream; `overlapped`: it may begin before the kernel ahead of it is done (and waits itself)."""
+        """Start the kernel on torch's current stream.
+
+        Args:
+            grid, block: three sizes each.
+            arguments: as the kernel takes them.
+            cluster: blocks along the grid's second dimension that form a cluster.
+            overlapped: it may begin before the kernel ahead of it is done (and waits for it itself).
+        """
         self.allow_shared(shared_bytes)
-        configuration = _Configuration(*grid, *block, shared_bytes, stream, ctypes.pointer(self._attribute), int(overlapped))
+        attributes, count = (_Attribute * 2)(), 0
+        for wanted, kind, value in ((cluster > 1, _CLUSTER, (1, cluster, 1)), (overlapped, _OVERLAPPED, (1,))):
+            if wanted:
+                attributes[count].id, attributes[count].value[: len(value)] = kind, value
+                count += 1
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        configuration = _Configuration(*grid, *block, shared_bytes, stream, attributes, count)
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
         _check(self._driver.cuLaunchKernelEx(ctypes.byref(configuration), self._handle, pointers, None))
 
@@ -77,6 +91,12 @@ def load(source: str, name: str, constants: tuple[tuple[str, int], ...], device:
 def constants_of(values: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     """As `load` wants them."""
     return tuple(sorted(values.items()))
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device; one where there is no CUDA."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @cache

@@ -16,8 +16,8 @@ from torch import Tensor
 #: Of the layout; a device copy of another version is thrown away and made again.
 VERSION = 1
 
-#: Outputs of a tile, inputs of a chunk, inputs that a row of scales covers.
-ROWS, CHUNK, BLOCK = 16, 32, 128
+#: Outputs of a tile; inputs of a chunk, of a block (which a row of scales covers), and of a step (to which they are padded).
+ROWS, CHUNK, BLOCK, STEP = 16, 32, 128, 256
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,11 @@ class Cell:
         bits: of a code.
         chunks: of 32 inputs that a cell covers; eight codes of each.
         words: 32-bit words of a cell.
-        step: inputs are padded to a multiple of this, so that loads of 16 bytes come out even.
     """
 
     bits: int
     chunks: int
     words: int
-    step: int
 
     def places(self, code: int) -> list[tuple[int, int, int, int]]:
         """`(first bit of the code, number of bits, word, bit in the word)` of every piece of code `code` of a cell."""
@@ -48,19 +46,18 @@ class Cell:
         return [(0, self.bits, 0, pair * self.bits + half)]
 
 
-CELLS = {2: Cell(2, 2, 1, 128), 3: Cell(3, 4, 3, 256), 4: Cell(4, 1, 1, 128), 8: Cell(8, 1, 2, 128)}
+CELLS = {2: Cell(2, 2, 1), 3: Cell(3, 4, 3), 4: Cell(4, 1, 1), 8: Cell(8, 1, 2)}
 
 
-def padded(rows: int, inputs: int, bits: int) -> tuple[int, int]:
+def padded(rows: int, inputs: int) -> tuple[int, int]:
     """Outputs and inputs that the device codes cover: whole tiles, whole steps."""
-    step = CELLS[bits].step
-    return -(-rows // ROWS) * ROWS, -(-inputs // step) * step
+    return -(-rows // ROWS) * ROWS, -(-inputs // STEP) * STEP
 
 
 def encode_codes(codes: Tensor, bits: int) -> Tensor:
     """Codes `[out, in]` uint8 to what the kernels read, `[tiles, words]` int32; padding is filled with zeros."""
     cell = CELLS[bits]
-    rows, inputs = padded(*codes.shape, bits)
+    rows, inputs = padded(*codes.shape)
     codes = torch.nn.functional.pad(codes, (0, inputs - codes.shape[1], 0, rows - codes.shape[0]))
     width = cell.chunks * CHUNK
     # tile, half, row, cell, chunk, part, code → tile, cell, row, part, half, chunk, code
@@ -79,7 +76,7 @@ def encode_codes(codes: Tensor, bits: int) -> Tensor:
 def decode_codes(words: Tensor, bits: int, rows: int, inputs: int) -> Tensor:
     """The inverse of `encode_codes`: `[out, in]` uint8 of `rows` outputs and `inputs` inputs."""
     cell = CELLS[bits]
-    tiles, width = words.shape[0], cell.chunks * CHUNK
+    tiles = words.shape[0]
     lanes = words.view(tiles, -1, 32, 4).transpose(1, 2).reshape(tiles, 32, -1, 2, cell.words)
     codes = []
     for code in range(cell.chunks * 8):
@@ -92,15 +89,15 @@ def decode_codes(words: Tensor, bits: int, rows: int, inputs: int) -> Tensor:
     return split.reshape(tiles * ROWS, -1)[:rows, :inputs].contiguous()
 
 
-def encode_groups(values: Tensor, group: int) -> Tensor:
-    """Scales or zero points `[out, groups]`, a group each `group` inputs, to `[tiles, blocks, 8, groups of a block, 2]`.
+def encode_groups(values: Tensor, group: int, inputs: int) -> Tensor:
+    """Scales or zero points `[out, groups]`, a group each `group` of the inputs, to `[tiles, blocks, 8, groups of a block, 2]`.
 
     Rows that one lane needs, eight apart, lie side by side. Groups of more than a block are not repeated: a block is then a
     group. Padding is filled with zeros.
     """
     rows, groups = values.shape
     per_block = max(1, BLOCK // group)
-    blocks = -(-groups // per_block)
+    blocks = groups if group > BLOCK else -(-inputs // STEP) * STEP // BLOCK
     values = torch.nn.functional.pad(values, (0, blocks * per_block - groups, 0, -rows % ROWS))
     return values.view(-1, 2, 8, blocks, per_block).permute(0, 3, 2, 4, 1).contiguous()
 

@@ -15,6 +15,9 @@ constexpr int CELL_WORDS = BITS == 8 ? 2 : BITS == 3 ? 3 : 1;
 constexpr int CHUNKS = BITS == 3 ? 4 : BITS == 2 ? 2 : 1;
 constexpr int LOADS = UNIT * BITS / 256;  // of 16 bytes to a lane, for 16 rows and UNIT inputs
 
+// Loads of a unit that nothing after its first `inputs` needs.
+DEVICE constexpr int loads_before(int inputs) { return inputs / (32 * CHUNKS) * 2 * CELL_WORDS / 4; }
+
 // Shift that brings the field at bit `place` of a half into the mantissa, as few different ones as possible.
 DEVICE constexpr int field_shift(int place) {
     constexpr int fields = MANTISSA / BITS > 0 ? MANTISSA / BITS : 1;

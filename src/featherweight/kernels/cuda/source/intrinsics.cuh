@@ -11,6 +11,7 @@ typedef unsigned short half_word;
 
 #define DEVICE __device__ __forceinline__
 #define KERNEL extern "C" __global__
+#define EXPORT(name)
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
 
 // Four words that are read once: past the first-level cache.
@@ -50,6 +51,29 @@ DEVICE void synchronize_threads(int barrier, int threads) {
     if (threads == 32) __syncwarp();
     else asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
+
+// Blocks of a cluster: all wait for all; a number in the shared memory of one of them, by its rank.
+DEVICE void synchronize_cluster() { asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory"); }
+DEVICE float load_from_cluster(const float* place, int rank) {
+    word address = (word)__cvta_generic_to_shared(place);
+    float v;
+    asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];}"
+                 : "=f"(v) : "r"(address), "r"(rank) : "memory");
+    return v;
+}
+
+// The sum over `lanes` neighbouring lanes of a warp, a power of two, for all of them.
+DEVICE float sum_over_lanes(float value, int lanes) {
+#pragma unroll
+    for (int distance = 16; distance; distance /= 2) {
+        if (distance < lanes) value += __shfl_xor_sync(0xFFFFFFFFu, value, distance);
+    }
+    return value;
+}
+DEVICE float sum_over_warp(float value) { return sum_over_lanes(value, 32); }
+
+DEVICE float exponential(float value) { return __expf(value); }
+DEVICE float inverse_root(float value) { return rsqrtf(value); }
 
 // (a & mask) | b in one instruction.
 DEVICE word select_bits(word a, word mask, word b) {

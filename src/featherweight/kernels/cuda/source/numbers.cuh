@@ -38,16 +38,18 @@ DEVICE float from_scale(half_word bits) { return from_bf16(bits); }
 // Scales of two rows, eight apart, which lie side by side.
 struct ScalePair {
 #if SCALE == 2
+    static constexpr int SIZE = 8;
     float first, second;
-    DEVICE void load(const unsigned char* scales, long index) {
-        first = as_float(load_word(scales + 8 * index));
-        second = as_float(load_word(scales + 8 * index + 4));
+    DEVICE void load(const unsigned char* place) {
+        first = as_float(load_word(place));
+        second = as_float(load_word(place + 4));
     }
     DEVICE float upper() const { return first; }
     DEVICE float lower() const { return second; }
 #else
+    static constexpr int SIZE = 4;
     word both;
-    DEVICE void load(const unsigned char* scales, long index) { both = load_word(scales + 4 * index); }
+    DEVICE void load(const unsigned char* place) { both = load_word(place); }
     DEVICE float upper() const { return from_scale((half_word)(both & 0xFFFFu)); }
     DEVICE float lower() const { return from_scale((half_word)(both >> 16)); }
 #endif
