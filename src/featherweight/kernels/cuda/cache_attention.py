@@ -38,7 +38,8 @@ class Launch(Protocol):
     def __call__(
         self, source: str, name: str, constants: Mapping[str, int], grid: tuple[int, int, int], threads: int, shared: int,
         arguments: Sequence[Any], device: torch.device,
-    ) -> None: ...  # fmt: skip
+    ) -> None:  # fmt: skip
+        """Kernel `name` of a source file compiled with `constants`; arguments as the kernel takes them."""
 
 
 @dataclass(frozen=True)
@@ -180,10 +181,8 @@ def _cut(coded: int, owners: int, shape: Shape | None, shared: int, device: torc
     shape = shape or (Shape(8, 3, 2) if few else Shape(4, 3, 4))
     held = min(shape.resident, memory // (shape.warps * shape.depth * shared + 4096))
     room = processors * max(1, held)
-    if few:
-        wanted = room // owners - 1
-    else:
-        wanted = room // owners if room >= 8 * owners else -(-8 * room // owners)
+    evenly = room // owners if room >= 8 * owners else -(-8 * room // owners)
+    wanted = room // owners - 1 if few else evenly
     return shape, 1 + max(1, min(wanted, -(-coded // (2 * STAGE * shape.warps))))
 
 

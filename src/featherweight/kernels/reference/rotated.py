@@ -20,8 +20,9 @@ Constants = Mapping[str, Tensor]
 def rotated_levels(packed: Tensor, constants: Constants) -> Tensor:
     """`c [..., head_dim]` of packed codes `[..., bytes]`.
 
-    Scalar: a code of b bits picks one of `levels [2^b]`, by `levels_by_code`, and lies as `pack_across` has it. Lattice: of two bytes for eight values the second picks a row of
-    `levels [256, 8]`, the first a row of `signs [256, 8]` that it is multiplied by and one of `shift [256, 1]` that is added.
+    Scalar: a code of b bits picks one of `levels [2^b]`, by `levels_by_code`, and lies as `pack_across` has it. Lattice: of two
+    bytes for eight values the second picks a row of `levels [256, 8]`, the first a row of `signs [256, 8]` that it is multiplied
+    by and one of `shift [256, 1]` that is added.
     """
     levels = constants["levels"]
     if levels.ndim == 2:
