@@ -64,13 +64,7 @@ class _Weights(ctypes.Structure):
 
 
 def multiply(
-    x: Tensor,
-    weight: DeviceCodes,
-    bias: Tensor | None,
-    y: Tensor,
-    shape: Shape,
-    overlapped: bool = True,
-    around: Around = NOTHING,
+    x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: Shape, overlapped: bool = True, around: Around = NOTHING
 ) -> Tensor:
     """`y[t, o] = Σ_i x[t, i] W[o, i] + bias[o]` for up to 64 tokens.
 
@@ -97,12 +91,7 @@ def multiply(
         (min(groups, shape.blocks), shape.splits, 1),
         (32, shape.row_warps, shape.input_warps),
         shape.input_warps * ((phases if resident else min(phases, 2)) * stage + sums),
-        [
-            description,
-            *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)),
-            *map(ctypes.c_int, numbers),
-            AroundArguments.of(around),
-        ],
+        [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers), AroundArguments.of(around)],
         cluster=shape.splits,
         overlapped=overlapped,
     )
