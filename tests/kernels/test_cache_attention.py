@@ -23,6 +23,7 @@ KEYS = {
     "qjl-first-layers": {**QJL, "sketch": 512, "outlier_sketch": 128},
     "kivi-2": {"codec": "integer", "bits": 2, "axis": "channel"},
     "kivi-4": {"codec": "integer", "bits": 4, "axis": "channel"},
+    "int8": {"codec": "integer", "bits": 8, "axis": "token", "group_size": 64},
     "rotated-3": {"codec": "rotated", "bits": 3, "group_size": 128},
     "rotated-4": {"codec": "rotated", "bits": 4, "group_size": None},
 }
@@ -115,6 +116,7 @@ def test_nothing_in_code_all_in_code_and_lengths_on_the_device():
 
     every = {"codec": "integer", "bits": 8, "group_size": 64, "window": 0}
     assert compare({**KEYS["qjl"], "window": 32}, {"codec": "integer", "window": 32}, 31) < 0.004
+    assert compare({**KEYS["int8"], "window": 0}, every, 77) < 0.004
     keys, values = parts({**KEYS["kivi-2"], "window": 32}, {**every, "window": 32}, 225)
     query = torch.randn(1, 8, 1, 128, generator=torch.Generator().manual_seed(7)).bfloat16()
     shorter = [CachePart(**{**part.__dict__, "coded": 0}) for part in (keys, values)]
@@ -124,7 +126,7 @@ def test_nothing_in_code_all_in_code_and_lengths_on_the_device():
     assert (found - expected).norm() < 0.004 * expected.norm()
 
 
-@pytest.mark.parametrize("name", ["kivi-2", "kivi-4", "qjl", "rotated-3", "rotated-4"])
+@pytest.mark.parametrize("name", ["int8", "kivi-2", "kivi-4", "qjl", "rotated-3", "rotated-4"])
 def test_presets_are_supported_and_others_say_why(name):
     for layer in (0, 20):
         keys, values = map(codec_settings, read_settings(name, 128).codecs(layer))

@@ -20,6 +20,7 @@ from featherweight.kernels.cuda.cache_layout import (
     Arguments,
     Rows,
     Side,
+    identity,
     key_side,
     qjl_table,
     rotated_tables,
@@ -99,7 +100,8 @@ def attend(
     constants = {"NUMBER": NUMBERS[query.dtype], "HEAD_DIM": head_dim, **sides[0].constants}
     owners = batch * key_heads * blocks
     stage = sum(-(-side.stage_bytes // 16) * 16 for side in sides)
-    shape, parts = _cut(max(lengths.most, values.coded), owners, shape, stage, query.device)
+    sketch = sides[0].constants.get("SKETCH", 0)
+    shape, parts = _cut(max(lengths.most, values.coded), owners, shape, stage, sketch, query.device)
     out = torch.empty(batch, heads, 1, head_dim, dtype=query.dtype, device=query.device)
     partial = torch.empty(owners * parts * HEADS * (head_dim + _STATE), dtype=torch.float32, device=query.device)
     tickets = _tickets(owners, query.device)
@@ -146,9 +148,11 @@ def _prepare(
         if side.constants["OUTLIERS"]:
             given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], constant).data_ptr()
         constant, reach = constant / length, 6.0
-    else:
+    elif side.constants["KEYS"] == 3:
         projection, tables = keys.constants["rotation"], rotated_tables(keys.constants, keys.exact.dtype)
         given.table, constant, reach = tables.keys.data_ptr(), tables.unit / 2, 1.0
+    else:
+        projection, constant, reach = identity(constants["HEAD_DIM"], device), 0.5, 1.0
     given.prepared = prepared.data_ptr()
     pointers = [ctypes.c_void_p(each.data_ptr()) for each in (projection, row_sums(projection), prepared)]
     shared, grid = 4 * HEADS * (constants["HEAD_DIM"] + _THREADS), (projection.shape[1] // _COLUMNS, owners // batch, batch)
@@ -164,7 +168,7 @@ def unbiased(settings: Mapping[str, Any], head_dim: int) -> float:
     return math.exp(0.5 * math.log(math.pi / head_dim) + math.lgamma((head_dim + 1) / 2) - math.lgamma(head_dim / 2))
 
 
-def _cut(coded: int, owners: int, shape: Shape | None, shared: int, device: torch.device) -> tuple[Shape, int]:
+def _cut(coded: int, owners: int, shape: Shape | None, shared: int, sketch: int, device: torch.device) -> tuple[Shape, int]:
     """The shape of the work, and into how many parts a head's tokens fall: the first for exact ones, the others for `coded`.
 
     Few heads get large programs, one wave of them, as parts have to be added up. Many heads get small ones, and so many parts
@@ -172,12 +176,15 @@ def _cut(coded: int, owners: int, shape: Shape | None, shared: int, device: torc
 
     Args:
         shared: bytes of shared memory for each warp's stage.
+        sketch: signs of a key; long ones need more registers.
     """
     processors, memory = 4, 227 << 10
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         processors, memory = found.multi_processor_count, found.shared_memory_per_multiprocessor
     few = 2 * processors >= 16 * owners
+    if sketch > 256:
+        shape = shape or (Shape(12, 3, 1) if few else Shape(4, 3, 3))
     shape = shape or (Shape(8, 3, 2) if few else Shape(4, 3, 4))
     held = min(shape.resident, memory // (shape.warps * shape.depth * shared + 4096))
     room = processors * max(1, held)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -78,6 +79,10 @@ def key_side(part: CachePart, head_dim: int) -> Side:
         names = ("codes", "gain", *(("mean",) if group else ()))
         stage = STAGE * (packed + 2) + (2 * head_dim if group else 0)
         return Side(constants, names, stage, 1024 + 8 * HEADS + 4 * HEADS * head_dim)
+    if settings["axis"] == "token":
+        stage = STAGE * (head_dim + 4 * (head_dim // settings["group_size"]))
+        constants = {"KEYS": 4, "KEY_GROUP": settings["group_size"]}
+        return Side(constants, ("codes", "scale", "minimum"), stage, 1024 + 8 * HEADS + 4 * HEADS * head_dim)
     constants = {"KEYS": 2, "KEY_BITS": settings["bits"], "KEY_GROUP": settings["group_size"]}
     return Side(constants, ("codes", "scale", "minimum"), STAGE * head_dim * settings["bits"] // 8 + 4 * head_dim)
 
@@ -133,7 +138,10 @@ def _keys_problem(keys: Mapping[str, Any], head_dim: int) -> str:
             if lengths[0] in (128, 256, 512) and lengths[1] in (0, 128, 256, 512)
             else "reads sketches of 128, 256 or 512 signs"
         )
-    if keys["codec"] != "integer" or keys["axis"] != "channel" or keys["bits"] not in (2, 4):
+    if keys["codec"] == "integer" and keys["axis"] == "token":
+        served = keys["bits"] == 8 and head_dim == 128 and keys["group_size"] in (32, 64, 128)
+        return "" if served else "reads keys by token in 8 bits, groups of 32, 64 or 128 of 128 channels"
+    if keys["codec"] != "integer" or keys["bits"] not in (2, 4):
         return "reads keys by qjl, rotated, or in integers of 2 or 4 bits by channel"
     if keys["group_size"] % STAGE or head_dim != 128:
         return f"reads keys of 128 in groups of whole {STAGE} tokens"
@@ -183,6 +191,12 @@ def rotated_tables(constants: Mapping[str, Tensor], dtype: torch.dtype) -> Rotat
 
 
 _SUMS = WeakTensorKeyDictionary()
+
+
+@cache
+def identity(size: int, device: torch.device) -> Tensor:
+    """The projection of a query that is read as it is."""
+    return torch.eye(size, device=device)
 
 
 def row_sums(projection: Tensor) -> Tensor:

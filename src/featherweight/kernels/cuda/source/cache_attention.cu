@@ -9,8 +9,10 @@
 #include "cache_keys_qjl.cuh"
 #elif KEYS == 2
 #include "cache_keys_channel.cuh"
-#else
+#elif KEYS == 3
 #include "cache_keys_levels.cuh"
+#else
+#include "cache_keys_token.cuh"
 #endif
 #if VALUES == 1
 #include "cache_values_integer.cuh"

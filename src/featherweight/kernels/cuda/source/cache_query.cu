@@ -5,8 +5,10 @@
 // the query make is normal, of the query's length, so nothing is cut off. Fixed when compiled: what the codec names.
 #if KEYS == 1
 #include "cache_keys_qjl.cuh"
-#else
+#elif KEYS == 3
 #include "cache_keys_levels.cuh"
+#else
+#include "cache_keys_token.cuh"
 #endif
 
 constexpr int THREADS = 128, COLUMNS = 32, SHARES = THREADS / COLUMNS, ROWS = HEAD_DIM / SHARES;
