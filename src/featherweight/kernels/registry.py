@@ -201,6 +201,21 @@ def _cpu_integer(signature: Signature, device: torch.device) -> tuple[bool, str]
     return True, told(signature)
 
 
+def _cuda_cache(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """What `kernels/cuda/cache_attention.py` reads: one query over codes of its codecs, on Hopper and later."""
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return False, "for compute capability 9.0 and later"
+    if signature["queries"] != 1 or signature["dtype"] not in ("bfloat16", "float16"):
+        return False, f"for one query of 16 bits, not for {signature['queries']} of {signature['dtype']}"
+    from featherweight.kernels.cuda.cache_layout import unsupported
+    from featherweight.kernels.cuda.compiler import missing
+
+    reason = missing() or unsupported(signature["keys"], signature["values"], signature["head_dim"])
+    return not reason, reason or "one launch for all query heads of a key head, tokens read in code"
+
+
 _ROOM = "featherweight.kernels"
 
 
@@ -276,7 +291,10 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     "attend": _step_kernels("decode_attention", "attend"),
     "attend_scratch": _step_kernels("decode_attention", "make_scratch"),
     "choose_token": _step_kernels("decode_choice", "choose_token"),
-    "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),
+    "cache_attention": (
+        Kernel("cuda", f"{_ROOM}.cuda.cache_attention", "cache_attention", _cuda_cache),
+        Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),
+    ),
     "cache_scores": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_scores", _always),),
     "cache_mix": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_mix", _always),),
     "qjl_encode": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_encode", _always),),
