@@ -1,7 +1,8 @@
-"""Rounding again, vector by vector, with everything else as it stands: coordinate descent on the rounded weights."""
+"""Rounding again, vector by vector, with everything else as it stands: coordinate descent on codes and scale."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,18 +25,29 @@ class Descended:
     Attributes:
         codes: `[rows, in / vector_size]`.
         decoded: `[rows, in]` float32.
-        objectives: `tr(E H Eᵀ)` before the first pass and after each.
+        scale: of the grid, `[rows, 1]`.
+        objectives: `tr(E H Eᵀ)` before the first pass, with the best scale, and after each.
     """
 
     codes: Tensor
     decoded: Tensor
+    scale: Tensor
     objectives: tuple[float, ...]
 
 
 def descend(
-    weight: Tensor, hessian: Tensor, grid: Grid, codes: Tensor, decoded: Tensor, scale: Tensor, passes: int = 10
+    weight: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    codes: Tensor,
+    decoded: Tensor,
+    scale: Tensor,
+    passes: int = 10,
+    rows: Sequence[int] | None = None,
 ) -> Descended:
     """Lower `tr((W − Ŵ) H (W − Ŵ)ᵀ)` by rounding each vector of columns anew to what suits the others as they stand.
+
+    Before the first pass and after each the scale becomes that which fits the codes best, `⟨W, V⟩ / ⟨V, V⟩` in the norm of `H`.
 
     From the last vector `k` to the first, `ŵ_k` becomes the rounded `ŵ_k + (E H)_k H_kk⁻¹`, `E = W − Ŵ` (QuIP#'s tuning). The
     nearest point of a lattice is not the best one in the norm of `H_kk`; a row takes it only where its own objective falls,
@@ -48,6 +60,7 @@ def descend(
         codes, decoded: the weight as rounded so far, `[rows, in / vector_size]` and `[rows, in]`.
         scale: of the grid, `[rows, 1]`.
         passes: at most; fewer where a pass gains nothing.
+        rows: of each linear, whose rows have one scale; None for one linear.
 
     Raises:
         FeatherweightError: a width that vectors of the grid do not fill.
@@ -56,13 +69,14 @@ def descend(
     if width % size:
         raise FeatherweightError("vectors of this grid do not fill the inputs", found=width, expected=f"a multiple of {size}")
     state = _State(weight, hessian, grid, codes, decoded, GridParameters(scale, torch.zeros_like(scale)))
-    objectives = [float((state.error * (hessian @ state.error)).sum(dtype=torch.float64))]
+    linears = [len(weight)] if rows is None else list(rows)
+    objectives = [float((state.error * (hessian @ state.error)).sum(dtype=torch.float64)) - float(state.refit_scale(linears))]
     for _ in range(passes):
-        gain = float(state.run_pass())
+        gain = float(state.run_pass() + state.refit_scale(linears))
         objectives.append(objectives[-1] - gain)
         if gain <= SMALLEST_GAIN * objectives[-2]:
             break
-    return Descended(state.codes.T.contiguous(), state.decoded.T.contiguous(), tuple(objectives))
+    return Descended(state.codes.T.contiguous(), state.decoded.T.contiguous(), state.parameters.scale, tuple(objectives))
 
 
 class _State:
@@ -73,6 +87,7 @@ class _State:
     ) -> None:
         self.hessian, self.grid, self.parameters = hessian, grid, parameters
         self.codes, self.decoded = codes.T.clone(), decoded.T.clone()
+        self.weight = weight.T
         self.error = (weight - decoded).T.contiguous()
         size = grid.vector_size
         blocks = hessian.reshape(len(hessian) // size, size, -1, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
@@ -87,6 +102,22 @@ class _State:
             for first in reversed(range(start, stop, self.grid.vector_size)):
                 gain += self._round(first, pull, start)
         return gain
+
+    def refit_scale(self, rows: Sequence[int]) -> Tensor:
+        """The best scale of each linear's codes; what it lowered the objective by, a float64 scalar."""
+        pulled = self.hessian @ self.decoded
+        cross, energy = (
+            torch.stack([part.sum() for part in (each * pulled).sum(0, dtype=torch.float64).split(list(rows))])
+            for each in (self.error, self.decoded)
+        )
+        usable = (energy > 0) & (cross > -energy)
+        ratio = torch.where(usable, 1 + cross / torch.where(usable, energy, 1.0), 1.0)
+        spread = ratio.repeat_interleave(torch.tensor(list(rows), device=ratio.device))[:, None]
+        scale = (self.parameters.scale * spread).to(torch.float32)
+        self.parameters = GridParameters(scale, self.parameters.zero)
+        self.decoded = self.grid.decode(self.codes.T, self.parameters).T.contiguous()
+        self.error = self.weight - self.decoded
+        return torch.where(usable, cross.square() / torch.where(usable, energy, 1.0), 0.0).sum()
 
     def _round(self, first: int, pull: Tensor, start: int) -> Tensor:
         """One vector of columns; `pull` is that of the columns from `start` on, and is kept up to date."""
