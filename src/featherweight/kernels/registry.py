@@ -6,9 +6,10 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from featherweight.errors import FeatherweightError, nearest
 
@@ -26,16 +27,34 @@ class Kernel:
         module: where it lives; imported when it first runs, so that nothing is compiled at import.
         function: its name there.
         supports: whether it runs for a signature on a device, and the reason in words.
+        prepares: its function takes a packed weight alone and returns a `Prepared`.
     """
 
     name: str
     module: str
     function: str
     supports: Support
+    prepares: bool = False
 
     def load(self) -> Callable[..., Any]:
         """The function itself."""
         return getattr(importlib.import_module(self.module), self.function)
+
+
+class Prepared(Protocol):
+    """A packed weight in a kernel's own layout, in the place of its stored tensors."""
+
+    def runs(self, x: Tensor) -> bool:
+        """Whether it multiplies such an `x`."""
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x [..., in]` to `x · Wᵀ + bias`, `[..., out]`, in the dtype of `x`."""
+
+    def stored(self) -> dict[str, Tensor]:
+        """The stored tensors, rebuilt bit for bit."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it holds in their place."""
 
 
 def _always(signature: Signature, device: torch.device) -> tuple[bool, str]:
@@ -52,6 +71,28 @@ def _triton_sweep(signature: Signature, device: torch.device) -> tuple[bool, str
     return True, "one launch per block of columns"
 
 
+def _cuda_integer(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """What `kernels/cuda` reads: plain integer codes, on Hopper and later, where a compiler is at hand."""
+    if signature.get("kind") != "integer":
+        return False, f"for integer codes, not for {signature.get('kind')}"
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    from featherweight.kernels.cuda.compiler import missing
+    from featherweight.kernels.cuda.integer import reason_against
+
+    if (activations := signature.get("activations", "bfloat16")) not in ("bfloat16", "float16"):
+        return False, f"for bfloat16 and float16 activations, not {activations}"
+    if against := reason_against(signature):
+        return False, against
+    if not torch.cuda.is_available():
+        return False, "there is no CUDA device here"
+    if (capability := torch.cuda.get_device_capability(device)) < (9, 0):
+        return False, f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
+    if absent := missing():
+        return False, absent
+    return True, "16-bit activations without gradients: codes go straight to the matrix unit, or by slabs for many tokens"
+
+
 def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """What `torch._int_mm` takes on CUDA: more than 16 tokens, inputs and outputs in eights; on a CPU anything."""
     if device.type not in ("cpu", "cuda"):
@@ -62,7 +103,44 @@ def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
     return True, "torch's int8 product"
 
 
+def _triton_step(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed"
+    if signature.get("rows", 1) > 1:
+        return False, f"for one row, not for {signature['rows']}"
+    if signature.get("dtype") not in ("bfloat16", "float16", "float32"):
+        return False, f"not for {signature.get('dtype')}"
+    return True, "part of a fused decode step"
+
+
+def _cuda_attend(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """Clusters of blocks, for caches so short that query heads of one key head may read it each for itself."""
+    from featherweight.kernels.cuda.compiler import missing
+
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    if signature.get("dtype") not in ("bfloat16", "float16"):
+        return False, f"for 16-bit activations, not {signature.get('dtype')}"
+    if signature.get("reach", 0) > 1024 or signature.get("dim") not in (32, 64, 128, 256):
+        return False, f"for heads of 32 to 256 and up to 1024 tokens, not {signature.get('dim')} and {signature.get('reach')}"
+    if (capability := torch.cuda.get_device_capability(device)) < (9, 0):
+        return False, f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
+    return not missing(), missing() or "blocks put their parts together in shared memory"
+
+
 _ROOM = "featherweight.kernels"
+
+
+def _step_kernels(file: str, function: str) -> tuple[Kernel, ...]:
+    """The Triton kernel and its reference of one part of a decode step."""
+    return (
+        Kernel("triton", f"{_ROOM}.triton.{file}", function, _triton_step),
+        Kernel("reference", f"{_ROOM}.reference.{file}", function, _always),
+    )
+
+
 OPS: dict[str, tuple[Kernel, ...]] = {
     "sweep_block": (
         Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", _triton_sweep),
@@ -72,7 +150,23 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("torch", f"{_ROOM}.reference.int8_matmul", "torch_int8_matmul", _int_mm),
         Kernel("reference", f"{_ROOM}.reference.int8_matmul", "int8_matmul", _always),
     ),
-    "dequantize_matmul": (Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),),
+    "dequantize_matmul": (
+        Kernel("cuda", f"{_ROOM}.cuda.prepared", "prepare_integer", _cuda_integer, prepares=True),
+        Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),
+    ),
+    "embed": _step_kernels("decode_rows", "embed"),
+    "add_norm": _step_kernels("decode_rows", "add_norm"),
+    "gate": _step_kernels("decode_rows", "gate"),
+    "row_product": _step_kernels("decode_rows", "row_product"),
+    "attend": (
+        Kernel("cuda", f"{_ROOM}.cuda.attend", "attend", _cuda_attend),
+        *_step_kernels("decode_attention", "attend"),
+    ),
+    "attend_scratch": (
+        Kernel("cuda", f"{_ROOM}.cuda.attend", "make_scratch", _cuda_attend),
+        *_step_kernels("decode_attention", "make_scratch"),
+    ),
+    "choose_token": _step_kernels("decode_choice", "choose_token"),
     "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),
     "cache_scores": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_scores", _always),),
     "cache_mix": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_mix", _always),),
@@ -91,15 +185,23 @@ def explain(op: str, signature: Signature, device: torch.device | str) -> list[t
 
 
 def choose(op: str, signature: Signature, device: torch.device | str) -> Callable[..., Any]:
-    """The first implementation of `op` that supports `signature` on `device`.
+    """The function of the first implementation of `op` that supports `signature` on `device`.
+
+    Raises:
+        FeatherweightError: an op that nobody registered, or no implementation (with the reasons).
+    """
+    return supporting(op, signature, device)[0].load()
+
+
+def supporting(op: str, signature: Signature, device: torch.device | str) -> list[Kernel]:
+    """The implementations of `op` that support `signature` on `device`, at least one, the best first.
 
     Raises:
         FeatherweightError: an op that nobody registered, or no implementation (with the reasons).
     """
     device = torch.device(device)
-    for kernel in _implementations(op):
-        if kernel.supports(signature, device)[0]:
-            return kernel.load()
+    if found := [kernel for kernel in _implementations(op) if kernel.supports(signature, device)[0]]:
+        return found
     raise FeatherweightError(
         f"no kernel runs {op} on {device}",
         found=dict(signature),

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError
+from featherweight.kernels.registry import Prepared
 from featherweight.packed.base import PackedWeight, from_tensors
+from featherweight.packed.lower import prepare
+
+#: Names of buffers in a kernel's layout begin so.
+_PREPARED = "prepared_"
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class WeightSketch:
 class PackedModule(nn.Module):  # type: ignore[misc]
     """Holds one packed weight: its stored tensors are buffers, whose dtypes no `.to`, `.half` or `.float` changes.
 
+    Where a kernel has its own layout, buffers in that layout (`prepared_…`) stand in the stored tensors' place from the first
+    product on; `packed`, `state_dict` and moves rebuild the stored tensors, bit for bit.
+
     Attributes:
         compute_dtype: dtype of the values it gives; follows `.to(dtype)`.
     """
@@ -55,16 +63,18 @@ class PackedModule(nn.Module):  # type: ignore[misc]
             self.register_buffer(name, tensor)
         self.compute_dtype = dtype
         self._dense: Tensor | None = None
+        self._prepared: Prepared | None = None
+        self._unprepared: tuple[torch.device, torch.dtype] | None = None  # for which no kernel has a layout of its own
 
     @property
     def packed(self) -> PackedWeight:
-        """The packed weight; shares the buffers."""
-        return from_tensors(self._description, {name: self._buffers[name] for name in self._stored})
+        """The packed weight; shares the buffers, or is rebuilt from a kernel's layout."""
+        return from_tensors(self._description, self._tensors())
 
     @property
     def weight(self) -> Any:
         """A stand-in with the weight's shape, compute dtype and device; ask `packed` for values."""
-        device = self._buffers[self._stored[0]].device
+        device = next(buffer.device for buffer in self._buffers.values() if buffer is not None)
         return WeightSketch(torch.Size(self._description["shape"]), self.compute_dtype, device)
 
     def cache_dense(self, dtype: torch.dtype | None = None) -> None:
@@ -83,15 +93,72 @@ class PackedModule(nn.Module):  # type: ignore[misc]
         """The kept values if they are in `dtype`."""
         return self._dense if self._dense is not None and self._dense.dtype == dtype else None
 
-    def multiply(self, x: Tensor) -> Tensor:
-        """`x · Wᵀ`, from the kept values where there are any."""
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x · Wᵀ + bias`: from the kept values where there are any, by a kernel where one runs, else by composition."""
         kind = x.device.type
         dense = self.dense(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
-        return self.packed.matmul(x) if dense is None else nn.functional.linear(x, dense)
+        if dense is None:
+            prepared = self._prepare(x)
+            if prepared is not None:
+                return prepared(x, bias)
+        y = self.packed.matmul(x) if dense is None else nn.functional.linear(x, dense)
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def release_prepared(self) -> None:
+        """Put the stored tensors back in the place of a kernel's layout."""
+        if self._prepared is not None:
+            stored = self._tensors()
+            for name in self._prepared.tensors():
+                del self._buffers[f"{_PREPARED}{name}"]
+            self._prepared = None
+            self._buffers.update(stored)
+        self._unprepared = None
+
+    def prepared_for(self, x: Tensor) -> Prepared | None:
+        """The weight in a kernel's layout, made now if one runs for `x`."""
+        return self._prepare(x)
+
+    def hold(self, prepared: Prepared) -> None:
+        """Hold the same weight in other tensors of a kernel's layout, such as a part of those of several weights."""
+        self._take_over(prepared)
+
+    def _prepare(self, x: Tensor) -> Prepared | None:
+        """The weight in a kernel's layout if one runs for `x`; else the stored tensors are in place afterwards."""
+        if self._prepared is None and (x.device, x.dtype) != self._unprepared:
+            prepared = prepare(self.packed, x.dtype)
+            if prepared is None:
+                self._unprepared = (x.device, x.dtype)
+            else:
+                self._take_over(prepared)
+        if self._prepared is not None and not self._prepared.runs(x):
+            self.release_prepared()
+        return self._prepared
+
+    def _take_over(self, prepared: Prepared) -> None:
+        """Hold a kernel's layout instead of the stored tensors."""
+        self._prepared = prepared
+        self._buffers.update(dict.fromkeys(self._stored))
+        for name, tensor in prepared.tensors().items():
+            self.register_buffer(f"{_PREPARED}{name}", tensor, persistent=False)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        if self._prepared is not None:
+            return self._prepared.stored()
+        return {name: self._buffers[name] for name in self._stored}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._prepared is not None:
+            destination.update({prefix + name: tensor for name, tensor in self._tensors().items()})
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self.release_prepared()
+        super()._load_from_state_dict(*arguments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedModule:
         """Device moves reach the packed tensors, dtype changes only the bias and `compute_dtype`."""
         self.release_dense()
+        self.release_prepared()
         packed = {name: self._buffers.pop(name) for name in self._stored}
         try:
             super()._apply(fn, recurse)
@@ -121,8 +188,7 @@ class PackedLinear(PackedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [..., in]` to `[..., out]`, in the dtype of `x`."""
-        y = self.multiply(x)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return self.multiply(x, self.bias)
 
     def extra_repr(self) -> str:
         """Sizes and storage."""
@@ -173,6 +239,15 @@ class PackedEmbedding(PackedModule):
             return values
         return values * torch.full((), self.embed_scale, dtype=values.dtype, device=values.device)
 
+    def _take_over(self, prepared: Prepared) -> None:
+        """Hold a kernel's layout beside the stored tensors, from which rows are looked up."""
+        for name, tensor in prepared.tensors().items():
+            self.register_buffer(f"{_PREPARED}{name}", tensor, persistent=False)
+        self._prepared = prepared
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: self._buffers[name] for name in self._stored}
+
     def extra_repr(self) -> str:
         """Sizes and storage."""
         return f"{self.num_embeddings}, {self.embedding_dim}, {self._description['kind']}"
@@ -204,8 +279,7 @@ class TiedPackedLinear(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [..., features]` to logits `[..., vocabulary]`, in the dtype of `x`."""
-        y = self._embedding[0].multiply(x)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return self._embedding[0].multiply(x, self.bias)
 
     def extra_repr(self) -> str:
         """Sizes, and that the weight is shared."""

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from featherweight.errors import FeatherweightError
 from featherweight.kernels import registry
 from featherweight.packed.base import PackedWeight
+from featherweight.packed.dtypes import dtype_name
 
 OP = "dequantize_matmul"
 
 
-def lower(weight: PackedWeight, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """`x [..., in] → x · Wᵀ [..., out]` by the best kernel there is for this weight on `device`.
+def lower(weight: PackedWeight, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> Callable[[Tensor], Tensor]:
+    """`x [..., in] → x · Wᵀ [..., out]` by the best kernel there is for this weight on `device` and activations of `dtype`.
 
-    For now every storage lowers to its own composition (`matmul`), chosen through the registry; fused kernels enter
-    there without a change here.
+    A storage without a kernel of its own lowers to its composition (`matmul`).
     """
-    return partial(registry.choose(OP, weight.description(), device), weight=weight)
+    weight = weight.to(device)
+    return prepare(weight, dtype) or weight.matmul
+
+
+def prepare(weight: PackedWeight, dtype: torch.dtype) -> registry.Prepared | None:
+    """The weight in the layout of the best kernel that has one, where it lies; None if the composition is best.
+
+    A kernel that cannot be compiled or loaded is passed over, with a warning that says why.
+
+    Args:
+        dtype: of the activations.
+    """
+    signature = {**weight.description(), "activations": dtype_name(dtype)}
+    for kernel in registry.supporting(OP, signature, next(iter(weight.tensors().values())).device):
+        if not kernel.prepares:
+            break
+        try:
+            prepared: registry.Prepared = kernel.load()(weight)
+            return prepared
+        except FeatherweightError as problem:
+            warnings.warn(f"the {kernel.name} kernel is not used: {problem}", RuntimeWarning, stacklevel=2)
+    return None
 
 
 def explain(weight: PackedWeight, device: torch.device | str) -> list[tuple[str, bool, str]]:

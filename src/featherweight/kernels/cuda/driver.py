@@ -1,0 +1,114 @@
+"""Compiled kernels on a device: loaded into torch's context, launched on torch's current stream."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import torch
+
+from featherweight.errors import FeatherweightError
+from featherweight.kernels.cuda.compiler import build
+
+#: `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`; launch attributes `CLUSTER_DIMENSION`, `PROGRAMMATIC_STREAM_SERIALIZATION`.
+_SHARED_BYTES, _CLUSTER, _OVERLAPPED = 8, 4, 6
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_uint * 16))
+
+
+class _Configuration(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_uint) for name in ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "shared_bytes")),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("attribute_count", ctypes.c_uint),
+    )
+
+
+class Function:
+    """One kernel, loaded on one device."""
+
+    def __init__(self, code: bytes, name: str, device: torch.device) -> None:
+        self._driver, self._code = _driver(), code
+        self._module, self._handle = ctypes.c_void_p(), ctypes.c_void_p()
+        with torch.cuda.device(device):
+            torch.cuda.current_stream()  # so that torch's context is there
+            _check(self._driver.cuModuleLoadData(ctypes.byref(self._module), code))
+            _check(self._driver.cuModuleGetFunction(ctypes.byref(self._handle), self._module, name.encode()))
+        self._shared = 48 << 10
+        self._device = device
+
+    def allow_shared(self, count: int) -> None:
+        """Let blocks have so many bytes of shared memory.
+
+        Raises:
+            FeatherweightError: more than the device has.
+        """
+        if count > self._shared:
+            _check(self._driver.cuFuncSetAttribute(self._handle, _SHARED_BYTES, count))
+            self._shared = count
+
+    def launch(
+        self,
+        grid: Sequence[int],
+        block: Sequence[int],
+        shared_bytes: int,
+        arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
+        *,
+        cluster: int = 1,
+        overlapped: bool = True,
+    ) -> None:
+        """Start the kernel on torch's current stream.
+
+        Args:
+            grid, block: three sizes each.
+            arguments: as the kernel takes them.
+            cluster: blocks along the grid's second dimension that form a cluster.
+            overlapped: it may begin before the kernel ahead of it is done (and waits for it itself).
+        """
+        self.allow_shared(shared_bytes)
+        attributes, count = (_Attribute * 2)(), 0
+        for wanted, kind, value in ((cluster > 1, _CLUSTER, (1, cluster, 1)), (overlapped, _OVERLAPPED, (1,))):
+            if wanted:
+                attributes[count].id, attributes[count].value[: len(value)] = kind, value
+                count += 1
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        configuration = _Configuration(*grid, *block, shared_bytes, stream, attributes, count)
+        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
+        _check(self._driver.cuLaunchKernelEx(ctypes.byref(configuration), self._handle, pointers, None))
+
+
+@cache
+def load(source: str, name: str, constants: tuple[tuple[str, int], ...], device: torch.device) -> Function:
+    """Kernel `name` of a source file compiled with `constants` for `device`."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return Function(build(source, dict(constants), f"sm_{major}{minor}"), name, device)
+
+
+def constants_of(values: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """As `load` wants them."""
+    return tuple(sorted(values.items()))
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device; one where there is no CUDA."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as problem:
+        raise FeatherweightError("CUDA's driver was not found", found=str(problem), expected="libcuda.so.1") from None
+
+
+def _check(status: int) -> None:
+    if status:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(status, ctypes.byref(text))
+        raise FeatherweightError("CUDA's driver failed", found=(text.value or b"").decode() or f"status {status}")

@@ -1,0 +1,128 @@
+"""Launches of the integer kernels: `x · Wᵀ` for few tokens straight from the codes, and values of some rows."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featherweight.kernels.cuda import driver
+from featherweight.kernels.cuda.around import NOTHING, Around, AroundArguments
+from featherweight.kernels.cuda.integer import DeviceCodes
+from featherweight.kernels.cuda.layout import ROWS
+
+#: Tokens of one launch.
+MOST_TOKENS = 64
+
+#: Shared memory of a multiprocessor that blocks can use, each 1 KB less.
+SHARED_BYTES = 227 << 10
+
+#: Dtypes of activations, as the sources number them.
+ACTIVATIONS = {torch.bfloat16: 0, torch.float16: 1}
+
+#: Inputs and warps of a block of `dequantize`.
+_UNIT, _WARPS = 256, 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the work is cut.
+
+    Attributes:
+        unit: inputs of a warp in one phase.
+        tiles: of 16 outputs to a warp.
+        row_warps, input_warps: of a block.
+        resident: blocks that registers must leave room for on a multiprocessor.
+        splits: blocks that share the inputs of the same outputs, as a cluster.
+        blocks: of the grid, or clusters, at most; each takes one group of outputs after the other.
+    """
+
+    unit: int = 512
+    tiles: int = 1
+    row_warps: int = 1
+    input_warps: int = 8
+    resident: int = 3
+    splits: int = 1
+    blocks: int = 264
+
+
+class _Weights(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "zeros")),
+        *((name, ctypes.c_int) for name in ("tiles", "units", "scale_blocks")),
+    )
+
+    @classmethod
+    def of(cls, weight: DeviceCodes, unit: int) -> _Weights:
+        units = weight.codes.shape[1] * 2 // (weight.bits * unit)
+        return cls(
+            *map(_address, (weight.codes, weight.scales, weight.zeros)), len(weight.codes), units, weight.scales.shape[1]
+        )
+
+
+def multiply(
+    x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: Shape, overlapped: bool = True, around: Around = NOTHING
+) -> Tensor:
+    """`y[t, o] = Σ_i x[t, i] W[o, i] + bias[o]` for up to 64 tokens.
+
+    Args:
+        x: `[tokens, in]` bf16 or fp16, rows contiguous and 16 bytes aligned.
+        bias: `[out]` in the dtype of `x`.
+        y: `[tokens, out]`, written.
+        overlapped: let the launch begin before the kernel ahead of it is done.
+        around: what else is done, for one token.
+    """
+    tokens, block_rows = x.shape[0], shape.row_warps * shape.tiles * ROWS
+    columns = next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
+    threads = 32 * shape.row_warps * shape.input_warps
+    constants = {"TILES": shape.tiles, "COLUMNS": columns, "THREADS": threads, "RESIDENT": shape.resident}
+    function = _load("multiply", weight, x.dtype, shape.unit, constants, x.device)
+    description = _Weights.of(weight, shape.unit)
+    phases = -(-description.units // (shape.input_warps * shape.splits))
+    stage = tokens * (shape.unit + 32) * 2
+    groups = -(-weight.rows // block_rows)
+    sums = 4 * (1 if groups <= shape.blocks else 2) * tokens * block_rows
+    resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
+    numbers = (weight.rows, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1, resident)
+    function.launch(
+        (min(groups, shape.blocks), shape.splits, 1),
+        (32, shape.row_warps, shape.input_warps),
+        shape.input_warps * ((phases if resident else min(phases, 2)) * stage + sums),
+        [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers), AroundArguments.of(around)],
+        cluster=shape.splits,
+        overlapped=overlapped,
+    )
+    return y
+
+
+def blocks_of(rows: int, shape: Shape) -> int:
+    """Blocks of the launch for a weight of so many rows."""
+    return min(-(-rows // (shape.row_warps * shape.tiles * ROWS)), shape.blocks) * shape.splits
+
+
+def dequantize(weight: DeviceCodes, y: Tensor, first: int) -> Tensor:
+    """The values of rows `first` and on, as many as `y [rows, in]` has; bf16 or fp16, `first` in sixteens."""
+    function = _load("dequantize", weight, y.dtype, _UNIT, {"TILES": 1, "THREADS": 32 * _WARPS}, y.device)
+    description, tiles = _Weights.of(weight, _UNIT), -(-len(y) // ROWS)
+    numbers = (first + len(y), weight.inputs, first // ROWS, tiles)
+    function.launch(
+        (-(-tiles * description.units // _WARPS), 1, 1),
+        (32, _WARPS, 1),
+        0,
+        [description, ctypes.c_void_p(_address(y)), *map(ctypes.c_int, numbers)],
+    )
+    return y
+
+
+def _load(
+    name: str, weight: DeviceCodes, dtype: torch.dtype, unit: int, constants: Mapping[str, int], device: torch.device
+) -> driver.Function:
+    every = {**weight.constants(), "ACTIVATION": ACTIVATIONS[dtype], "UNIT": unit, **constants}
+    return driver.load(f"{name}.cu", name, driver.constants_of(every), device)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,200 @@
+// A GPU's block, or cluster of blocks, on a CPU: every thread is a fibre that runs until it must wait for others. What
+// `intrinsics.cuh` asks of the card is done here by plain arithmetic, so that tests run the kernels' own source.
+#pragma once
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+typedef uint32_t word;
+typedef uint16_t half_word;
+struct uint4 { word x, y, z, w; };
+struct uint2 { word x, y; };
+struct Dimensions { int x, y, z; };
+
+#define DEVICE inline __attribute__((visibility("hidden")))
+#define KERNEL static
+#define __launch_bounds__(...)
+#define SHARED_MEMORY(name) unsigned char* name = current->shared
+
+struct Barrier { int waiting = 0, turn = 0; };
+
+struct Warp {
+    Barrier barrier;
+    word words[32][8];
+};
+
+struct Fibre {
+    ucontext_t context;
+    std::vector<char> stack;
+    Dimensions thread, block;
+    Warp* warp;
+    unsigned char* shared;
+    std::map<int, Barrier>* barriers;
+    int threads, lane, rank;
+    bool done = false;
+};
+
+static Fibre* current;
+static ucontext_t scheduler;
+static Dimensions gridDim, blockDim;
+static Barrier cluster_barrier;
+static int cluster_threads;
+static std::vector<std::vector<unsigned char>> cluster_memory;
+#define threadIdx (current->thread)
+#define blockIdx (current->block)
+
+static void wait_for(Barrier& barrier, int threads) {
+    int turn = barrier.turn;
+    if (++barrier.waiting == threads) {
+        barrier.waiting = 0;
+        barrier.turn++;
+        return;
+    }
+    while (barrier.turn == turn) swapcontext(&current->context, &scheduler);
+}
+
+DEVICE void synchronize_warp() { wait_for(current->warp->barrier, 32); }
+DEVICE void synchronize_block() { wait_for((*current->barriers)[0], current->threads); }
+DEVICE void synchronize_threads(int barrier, int threads) {
+    if (threads == 32) synchronize_warp();
+    else wait_for((*current->barriers)[barrier], threads);
+}
+DEVICE void synchronize_cluster() { wait_for(cluster_barrier, cluster_threads); }
+DEVICE float load_from_cluster(const float* place, int rank) {
+    size_t offset = (const unsigned char*)place - current->shared;
+    return *(const float*)(cluster_memory[rank].data() + offset);
+}
+
+DEVICE uint4 load_stream(const uint4* address) { return *address; }
+DEVICE word load_word(const void* address) { return *(const word*)address; }
+DEVICE word load_half_word(const void* address) { return *(const half_word*)address; }
+DEVICE void copy_to_shared(void* target, const void* source, bool filled) {
+    if (filled) memcpy(target, source, 16);
+    else memset(target, 0, 16);
+}
+DEVICE void finish_copies() {}
+DEVICE void wait_for_inputs() {}
+DEVICE void release_dependents() {}
+
+DEVICE float as_float(word bits) { float v; memcpy(&v, &bits, 4); return v; }
+DEVICE word as_word(float value) { word v; memcpy(&v, &value, 4); return v; }
+DEVICE float from_fp16(half_word bits) { _Float16 v; memcpy(&v, &bits, 2); return (float)v; }
+DEVICE half_word to_fp16(double value) { _Float16 v = (_Float16)value; half_word bits; memcpy(&bits, &v, 2); return bits; }
+DEVICE float of_bf16(half_word bits) { return as_float((word)bits << 16); }
+DEVICE half_word to_bf16(double value) {
+    word bits = as_word((float)value);
+    return (half_word)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+DEVICE float sum_over_lanes(float value, int lanes) {
+    current->warp->words[current->lane][0] = as_word(value);
+    synchronize_warp();
+    float sum = 0.0f;
+    for (int i = 0; i < lanes; i++) sum += as_float(current->warp->words[current->lane / lanes * lanes + i][0]);
+    synchronize_warp();
+    return sum;
+}
+DEVICE float sum_over_warp(float value) { return sum_over_lanes(value, 32); }
+DEVICE float exponential(float value) { return std::exp(value); }
+DEVICE float inverse_root(float value) { return 1.0f / std::sqrt(value); }
+
+DEVICE word select_bits(word a, word mask, word b) { return (a & mask) | b; }
+DEVICE word pick_bytes(word a, word b, word selector) {
+    uint64_t both = (uint64_t)b << 32 | a;
+    word result = 0;
+    for (int i = 0; i < 4; i++) result |= (word)(both >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
+    return result;
+}
+DEVICE word multiply_add_bf16(word a, word b, word c) {
+    word result = 0;
+    for (int i = 0; i < 32; i += 16)
+        result |= (word)to_bf16((double)of_bf16(a >> i) * of_bf16(b >> i) + of_bf16(c >> i)) << i;
+    return result;
+}
+DEVICE word multiply_add_fp16(word a, word b, word c) {
+    word result = 0;
+    for (int i = 0; i < 32; i += 16)
+        result |= (word)to_fp16((double)from_fp16(a >> i) * from_fp16(b >> i) + from_fp16(c >> i)) << i;
+    return result;
+}
+
+// sums[16 x 8] += a[16 x 16] b[16 x 8]: lanes put down what they hold, then each reads the rows and columns that it needs.
+template <class Convert>
+DEVICE void multiply_matrices(float (&c)[4], const word (&a)[4], word b0, word b1, Convert number) {
+    auto& words = current->warp->words;
+    int lane = current->lane;
+    for (int i = 0; i < 4; i++) words[lane][i] = a[i];
+    words[lane][4] = b0;
+    words[lane][5] = b1;
+    synchronize_warp();
+    for (int part = 0; part < 4; part++) {
+        int row = lane / 4, half = part / 2, column = lane % 4 * 2 + part % 2;
+        double sum = c[part];
+        for (int k = 0; k < 16; k++) {
+            word x = words[row * 4 + k % 8 / 2][half + k / 8 * 2], y = words[column * 4 + k % 8 / 2][4 + k / 8];
+            sum += (double)number((half_word)(x >> k % 2 * 16)) * number((half_word)(y >> k % 2 * 16));
+        }
+        c[part] = (float)sum;
+    }
+    synchronize_warp();
+}
+DEVICE void multiply_bf16(float (&c)[4], const word (&a)[4], word b0, word b1) { multiply_matrices(c, a, b0, b1, of_bf16); }
+DEVICE void multiply_fp16(float (&c)[4], const word (&a)[4], word b0, word b1) { multiply_matrices(c, a, b0, b1, from_fp16); }
+
+template <class... A, size_t... I>
+static void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) { kernel(*(A*)arguments[I]...); }
+
+template <class... A>
+static void emulate(void (*kernel)(A...), const int* grid, const int* block, size_t shared, int cluster, void** arguments) {
+    static std::vector<Fibre> fibres;
+    static void (*body)();
+    static void (*held)(A...);
+    static void** values;
+    held = kernel, values = arguments;
+    body = [] {
+        call(held, values, std::index_sequence_for<A...>{});
+        current->done = true;
+        swapcontext(&current->context, &scheduler);
+    };
+    gridDim = {grid[0], grid[1], grid[2]}, blockDim = {block[0], block[1], block[2]};
+    int threads = block[0] * block[1] * block[2];
+    cluster_threads = threads * cluster;
+    for (int z = 0; z < grid[2]; z++) for (int y = 0; y < grid[1]; y += cluster) for (int x = 0; x < grid[0]; x++) {
+        fibres = std::vector<Fibre>(cluster_threads);
+        std::vector<Warp> warps(cluster_threads / 32);
+        std::vector<std::map<int, Barrier>> barriers(cluster);
+        cluster_memory.assign(cluster, std::vector<unsigned char>(shared + 16, 0xFF));  // NaN, until somebody writes
+        for (int i = 0; i < cluster_threads; i++) {
+            Fibre& fibre = fibres[i];
+            int rank = i / threads, thread = i % threads;
+            fibre.thread = {thread % block[0], thread / block[0] % block[1], thread / (block[0] * block[1])};
+            fibre.block = {x, y + rank, z};
+            fibre.warp = &warps[i / 32], fibre.lane = i % 32, fibre.threads = threads, fibre.rank = rank;
+            fibre.shared = cluster_memory[rank].data(), fibre.barriers = &barriers[rank];
+            fibre.stack.resize(1 << 15);
+            getcontext(&fibre.context);
+            fibre.context.uc_stack.ss_sp = fibre.stack.data();
+            fibre.context.uc_stack.ss_size = fibre.stack.size();
+            makecontext(&fibre.context, body, 0);
+        }
+        for (bool running = true; running;) {
+            running = false;
+            for (Fibre& fibre : fibres) {
+                if (fibre.done) continue;
+                running = true, current = &fibre;
+                swapcontext(&scheduler, &fibre.context);
+            }
+        }
+    }
+}
+
+#define EXPORT(name)                                                                                                        \
+    extern "C" void run_##name(const int* grid, const int* block, size_t shared, int cluster, void** arguments) {         \
+        emulate(name, grid, block, shared, cluster, arguments);                                                             \
+    }
