@@ -87,8 +87,8 @@ class _State:
     ) -> None:
         self.hessian, self.grid, self.parameters = hessian, grid, parameters
         self.codes, self.decoded = codes.T.clone(), decoded.T.clone()
-        self.weight = weight.T
-        self.error = (weight - decoded).T.contiguous()
+        self.weight = weight.T.contiguous()
+        self.error = self.weight - self.decoded
         size = grid.vector_size
         blocks = hessian.reshape(len(hessian) // size, size, -1, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         self.inverses = torch.linalg.inv(blocks)
