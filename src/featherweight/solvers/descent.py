@@ -10,6 +10,9 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import Grid, GridParameters
+from featherweight.kernels.registry import choose
+from featherweight.kernels.vectors import SIZE, Vectors
+from featherweight.solvers.fitting import vectors_of
 
 #: Columns whose share of `E H` is kept up to date while they are walked.
 BLOCK = 128
@@ -65,10 +68,10 @@ def descend(
     Raises:
         FeatherweightError: a width that vectors of the grid do not fill.
     """
-    size, width = grid.vector_size, weight.shape[1]
-    if width % size:
-        raise FeatherweightError("vectors of this grid do not fill the inputs", found=width, expected=f"a multiple of {size}")
-    state = _State(weight, hessian, grid, codes, decoded, GridParameters(scale, torch.zeros_like(scale)))
+    rule, width = vectors_of(grid, weight.device), weight.shape[1]
+    if rule is None or width % SIZE:
+        raise FeatherweightError("vectors of this grid do not fill the inputs", found=width, expected=f"a multiple of {SIZE}")
+    state = _State(weight, hessian, grid, rule, codes, decoded, scale[:, 0].contiguous())
     linears = [len(weight)] if rows is None else list(rows)
     objectives = [float((state.error * (hessian @ state.error)).sum(dtype=torch.float64)) - float(state.refit_scale(linears))]
     for _ in range(passes):
@@ -76,32 +79,36 @@ def descend(
         objectives.append(objectives[-1] - gain)
         if gain <= SMALLEST_GAIN * objectives[-2]:
             break
-    return Descended(state.codes.T.contiguous(), state.decoded.T.contiguous(), state.parameters.scale, tuple(objectives))
+    done, scale = state.codes.T.contiguous(), state.scale[:, None]
+    return Descended(done, grid.decode(done, GridParameters(scale, torch.zeros_like(scale))), scale, tuple(objectives))
 
 
 class _State:
     """Everything held transposed, `[in, rows]`."""
 
     def __init__(
-        self, weight: Tensor, hessian: Tensor, grid: Grid, codes: Tensor, decoded: Tensor, parameters: GridParameters
+        self, weight: Tensor, hessian: Tensor, grid: Grid, rule: Vectors, codes: Tensor, decoded: Tensor, scale: Tensor
     ) -> None:
-        self.hessian, self.grid, self.parameters = hessian, grid, parameters
-        self.codes, self.decoded = codes.T.clone(), decoded.T.clone()
+        self.hessian, self.grid, self.rule, self.scale = hessian, grid, rule, scale
+        self.codes, self.decoded = codes.T.contiguous().clone(), decoded.T.contiguous().clone()
         self.weight = weight.T.contiguous()
         self.error = self.weight - self.decoded
-        size = grid.vector_size
-        blocks = hessian.reshape(len(hessian) // size, size, -1, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        blocks = hessian.reshape(len(hessian) // SIZE, SIZE, -1, SIZE).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         self.inverses = torch.linalg.inv(blocks)
 
     def run_pass(self) -> Tensor:
         """One pass over all vectors; what it lowered the objective by, a float64 scalar."""
-        gain = torch.zeros((), dtype=torch.float64, device=self.error.device)
+        gain = torch.zeros_like(self.scale)
         for start in reversed(range(0, len(self.error), BLOCK)):
-            stop = min(start + BLOCK, len(self.error))
-            pull = self.hessian[start:stop] @ self.error  # (E H)ᵀ
-            for first in reversed(range(start, stop, self.grid.vector_size)):
-                gain += self._round(first, pull, start)
-        return gain
+            part = slice(start, min(start + BLOCK, len(self.error)))
+            vectors = slice(part.start // SIZE, part.stop // SIZE)
+            pull = self.hessian[part] @ self.error  # (E H)ᵀ
+            run = choose("descend_vectors", {"columns": len(pull), "rows": pull.shape[1]}, pull.device)
+            run(
+                pull, self.hessian[part, part], self.inverses[vectors], self.scale, self.rule, self.codes[vectors],
+                self.decoded[part], self.error[part], gain,
+            )  # fmt: skip
+        return gain.sum(dtype=torch.float64)
 
     def refit_scale(self, rows: Sequence[int]) -> Tensor:
         """The best scale of each linear's codes; what it lowered the objective by, a float64 scalar."""
@@ -112,27 +119,8 @@ class _State:
         )
         usable = (energy > 0) & (cross > -energy)
         ratio = torch.where(usable, 1 + cross / torch.where(usable, energy, 1.0), 1.0)
-        spread = ratio.repeat_interleave(torch.tensor(list(rows), device=ratio.device))[:, None]
-        scale = (self.parameters.scale * spread).to(torch.float32)
-        self.parameters = GridParameters(scale, self.parameters.zero)
-        self.decoded = self.grid.decode(self.codes.T, self.parameters).T.contiguous()
+        self.scale = (self.scale * ratio.repeat_interleave(torch.tensor(list(rows), device=ratio.device))).to(torch.float32)
+        parameters = GridParameters(self.scale[:, None], torch.zeros_like(self.scale)[:, None])
+        self.decoded = self.grid.decode(self.codes.T.contiguous(), parameters).T.contiguous()
         self.error = self.weight - self.decoded
         return torch.where(usable, cross.square() / torch.where(usable, energy, 1.0), 0.0).sum()
-
-    def _round(self, first: int, pull: Tensor, start: int) -> Tensor:
-        """One vector of columns; `pull` is that of the columns from `start` on, and is kept up to date."""
-        columns = slice(first, first + self.grid.vector_size)
-        inside = slice(columns.start - start, columns.stop - start)
-        index = first // self.grid.vector_size
-        target = self.decoded[columns] + self.inverses[index] @ pull[inside]
-        codes = self.grid.encode(target.T, self.parameters)[:, 0]
-        rounded = self.grid.decode(codes[:, None], self.parameters).T
-        step = rounded - self.decoded[columns]
-        gain = (step * (2 * pull[inside] - self.hessian[columns, columns] @ step)).sum(0)
-        better = gain > 0
-        step = torch.where(better, step, 0.0)
-        self.codes[index] = torch.where(better, codes, self.codes[index])
-        self.decoded[columns] = torch.where(better, rounded, self.decoded[columns])
-        self.error[columns] -= step
-        pull.addmm_(self.hessian[start : start + len(pull), columns], step, alpha=-1)
-        return torch.where(better, gain, 0.0).sum(dtype=torch.float64)
