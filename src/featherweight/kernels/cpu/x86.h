@@ -16,6 +16,11 @@ T2 static void unpack_avx2(const Work *work, const uint8_t *source, int64_t byte
     unpack_scalar(work, source + at, bytes - at, count - i, codes + i);
 }
 
+T2 static void widen_avx2(const uint16_t *halves, int64_t count, float *target) {
+    for (int64_t i = 0; i < count; i += 8)
+        _mm256_storeu_ps(target + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(halves + i))));
+}
+
 INLINE T2 void row_avx2_of(const Work *work, const uint8_t *codes, const float *factor, int64_t token, const int count, float *result) {
     const Job *job = work->job;
     __m256 total[4];
@@ -75,6 +80,11 @@ T512 static void unpack_avx512(const Work *work, const uint8_t *source, int64_t 
         __m512i gathered = _mm512_permutexvar_epi8(gather, _mm512_maskz_loadu_epi8(there, source + at));
         _mm512_mask_storeu_epi8(codes + i, wanted, _mm512_and_si512(_mm512_multishift_epi64_epi8(offset, gathered), mask));
     }
+}
+
+T512 static void widen_avx512(const uint16_t *halves, int64_t count, float *target) {
+    for (int64_t i = 0; i < count; i += 16)
+        _mm512_storeu_ps(target + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(halves + i))));
 }
 
 /* 64 codes times the integers of their activations, in 16 lanes of 4 codes each, float32. */
