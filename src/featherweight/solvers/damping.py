@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.kernels.split import split_product
 
 #: Damping grows by this factor from one failed attempt to the next, up to `LARGEST_DAMPING`.
 ESCALATION, LARGEST_DAMPING, SMALLEST_ESCALATED = 10.0, 1.0, 1e-4
@@ -80,7 +81,7 @@ class Factor:
         energy = torch.zeros(error.shape[0], dtype=torch.float64, device=error.device)
         for start in range(0, error.shape[1], ENERGY_COLUMNS):
             stop = min(start + ENERGY_COLUMNS, error.shape[1])
-            energy += (error[:, :stop] @ self.upper[:stop, start:stop]).square_().sum(1, dtype=torch.float64)
+            energy += split_product(error[:, :stop], self.upper[:stop, start:stop]).square_().sum(1, dtype=torch.float64)
         return self.without_damping(energy, error)
 
     def without_damping(self, energy: Tensor, error: Tensor) -> Tensor:
