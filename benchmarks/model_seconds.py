@@ -1,11 +1,11 @@
 """Seconds and peak memory of compressing a whole model, from one random block at its true shape.
 
-    python benchmarks/model_seconds.py --shape llama-2-7b --output results       # on a GPU; 128 x 2048 tokens
+    python benchmarks/model_seconds.py --shape llama-2-7b --output results    # on a GPU; 128 x 2048 tokens
     python benchmarks/model_seconds.py --shape tiny --samples 8 --length 256     # on a CPU, to see that it runs
 
-What the engine does with a block is done once on a few tokens to warm up, and then timed by part: its statistics (one forward), its linears (factor,
-walk, packing, what the ledger asks), its outputs (another forward), its file. `model` is the sum of the parts times the blocks: an
-extrapolation, without the embedding, the head and the first reading of the checkpoint.
+What the engine does with a block is done once on a few tokens to warm up, and then timed by part: its statistics (one forward), its
+linears (factor, walk, packing, what the ledger asks), its outputs (another forward), its file. `model` is the sum of the parts
+times the blocks: an extrapolation, without the embedding, the head and the first reading of the checkpoint.
 """
 
 from __future__ import annotations

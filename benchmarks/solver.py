@@ -48,7 +48,7 @@ CASES: dict[str, Method] = {
     "joint 50 % + 4-bit minmax": SparseGPT(bits=4, fit="minmax"),
     "joint 2:4 + 4-bit weighted": SparseGPT(pattern="2:4", bits=4),
     "spqr 3-bit g16": SpQR(max_outlier_share=0.2),
-    "spqr 3-bit g16 weighted": SpQR(fit="weighted", outlier_bits=8, max_outlier_share=0.2, second_group_size=64),
+    "spqr weighted 3-bit g16": SpQR(fit="weighted", outlier_bits=8, max_outlier_share=0.2, second_group_size=64),
     "quip 2-bit": QuIP(2),
     "quip 4-bit, 2 passes": QuIP(4, passes=2),
 }
