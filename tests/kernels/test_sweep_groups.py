@@ -12,7 +12,7 @@ import torch
 from featherweight.grids.uniform import UniformGrid
 from featherweight.kernels.reference.fit_groups import fit_groups as fit_reference
 from featherweight.kernels.reference.sweep_groups import sweep_groups as reference
-from featherweight.solvers import sweep as sweep_room
+from featherweight.solvers import decision as decision_room
 from featherweight.solvers.damping import factorise
 from featherweight.solvers.fitting import fitting_of
 from featherweight.solvers.sweep import sweep
@@ -116,12 +116,7 @@ def test_a_walk_with_the_kernel_is_the_walk_without(monkeypatch, size, fit):
         calls.append(arguments)
         reference(*arguments)
 
-    monkeypatch.setattr(sweep_room, "explain", lambda *arguments: [("reference", True, "")])
-    monkeypatch.setattr(
-        sweep_room,
-        "choose",
-        lambda op, *arguments, own=sweep_room.choose: counted if op == "sweep_groups" else own(op, *arguments),
-    )
+    monkeypatch.setattr(decision_room, "accelerated", lambda *arguments: counted)
     fused = sweep(weight, factor, grid, size)
     assert calls and (fused.codes != without.codes).float().mean() < 0.01
     torch.testing.assert_close(fused.loss.sum(), without.loss.sum(), rtol=1e-3, atol=0)

@@ -123,6 +123,15 @@ def _triton_groups(signature: Signature, device: torch.device) -> tuple[bool, st
     return _triton_sweep(signature, device)
 
 
+def _triton_two_level(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    second = signature.get("second_group_size", 0)
+    if signature.get("group_size") != 16 or signature.get("inputs", 0) % 16:
+        return False, f"groups of 16 columns, not {signature.get('group_size')}, and inputs in sixteens"
+    if second not in (1, 2, 4, 8, 16, 32, 64, 128):
+        return False, f"second groups of a power of two of rows up to 128, not {second}"
+    return _triton_sweep(signature, device)
+
+
 def _triton_fit(signature: Signature, device: torch.device) -> tuple[bool, str]:
     runs, reason = _triton_sweep({}, device)
     return runs, "one launch for all groups" if runs else reason
@@ -237,6 +246,10 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("triton", f"{_ROOM}.triton.sweep_groups", "sweep_groups", _triton_groups),
         Kernel("reference", f"{_ROOM}.reference.sweep_groups", "sweep_groups", _always),
     ),
+    "sweep_two_level": (
+        Kernel("triton", f"{_ROOM}.triton.sweep_two_level", "sweep_two_level", _triton_two_level),
+        Kernel("reference", f"{_ROOM}.reference.sweep_two_level", "sweep_two_level", _always),
+    ),
     "fit_groups": (
         Kernel("triton", f"{_ROOM}.triton.sweep_groups", "fit_groups", _triton_fit),
         Kernel("reference", f"{_ROOM}.reference.fit_groups", "fit_groups", _always),
@@ -334,6 +347,13 @@ def supporting(op: str, signature: Signature, device: torch.device | str) -> lis
         found=dict(signature),
         expected="; ".join(f"{name}: {reason}" for name, _, reason in explain(op, signature, device)),
     )
+
+
+def accelerated(op: str, signature: Signature, device: torch.device | str) -> Callable[..., Any] | None:
+    """The first implementation of `op` that supports `signature` on `device` and is not plain torch; None if there is none."""
+    device = torch.device(device)
+    found = next((kernel for kernel in _implementations(op) if kernel.supports(signature, device)[0]), None)
+    return None if found is None or found.name == "reference" else found.load()
 
 
 def _implementations(op: str) -> tuple[Kernel, ...]:
