@@ -69,7 +69,13 @@ class _Weights(ctypes.Structure):
 
 
 def multiply(
-    x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: Shape, overlapped: bool = True, around: Around | None = None
+    x: Tensor,
+    weight: DeviceCodes,
+    bias: Tensor | None,
+    y: Tensor,
+    shape: Shape,
+    overlapped: bool = True,
+    around: Around | None = None,
 ) -> Tensor:
     """`y[t, o] = Σ_i x[t, i] W[o, i] + bias[o]` for up to 64 tokens.
 
@@ -82,31 +88,40 @@ def multiply(
     """
     tokens, block_rows = x.shape[0], shape.row_warps * shape.tiles * ROWS
     halves = 1 if around is None or around.activation is None else 2
-    columns = next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
-    threads = 32 * shape.row_warps * shape.input_warps
-    constants = {"TILES": shape.tiles, "COLUMNS": columns, "SPLITS": shape.splits, "HELD": shape.held, "THREADS": threads}
-    constants["RESIDENT"] = shape.resident
+    constants = {"TILES": shape.tiles, "COLUMNS": _columns(tokens), "SPLITS": shape.splits, "HELD": shape.held}
+    constants |= {"THREADS": 32 * shape.row_warps * shape.input_warps, "RESIDENT": shape.resident}
     constants |= {"AROUND": int(around is not None), "GATED": 0 if around is None else GATES[around.activation]}
     function = _load("multiply", weight, x.dtype, shape.unit, constants, x.device)
-    description = _Weights.of(weight, shape.unit)
     others = [] if around is None else [AroundArguments.of(around)]
-    phases = -(-description.units // (shape.input_warps * shape.splits))
-    stage = tokens * (shape.unit + 32) * 2 + (shape.unit // min(weight.group or BLOCK, BLOCK) + 1) * columns * 32
+    phases, resident, shared = memory_of(weight, shape, tokens)
     groups = -(-weight.rows // block_rows)
-    sums = 4 * (1 if groups <= shape.blocks else 2) * tokens * (block_rows + 4)
-    resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
     blocks = min(groups, shape.blocks)
     sizes = (weight.rows // halves, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
     numbers = (*sizes, groups // blocks, groups % blocks, phases, int(resident))
     function.launch(
         (blocks, shape.splits, 1),
         (32, shape.row_warps, shape.input_warps),
-        shape.input_warps * ((phases if resident else 2) * stage + sums),
-        [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers), *others],
+        shared,
+        [
+            _Weights.of(weight, shape.unit),
+            *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)),
+            *map(ctypes.c_int, numbers),
+            *others,
+        ],
         cluster=shape.splits,
         overlapped=overlapped,
     )
     return y
+
+
+def memory_of(weight: DeviceCodes, shape: Shape, tokens: int) -> tuple[int, bool, int]:
+    """How often a warp takes a unit of the same rows, whether a block keeps all activations, and its bytes of shared memory."""
+    units = weight.codes.shape[1] * 2 // (weight.bits * shape.unit)
+    phases, block_rows = -(-units // (shape.input_warps * shape.splits)), shape.row_warps * shape.tiles * ROWS
+    stage = tokens * (shape.unit + 32) * 2 + (shape.unit // min(weight.group or BLOCK, BLOCK) + 1) * _columns(tokens) * 32
+    sums = 4 * (1 if weight.rows <= block_rows * shape.blocks else 2) * tokens * (block_rows + 4)
+    resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
+    return phases, resident, shape.input_warps * ((phases if resident else 2) * stage + sums)
 
 
 def blocks_of(rows: int, shape: Shape) -> int:
@@ -133,6 +148,11 @@ def _load(
 ) -> driver.Function:
     every = {**weight.constants(), "ACTIVATION": ACTIVATIONS[dtype], "UNIT": unit, **constants}
     return driver.load(f"{name}.cu", name, driver.constants_of(every), device)
+
+
+def _columns(tokens: int) -> int:
+    """Eights of tokens that the kernel is compiled for."""
+    return next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
 
 
 def _address(tensor: Tensor | None) -> int:
