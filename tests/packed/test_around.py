@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from problems import make, run
 
 from featherweight.kernels import registry
 from featherweight.methods.registry import method_from
@@ -12,6 +11,7 @@ from featherweight.packed.integer import Integer
 from featherweight.packed.lower import explain
 from featherweight.packed.masked import Masked
 from featherweight.packed.sliced import Sliced
+from problems import make, run
 
 
 class Whole:
@@ -61,7 +61,7 @@ def test_sliced_gathers_and_scatters(kernels, sides, biased):
     check(around.prepare_sliced(weight), weight, bias)
 
 
-@pytest.mark.parametrize("pattern", ["layer", "row", "4:8"])
+@pytest.mark.parametrize("pattern", ["block", "row", "4:8"])
 def test_codes_under_a_mask(kernels, pattern):
     problem = make(((16, 64),))
     weight = run(problem, method_from("sparsegpt", {"pattern": pattern, "bits": 4, "group_size": 32}))[0]["linear0"]
