@@ -62,8 +62,8 @@ def small_device(emulation, monkeypatch):  # noqa: F811
     ("rows", "inputs", "bits", "rank", "tokens", "dtype", "more"),
     [
         (64, 512, 2, 0, 1, torch.bfloat16, {}),
-        (96, 256, 2, 37, 3, torch.float16, {"group": None}),
-        (96, 768, 3, 16, 5, torch.float16, {"group": 16}),
+        (192, 256, 2, 37, 3, torch.float16, {"group": None}),
+        (192, 512, 3, 16, 5, torch.float16, {"group": 16}),
         (128, 320, 4, 70, 9, torch.bfloat16, {"inverted": True}),
         (1024, 3072, 2, 140, 2, torch.bfloat16, {"inverted": True}),
         (64, 1024, 3, 16, 1, torch.float16, {"output": False}),
@@ -181,5 +181,5 @@ def test_compiles_for_hopper(bits, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     constants = {"BITS": bits, "COLUMNS": 1, "WARPS": 16, "DEPTH": 2, "RANK": 128}
     assert compiler.build("lattice.cu", constants, "sm_90")[:4] == b"\x7fELF"
-    shape = {"FACTOR": 28, "TWOS": 9, "IN": 0, "OUT": 1, "INVERTED": 1, "FOR_PRODUCT": bits % 2, "THREADS": 512, "CLUSTER": 8, "STEP": 6}
+    shape = {"FACTOR": 28, "TWOS": 9, "IN": 0, "OUT": 1, "INVERTED": 1, "FOR_PRODUCT": bits % 2, "THREADS": 512, "CLUSTER": 8}
     assert compiler.build("hadamard.cu", shape, "sm_90")[:4] == b"\x7fELF"
