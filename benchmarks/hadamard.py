@@ -1,6 +1,6 @@
 """Signed Hadamard transforms of rows against a copy of the same bytes.
 
-    python benchmarks/hadamard.py --output benchmarks/hadamard
+python benchmarks/hadamard.py --output benchmarks/hadamard
 """
 
 from __future__ import annotations

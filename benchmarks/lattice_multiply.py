@@ -1,6 +1,6 @@
 """Products with lattice weights between rotations against dense bf16, weights beyond every cache.
 
-    python benchmarks/lattice_multiply.py --output benchmarks/lattice-multiply
+python benchmarks/lattice_multiply.py --output benchmarks/lattice-multiply
 """
 
 from __future__ import annotations
@@ -45,7 +45,13 @@ def cases_of(rows: int, inputs: int, bits: int, tokens: int) -> list[Case]:
     return [
         Case("bf16", [partial(linear, x, each) for each in dense_copies], 2 * dense.numel(), flops, exact),
         Case("whole", [partial(lattice.multiply, x, each) for each in copies], size, flops, exact),
-        Case("no term", [partial(lattice.multiply, x, each) for each in without], rows * inputs * bits // 8, flops, bare.matmul(x.double())),
+        Case(
+            "no term",
+            [partial(lattice.multiply, x, each) for each in without],
+            rows * inputs * bits // 8,
+            flops,
+            bare.matmul(x.double()),
+        ),
         Case("rotate input", [partial(rotate_input, x, each) for each in copies]),
         Case("product", [partial(lattice.multiply_rotated, ready, each.inner, torch.float32) for each in copies], size, flops),
         Case("rotate back", [partial(hadamard.rotate, product, each.output, torch.bfloat16, len(product)) for each in copies]),

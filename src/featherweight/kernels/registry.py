@@ -107,7 +107,10 @@ def _cuda_lattice(signature: Signature, device: torch.device) -> tuple[bool, str
     elif not against and (capability := torch.cuda.get_device_capability(device)) < (9, 0):
         against = f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
     against = against or missing()
-    return not against, against or "16-bit activations without gradients: rotated, then multiplied from codes; by values if many"
+    return (
+        not against,
+        against or "16-bit activations without gradients: rotated, then multiplied from codes; by values if many",
+    )
 
 
 def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
