@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,28 @@ def run(
 
     read_ledger(Path(output))
     place = pick_device(device)
-    weights = kernels_of(output, place)
+    weights, step = kernels_of(output, place), step_of(output)
     if json:
-        print_json({"device": str(place), "weights": weights})
+        print_json({"device": str(place), "weights": weights, "decode_step": step})
         return
     for weight in weights:
         print(f"{weight['storage']}: {len(weight['modules'])} weights, {weight['modules'][0]} ...")
-        for entry in weight["kernels"]:
-            print(f"    {'runs' if entry['runs'] else 'not '} {entry['kernel']}: {entry['reason']}")
+        print_kernels(weight["kernels"])
+    print(f"decoding on a GPU: the {step['path']} step, {step['reason']}")
+
+
+def print_kernels(kernels: Iterable[Mapping[str, Any]]) -> None:
+    """Each kernel, whether it runs, and why; what lies behind the first that runs is only a fallback."""
+    chosen = False
+    for entry in kernels:
+        word = ("then" if chosen else "runs") if entry["runs"] else "not"
+        chosen = chosen or entry["runs"]
+        print(f"    {word:<4} {entry['kernel']}: {entry['reason']}")
 
 
 def kernels_of(output: str, device: Any) -> list[dict[str, Any]]:
     """For every storage and shape of an output: its modules, and which kernels run for it or why not."""
+    from featherweight.engine.doctor import explained
     from featherweight.integrations.load import read_modules
     from featherweight.packed.base import empty
     from featherweight.packed.lower import explain
@@ -39,8 +50,27 @@ def kernels_of(output: str, device: Any) -> list[dict[str, Any]]:
     for name, description in read_modules(output).items():
         key = f"{describe_storage(description)} {description['shape'][0]}x{description['shape'][1]}"
         if key not in alike:
-            offered = explain(empty(description), device)
-            kernels = [{"kernel": kernel, "runs": runs, "reason": reason} for kernel, runs, reason in offered]
+            kernels = explained(explain(empty(description), device))
             alike[key] = {"storage": key, "modules": [], "kernels": kernels}
         alike[key]["modules"].append(name)
     return list(alike.values())
+
+
+def step_of(output: str) -> dict[str, str]:
+    """Whose decode step a GPU replays for this model, "fused" (ours) or "transformers", and why."""
+    import json
+
+    from transformers import AutoConfig
+
+    from featherweight.decoding import why_not
+    from featherweight.models.skeleton import build_skeleton
+
+    section = json.loads((Path(output) / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
+    if "kv_cache" in section:
+        return {"path": "transformers", "reason": "since a compressed cache grows, and a graph keeps its addresses"}
+    config = AutoConfig.from_pretrained(output)
+    config.quantization_config = None
+    reason = why_not(build_skeleton(config))
+    if reason:
+        return {"path": "transformers", "reason": f"since {reason}"}
+    return {"path": "fused", "reason": "one CUDA graph a token"}

@@ -13,11 +13,14 @@ from featherweight.cli import (
     compare,
     compress,
     demo,
+    doctor,
     evaluate,
     explain,
+    export,
     fetch,
     finetune,
     generate,
+    importing,
     layers,
     methods,
     plan,
@@ -50,6 +53,8 @@ app.command("shrink")(shrink.run)
 app.command("finetune")(finetune.run)
 app.command("statistics")(statistics.run)
 app.command("verify")(verify.run)
+app.command("import")(importing.run)
+app.command("export")(export.run)
 app.command("eval")(evaluate.run)
 app.command("report")(report.run)
 app.command("bench")(bench.run)
@@ -59,6 +64,7 @@ app.command("fetch")(fetch.run)
 app.command("methods")(methods.run)
 app.command("recipes")(recipes.run)
 app.command("explain")(explain.run)
+app.command("doctor")(doctor.run)
 
 
 def main() -> None:
