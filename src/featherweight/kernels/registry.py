@@ -134,7 +134,7 @@ def _cuda_lattice(signature: Signature, device: torch.device) -> tuple[bool, str
         return False, f"written for CUDA, not for {device.type}"
     from featherweight.kernels.cuda.compiler import missing
 
-    against: str = importlib.import_module(_LATTICE.replace("prepared", "device")).unsupported(signature)
+    against: str = importlib.import_module(f"{_LATTICE}_device").unsupported(signature)
     if (activations := signature.get("activations", "bfloat16")) not in ("bfloat16", "float16"):
         against = f"for bfloat16 and float16 activations, not {activations}"
     elif not against and not torch.cuda.is_available():
@@ -230,7 +230,7 @@ def _step_kernels(file: str, function: str) -> tuple[Kernel, ...]:
     )
 
 
-_LATTICE = "featherweight.packed.lattice_prepared"  # beside the storages of which it puts together what it stored
+_LATTICE = "featherweight.packed.lattice"  # beside the storages of which it puts together what it stored
 OPS: dict[str, tuple[Kernel, ...]] = {
     "sweep_block": (
         Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", _triton_sweep),
@@ -284,7 +284,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
             _inside("sliced", "inner", "kept inputs gathered once"),
             prepares=True,
         ),
-        Kernel("cuda lattice", _LATTICE, "prepare_lattice", _cuda_lattice, prepares=True),
+        Kernel("cuda lattice", f"{_LATTICE}_prepared", "prepare_lattice", _cuda_lattice, prepares=True),
         Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),
     ),
     "embed": _step_kernels("decode_rows", "embed"),
