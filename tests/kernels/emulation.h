@@ -14,13 +14,13 @@
 typedef uint32_t word;
 typedef uint16_t half_word;
 struct uint4 { word x, y, z, w; };
-struct uint2 { word x, y; };
+struct float2 { float x, y; };
 struct Dimensions { int x, y, z; };
 
 #define DEVICE inline __attribute__((visibility("hidden")))
 #define KERNEL static
 #define __launch_bounds__(...)
-#define SHARED_MEMORY(name) unsigned char* name = current->shared
+#define SHARED_MEMORY(name) unsigned char* name = fibre_here->shared
 
 struct Barrier { int waiting = 0, turn = 0; };
 
@@ -40,14 +40,14 @@ struct Fibre {
     bool done = false;
 };
 
-static Fibre* current;
+static Fibre* fibre_here;
 static ucontext_t scheduler;
 static Dimensions gridDim, blockDim;
 static Barrier cluster_barrier;
 static int cluster_threads;
 static std::vector<std::vector<unsigned char>> cluster_memory;
-#define threadIdx (current->thread)
-#define blockIdx (current->block)
+#define threadIdx (fibre_here->thread)
+#define blockIdx (fibre_here->block)
 
 static void wait_for(Barrier& barrier, int threads) {
     int turn = barrier.turn;
@@ -56,28 +56,30 @@ static void wait_for(Barrier& barrier, int threads) {
         barrier.turn++;
         return;
     }
-    while (barrier.turn == turn) swapcontext(&current->context, &scheduler);
+    while (barrier.turn == turn) swapcontext(&fibre_here->context, &scheduler);
 }
 
-DEVICE void synchronize_warp() { wait_for(current->warp->barrier, 32); }
-DEVICE void synchronize_block() { wait_for((*current->barriers)[0], current->threads); }
+DEVICE void synchronize_warp() { wait_for(fibre_here->warp->barrier, 32); }
+DEVICE void synchronize_block() { wait_for((*fibre_here->barriers)[0], fibre_here->threads); }
 DEVICE void synchronize_threads(int barrier, int threads) {
     if (threads == 32) synchronize_warp();
-    else wait_for((*current->barriers)[barrier], threads);
+    else wait_for((*fibre_here->barriers)[barrier], threads);
 }
 DEVICE void synchronize_cluster() { wait_for(cluster_barrier, cluster_threads); }
-DEVICE float load_from_cluster(const float* place, int rank) {
-    size_t offset = (const unsigned char*)place - current->shared;
+DEVICE float load_from_block(const float* place, int rank) {
+    size_t offset = (const unsigned char*)place - fibre_here->shared;
     return *(const float*)(cluster_memory[rank].data() + offset);
 }
 
 DEVICE uint4 load_stream(const uint4* address) { return *address; }
+DEVICE uint4 load_now(const void* address) { return *(const uint4*)address; }
 DEVICE word load_word(const void* address) { return *(const word*)address; }
 DEVICE word load_half_word(const void* address) { return *(const half_word*)address; }
 DEVICE void copy_to_shared(void* target, const void* source, bool filled) {
     if (filled) memcpy(target, source, 16);
     else memset(target, 0, 16);
 }
+
 DEVICE void finish_copies() {}
 DEVICE void wait_for_inputs() {}
 DEVICE void release_dependents() {}
@@ -93,16 +95,35 @@ DEVICE half_word to_bf16(double value) {
 }
 
 DEVICE float sum_over_lanes(float value, int lanes) {
-    current->warp->words[current->lane][0] = as_word(value);
+    fibre_here->warp->words[fibre_here->lane][0] = as_word(value);
     synchronize_warp();
     float sum = 0.0f;
-    for (int i = 0; i < lanes; i++) sum += as_float(current->warp->words[current->lane / lanes * lanes + i][0]);
+    for (int i = 0; i < lanes; i++) sum += as_float(fibre_here->warp->words[fibre_here->lane / lanes * lanes + i][0]);
     synchronize_warp();
     return sum;
 }
 DEVICE float sum_over_warp(float value) { return sum_over_lanes(value, 32); }
 DEVICE float exponential(float value) { return std::exp(value); }
 DEVICE float inverse_root(float value) { return 1.0f / std::sqrt(value); }
+
+DEVICE word warp_maximum(word value) {
+    fibre_here->warp->words[fibre_here->lane][6] = value;
+    synchronize_warp();
+    word largest = 0;
+    for (auto& words : fibre_here->warp->words) largest = words[6] > largest ? words[6] : largest;
+    synchronize_warp();
+    return largest;
+}
+DEVICE float from_lane(float value, int distance) {
+    fibre_here->warp->words[fibre_here->lane][7] = as_word(value);
+    synchronize_warp();
+    float other = as_float(fibre_here->warp->words[fibre_here->lane ^ distance][7]);
+    synchronize_warp();
+    return other;
+}
+DEVICE float maximum(float a, float b) { return std::fmax(a, b); }
+DEVICE float magnitude(float value) { return std::fabs(value); }
+DEVICE word pack_fp16(float low, float high) { return to_fp16(low) | (word)to_fp16(high) << 16; }
 
 DEVICE word select_bits(word a, word mask, word b) { return (a & mask) | b; }
 DEVICE word pick_bytes(word a, word b, word selector) {
@@ -127,8 +148,8 @@ DEVICE word multiply_add_fp16(word a, word b, word c) {
 // sums[16 x 8] += a[16 x 16] b[16 x 8]: lanes put down what they hold, then each reads the rows and columns that it needs.
 template <class Convert>
 DEVICE void multiply_matrices(float (&c)[4], const word (&a)[4], word b0, word b1, Convert number) {
-    auto& words = current->warp->words;
-    int lane = current->lane;
+    auto& words = fibre_here->warp->words;
+    int lane = fibre_here->lane;
     for (int i = 0; i < 4; i++) words[lane][i] = a[i];
     words[lane][4] = b0;
     words[lane][5] = b1;
@@ -159,8 +180,8 @@ static void emulate(void (*kernel)(A...), const int* grid, const int* block, siz
     held = kernel, values = arguments;
     body = [] {
         call(held, values, std::index_sequence_for<A...>{});
-        current->done = true;
-        swapcontext(&current->context, &scheduler);
+        fibre_here->done = true;
+        swapcontext(&fibre_here->context, &scheduler);
     };
     gridDim = {grid[0], grid[1], grid[2]}, blockDim = {block[0], block[1], block[2]};
     int threads = block[0] * block[1] * block[2];
@@ -187,7 +208,7 @@ static void emulate(void (*kernel)(A...), const int* grid, const int* block, siz
             running = false;
             for (Fibre& fibre : fibres) {
                 if (fibre.done) continue;
-                running = true, current = &fibre;
+                running = true, fibre_here = &fibre;
                 swapcontext(&scheduler, &fibre.context);
             }
         }

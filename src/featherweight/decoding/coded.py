@@ -17,6 +17,9 @@ from featherweight.kernels.cuda.layout import ROWS
 from featherweight.kernels.cuda.multiply import Shape, blocks_of, multiply
 from featherweight.packed.stacking import join_rows
 
+#: Of a block that multiplies one half of its outputs by the other.
+WARPS = 8
+
 
 @dataclass(frozen=True)
 class CodedRow:
@@ -26,13 +29,21 @@ class CodedRow:
     bias: Tensor | None
     shape: Shape
     scales: bool
+    gates: bool
     norms: bool = False
     adds: bool = True
 
     @classmethod
     def of(cls, weight: DeviceCodes, bias: Tensor | None, dtype: torch.dtype) -> CodedRow:
         """With the kernel's own choice of how the work is cut; fp16 has no room for rows before they are normed."""
-        return cls(weight, bias, choose_shape(weight, 1, processors(weight.codes.device)), dtype == torch.bfloat16)
+        shape = choose_shape(weight, 1, processors(weight.codes.device))
+        return cls(weight, bias, shape, dtype == torch.bfloat16, weight.bits < 8 and weight.rows % (2 * ROWS) == 0)
+
+    @property
+    def gated_shape(self) -> Shape:
+        """Two tiles to a warp, one of either half; where one has twice as many inputs, two have half as many."""
+        warps = -(-self.weight.inputs // 256)
+        return Shape(256, 2, 1, min(WARPS, warps), 16 // WARPS, 1, 16 // WARPS * processors(self.weight.codes.device))
 
     @property
     def outputs(self) -> int:
@@ -41,9 +52,10 @@ class CodedRow:
 
     def __call__(self, x: Tensor | Scaled, *, norm: Norm | None = None, activation: str | None = None) -> Tensor:
         """As `Product`."""
-        row = x.x if isinstance(x, Scaled) else x
-        around = Around(scaled=x if isinstance(x, Scaled) else None)
-        return multiply(row, self.weight, self.bias, row.new_empty(1, self.outputs), self.shape, around=around)
+        row, scaled = (x.x, x) if isinstance(x, Scaled) else (x, None)
+        around = None if scaled is None and activation is None else Around(scaled, activation)
+        shape, outputs = (self.shape, self.outputs) if activation is None else (self.gated_shape, self.outputs // 2)
+        return multiply(row, self.weight, self.bias, row.new_empty(1, outputs), shape, around=around)
 
     def add(self, x: Tensor, residual: Tensor, following: Norm | None) -> Scaled | None:
         """As `Product`."""
@@ -51,7 +63,7 @@ class CodedRow:
         if following is not None:
             parts = torch.empty(blocks_of(self.outputs, self.shape), dtype=torch.float32, device=x.device)
             scaled = Scaled(torch.empty_like(residual), parts, following.eps)
-        around = Around(residual=residual, gain=None if following is None else following.gain, following=scaled)
+        around = Around(None, None, residual, None if following is None else following.gain, scaled)
         multiply(x, self.weight, self.bias, residual, self.shape, around=around)
         return scaled
 

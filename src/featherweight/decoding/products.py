@@ -34,7 +34,11 @@ class Product(Protocol):
 
     @property
     def norms(self) -> bool:
-        """Whether it takes the norm of its input and the activation of half its outputs along."""
+        """Whether it takes the norm of its input along."""
+
+    @property
+    def gates(self) -> bool:
+        """Whether it takes along the activation of half its outputs, times the others."""
 
     @property
     def scales(self) -> bool:
@@ -59,6 +63,7 @@ class DenseRow:
     bias: Tensor | None
     run: Callable[..., Tensor]
     norms: bool = True
+    gates: bool = True
     scales: bool = False
     adds: bool = True
 
@@ -87,6 +92,7 @@ class Separate:
     outputs: int
     bias: Tensor | None
     norms: bool = False
+    gates: bool = False
     scales: bool = False
     adds: bool = False
 

@@ -115,7 +115,7 @@ class Step:
             x = torch.empty_like(stream.hidden)
             self._kernels["add_norm"](stream.hidden, stream.delta, norm.gain, norm.eps, x)
             stream.delta = None
-        if product.norms or activation is None:
+        if product.gates or activation is None:
             return product(x, activation=activation)
         both = product(x)
         return self._kernels["gate"](both, activation, both.new_empty(self.batch, product.outputs // 2))

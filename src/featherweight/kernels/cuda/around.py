@@ -29,6 +29,7 @@ class Around:
 
     Attributes:
         scaled: what is multiplied, where a norm comes before the product.
+        activation: "silu" or "gelu_tanh", of the first half of the weight's rows, which the second half multiplies.
         residual: `[1, out]`, added to the outputs; may be where they are written.
         gain: `[out]` float32, of the norm that follows.
         following: where outputs times gain, and the parts of the sum of their squares, are written: one part for each
@@ -36,12 +37,10 @@ class Around:
     """
 
     scaled: Scaled | None = None
+    activation: str | None = None
     residual: Tensor | None = None
     gain: Tensor | None = None
     following: Scaled | None = None
-
-
-NOTHING = Around()
 
 
 class AroundArguments(ctypes.Structure):

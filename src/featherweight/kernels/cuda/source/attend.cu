@@ -150,18 +150,19 @@ attend(const half_word* qkv, const half_word* cosine, const half_word* sine, hal
         }
         whole[at] = at == DIM ? best : sum;
     }
+    synchronize_block();
     synchronize_cluster();
     int width = (DIM + splits - 1) / splits, at = rank * width + thread;
     if (thread < width && at < DIM) {
         float highest = NONE, sum = 0.0f, weight = 0.0f;
         for (int other = 0; other < splits; other++) {
-            float theirs = load_from_cluster(whole + DIM, other);
+            float theirs = load_from_block(whole + DIM, other);
             highest = theirs > highest ? theirs : highest;
         }
         for (int other = 0; other < splits; other++) {
-            float grow = exponential(load_from_cluster(whole + DIM, other) - highest);
-            sum += grow * load_from_cluster(whole + at, other);
-            weight += grow * load_from_cluster(whole + DIM + 1, other);
+            float grow = exponential(load_from_block(whole + DIM, other) - highest);
+            sum += grow * load_from_block(whole + at, other);
+            weight += grow * load_from_block(whole + DIM + 1, other);
         }
         out[(long)owner * DIM + at] = to_number(sum / weight);
     }
