@@ -134,6 +134,9 @@ def test_a_linear_runs_from_the_layout_and_gives_back_what_it_stored(emulation, 
     assert module.state_dict().keys() == {"bias", *weight.tensors()}
     assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in weight.tensors().items())
     assert torch.equal(module.packed.dequantize(), weight.dequantize())
+    compiled, x = torch.compile(module, backend="aot_eager", fullgraph=True), torch.randn(3, 256).bfloat16()
+    with torch.no_grad():
+        assert torch.equal(compiled(x), module(x))
     x = torch.randn(3, 256, requires_grad=True)
     module(x.bfloat16()).sum().backward()  # gradients go through the composition
     assert x.grad is not None and set(dict(module.named_buffers())) == set(weight.tensors())

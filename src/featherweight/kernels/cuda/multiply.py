@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda import driver
-from featherweight.kernels.cuda.around import Around, AroundArguments
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import ROWS
 
@@ -67,7 +66,13 @@ class _Weights(ctypes.Structure):
 
 
 def multiply(
-    x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: Shape, overlapped: bool = True, around: Around | None = None
+    x: Tensor,
+    weight: DeviceCodes,
+    bias: Tensor | None,
+    y: Tensor,
+    shape: Shape,
+    overlapped: bool = True,
+    activation: str | None = None,
 ) -> Tensor:
     """`y[t, o] = Σ_i x[t, i] W[o, i] + bias[o]` for up to 64 tokens.
 
@@ -76,40 +81,32 @@ def multiply(
         bias: `[out]` in the dtype of `x`.
         y: `[tokens, out]`, written.
         overlapped: let the launch begin before the kernel ahead of it is done.
-        around: what else is done, for one token; with an activation two tiles to a warp, and half as many outputs.
+        activation: of the first half of the outputs, which the second half multiplies ("silu", "gelu_tanh"); two tiles to a warp.
     """
     tokens, block_rows = x.shape[0], shape.row_warps * shape.tiles * ROWS
-    halves = 1 if around is None or around.activation is None else 2
     columns = next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
     threads = 32 * shape.row_warps * shape.input_warps
     constants = {"TILES": shape.tiles, "COLUMNS": columns, "SPLITS": shape.splits, "THREADS": threads}
-    constants["RESIDENT"] = shape.resident
-    constants |= {"AROUND": int(around is not None), "GATED": 0 if around is None else GATES[around.activation]}
+    constants |= {"RESIDENT": shape.resident, "GATED": GATES[activation]}
     function = _load("multiply", weight, x.dtype, shape.unit, constants, x.device)
     description = _Weights.of(weight, shape.unit)
-    others = [] if around is None else [AroundArguments.of(around)]
     phases = -(-description.units // (shape.input_warps * shape.splits))
     stage = tokens * (shape.unit + 32) * 2
     groups = -(-weight.rows // block_rows)
     sums = 4 * (1 if groups <= shape.blocks else 2) * tokens * block_rows
     resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
     blocks = min(groups, shape.blocks)
-    numbers: tuple[int, ...] = (weight.rows // halves, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
-    numbers += (groups // blocks, groups % blocks, phases, resident)
+    sizes = (y.shape[1], weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
+    numbers = (*sizes, groups // blocks, groups % blocks, phases, int(resident))
     function.launch(
         (blocks, shape.splits, 1),
         (32, shape.row_warps, shape.input_warps),
         shape.input_warps * ((phases if resident else 2) * stage + sums),
-        [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers), *others],
+        [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers)],
         cluster=shape.splits,
         overlapped=overlapped,
     )
     return y
-
-
-def blocks_of(rows: int, shape: Shape) -> int:
-    """Blocks of the launch for a weight of so many rows."""
-    return min(-(-rows // (shape.row_warps * shape.tiles * ROWS)), shape.blocks) * shape.splits
 
 
 def dequantize(weight: DeviceCodes, y: Tensor, first: int) -> Tensor:

@@ -48,27 +48,56 @@ class PreparedInteger:
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` to `x · Wᵀ + bias`, `[..., out]`, in the dtype of `x`."""
-        flat = x.reshape(-1, x.shape[-1])
-        if flat.stride(-1) != 1 or flat.stride(0) % 8 or flat.data_ptr() % 16:
-            flat = flat.clone(memory_format=torch.contiguous_format)
-        bias = None if bias is None else bias.to(x.dtype)
-        y = torch.empty(len(flat), self.weight.rows, dtype=x.dtype, device=x.device)
-        if 0 < len(flat) <= MOST_TOKENS:
-            multiply(flat, self.weight, bias, y, choose_shape(self.weight, len(flat), processors(x.device)))
-        elif len(flat):
-            self._multiply_slabs(flat, bias, y)
-        return y.view(*x.shape[:-1], self.weight.rows)
+        if torch.compiler.is_compiling():
+            made = self.weight
+            return _product(x, bias, made.codes, made.scales, made.zeros, made.rows, made.bits, made.group)
+        return multiply_any(x, bias, self.weight)
 
-    def _multiply_slabs(self, x: Tensor, bias: Tensor | None, y: Tensor) -> None:
-        """Some rows' values at a time, dense, then torch's own product."""
-        rows = max(ROWS, SLAB_BYTES // (2 * self.weight.inputs) // 256 * 256)
-        slab = torch.empty(min(rows, self.weight.rows), self.weight.inputs, dtype=x.dtype, device=x.device)
-        for first in range(0, self.weight.rows, rows):
-            part = slab[: min(rows, self.weight.rows - first)]
-            dequantize(self.weight, part, first)
-            torch.mm(x, part.T, out=y[:, first : first + rows])
-        if bias is not None:
-            y += bias
+
+def multiply_any(x: Tensor, bias: Tensor | None, weight: DeviceCodes) -> Tensor:
+    """`x · Wᵀ + bias` by the kernel that suits the number of tokens."""
+    flat = x.reshape(-1, x.shape[-1])
+    if flat.stride(-1) != 1 or flat.stride(0) % 8 or flat.data_ptr() % 16:
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    bias = None if bias is None else bias.to(x.dtype)
+    y = torch.empty(len(flat), weight.rows, dtype=x.dtype, device=x.device)
+    if 0 < len(flat) <= MOST_TOKENS:
+        multiply(flat, weight, bias, y, choose_shape(weight, len(flat), processors(x.device)))
+    elif len(flat):
+        _multiply_slabs(flat, bias, weight, y)
+    return y.view(*x.shape[:-1], weight.rows)
+
+
+def _multiply_slabs(x: Tensor, bias: Tensor | None, weight: DeviceCodes, y: Tensor) -> None:
+    """Some rows' values at a time, dense, then torch's own product."""
+    rows = max(ROWS, SLAB_BYTES // (2 * weight.inputs) // 256 * 256)
+    slab = torch.empty(min(rows, weight.rows), weight.inputs, dtype=x.dtype, device=x.device)
+    for first in range(0, weight.rows, rows):
+        part = slab[: min(rows, weight.rows - first)]
+        dequantize(weight, part, first)
+        torch.mm(x, part.T, out=y[:, first : first + rows])
+    if bias is not None:
+        y += bias
+
+
+@torch.library.custom_op("featherweight::integer_product", mutates_args=())
+def _product(
+    x: Tensor,
+    bias: Tensor | None,
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    rows: int,
+    bits: int,
+    group: int,
+) -> Tensor:
+    """`multiply_any` as an operator that torch's compiler takes as a whole."""
+    return multiply_any(x, bias, DeviceCodes(rows, x.shape[-1], bits, group, codes, scales, zeros))
+
+
+@_product.register_fake
+def _(x: Tensor, bias: Tensor | None, codes: Tensor, scales: Tensor, zeros: Tensor | None, rows: int, *_: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows)
 
 
 def prepare_integer(weight: Stored) -> PreparedInteger:
