@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -11,7 +12,8 @@ from featherweight.decoding.coded import CodedRow
 from featherweight.decoding.runner import Runner
 from featherweight.errors import FeatherweightError
 from featherweight.kernels.cuda.driver import processors
-from featherweight.kernels.cuda.multiply import Shape
+from featherweight.kernels.cuda.integer import DeviceCodes
+from featherweight.kernels.cuda.multiply import Shape, multiply
 
 #: No block walks from one group of outputs to the next.
 MANY = 1 << 20
@@ -19,7 +21,14 @@ MANY = 1 << 20
 
 def tune(runner: Runner, steps: int = 20) -> dict[str, str]:
     """Try some cuts of the integer products of each kind in the whole step, and keep the fastest; what was found."""
-    found = {}
+    found: dict[str, str] = {}
+    first = runner.step.decoder.blocks[0]
+    if isinstance(first.gate_up, CodedRow):
+        products = (first.gate_up, first.qkv, first.output, first.down)
+        plain = [shape for product in products for shape in cuts(product.weight.inputs, product.shape, False)]
+        compile_together(
+            {**dict.fromkeys(plain, False), **dict.fromkeys(cuts(first.gate_up.weight.inputs, first.gate_up.gated, True), True)}
+        )
     for part in ("gate_up", "down", "qkv", "output"):
         product = getattr(runner.step.decoder.blocks[0], part)
         if not isinstance(product, CodedRow):
@@ -39,6 +48,24 @@ def tune(runner: Runner, steps: int = 20) -> dict[str, str]:
     return found
 
 
+def compile_together(shapes: Mapping[Shape, bool]) -> None:
+    """Build the kernels of these cuts, gated or not, for 4 bits side by side; what fails here fails again where it is used."""
+    scales = torch.ones(64, 4, dtype=torch.bfloat16, device="cuda")
+    weight = DeviceCodes.of(torch.zeros(64, 512, dtype=torch.uint8, device="cuda"), scales, None, 4, 128)
+
+    def build(shape: Shape) -> None:
+        torch.cuda.set_device(0)
+        x = torch.zeros(1, 512, dtype=torch.bfloat16, device="cuda")
+        gated = shapes[shape]
+        multiply(x, weight, None, x.new_empty(1, 32 if gated else 64), shape, activation="silu" if gated else None)
+
+    with ThreadPoolExecutor(16) as pool:
+        for done in [pool.submit(build, shape) for shape in shapes]:
+            if done.exception() is not None:
+                print(done.exception())
+    torch.cuda.synchronize()
+
+
 def cuts(inputs: int, own: Shape, gated: bool) -> list[Shape]:
     """The kernel's own choice first."""
     count, units = processors(torch.device("cuda")), inputs // 256
@@ -48,7 +75,7 @@ def cuts(inputs: int, own: Shape, gated: bool) -> list[Shape]:
     else:
         tried = [
             Shape(256, 1, 1, 8, 3, 1, 3 * count), Shape(256, 1, 1, 8, 3, 1, MANY), dataclasses.replace(own, blocks=MANY),
-            Shape(512, 1, 2, min(8, inputs // 512), 1, 1, count), Shape(256, 2, 1, 4, 4, 1, MANY),
+            Shape(512, 1, 2, max(1, min(8, inputs // 512)), 1, 1, count), Shape(256, 2, 1, 4, 4, 1, MANY),
         ]  # fmt: skip
     return list(dict.fromkeys([own, *tried]))
 

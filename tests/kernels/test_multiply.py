@@ -33,10 +33,10 @@ def weight_of(rows, inputs, bits, group, zeros, scale_dtype, seed=0):
     ("bits", "dtype", "rows", "inputs", "tokens", "group", "zeros", "scale", "shape"),
     [
         (4, torch.bfloat16, 40, 1024, 1, 128, False, torch.float16, Shape(512, 1, 1, 2)),
-        (4, torch.float16, 96, 640, 13, 64, True, torch.bfloat16, Shape(256, 2, 1, 1, blocks=1)),
+        (4, torch.float16, 96, 640, 13, 64, True, torch.bfloat16, Shape(256, 2, 1, 1, blocks=1, held=2)),
         (3, torch.bfloat16, 40, 1536, 3, 0, False, torch.float32, Shape(256, 1, 2, 1, splits=2)),
         (3, torch.float16, 16, 512, 2, 32, True, torch.float16, Shape(512, 1, 1, 1)),
-        (2, torch.bfloat16, 80, 1152, 9, 128, True, torch.float16, Shape(256, 1, 1, 1, blocks=2)),
+        (2, torch.bfloat16, 80, 1152, 9, 128, True, torch.float16, Shape(256, 1, 1, 1, blocks=2, held=2)),
         (2, torch.float16, 32, 2048, 16, 256, False, torch.float16, Shape(512, 2, 1, 1, splits=2)),
         (8, torch.bfloat16, 24, 768, 8, 128, True, torch.float16, Shape(256, 1, 2, 2)),
         (8, torch.float16, 16, 512, 5, 128, True, torch.float32, Shape(256, 1, 1, 2)),
@@ -84,7 +84,7 @@ def test_compiles_for_hopper(bits, tmp_path, monkeypatch):
         pytest.skip(compiler.missing())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     constants = {"BITS": bits, "ACTIVATION": 0, "SCALE": 0, "ZEROS": 1, "GROUP": 64, "WIDE": 1, "UNIT": 256}
-    constants |= {"TILES": 1, "COLUMNS": 2, "SPLITS": 2, "THREADS": 256, "RESIDENT": 2, "AROUND": 0}
+    constants |= {"TILES": 1, "COLUMNS": 2, "SPLITS": 2, "HELD": 2, "THREADS": 256, "RESIDENT": 2}
     first = compiler.build("multiply.cu", constants, "sm_90")
     assert first[:4] == b"\x7fELF"
     kept = list(tmp_path.rglob("*.cubin"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featherweight.kernels.cuda import driver
 from featherweight.kernels.cuda.integer import DeviceCodes
-from featherweight.kernels.cuda.layout import ROWS
+from featherweight.kernels.cuda.layout import BLOCK, ROWS
 
 #: Tokens of one launch.
 MOST_TOKENS = 64
@@ -40,6 +40,7 @@ class Shape:
         resident: blocks that registers must leave room for on a multiprocessor.
         splits: blocks that share the inputs of the same outputs, as a cluster.
         blocks: of the grid, or clusters, at most; each takes one group of outputs after the other.
+        held: units that a warp has registers for, 1 or 2.
     """
 
     unit: int = 512
@@ -49,6 +50,7 @@ class Shape:
     resident: int = 3
     splits: int = 1
     blocks: int = 264
+    held: int = 1
 
 
 class _Weights(ctypes.Structure):
@@ -86,14 +88,14 @@ def multiply(
     tokens, block_rows = x.shape[0], shape.row_warps * shape.tiles * ROWS
     columns = next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
     threads = 32 * shape.row_warps * shape.input_warps
-    constants = {"TILES": shape.tiles, "COLUMNS": columns, "SPLITS": shape.splits, "THREADS": threads}
+    constants = {"TILES": shape.tiles, "COLUMNS": columns, "SPLITS": shape.splits, "HELD": shape.held, "THREADS": threads}
     constants |= {"RESIDENT": shape.resident, "GATED": GATES[activation]}
     function = _load("multiply", weight, x.dtype, shape.unit, constants, x.device)
     description = _Weights.of(weight, shape.unit)
     phases = -(-description.units // (shape.input_warps * shape.splits))
-    stage = tokens * (shape.unit + 32) * 2
+    stage = tokens * (shape.unit + 32) * 2 + (shape.unit // min(weight.group or BLOCK, BLOCK) + 1) * columns * 32
     groups = -(-weight.rows // block_rows)
-    sums = 4 * (1 if groups <= shape.blocks else 2) * tokens * block_rows
+    sums = 4 * (1 if groups <= shape.blocks else 2) * tokens * (block_rows + 4)
     resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
     blocks = min(groups, shape.blocks)
     sizes = (y.shape[1], weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)

@@ -38,7 +38,9 @@ KERNEL void __launch_bounds__(THREADS)
 dequantize(Weights weights, half_word* y, int rows, int inputs, int first_tile, int count) {
     int lane = threadIdx.x, work = blockIdx.x * blockDim.y + threadIdx.y, tile = work / weights.units, index = work % weights.units;
     Unit unit;
-    if (tile < count) load_unit(unit, weights, first_tile + tile, index, lane);
+    Source source;
+    source.find(weights, first_tile + tile, index, lane);
+    if (tile < count) load_unit(unit, source);
     release_dependents();
     wait_for_inputs();
     if (tile >= count) return;
