@@ -1,9 +1,10 @@
 // y = x Wᵀ for few tokens: weights are the matrix unit's 16-row operand, tokens its columns.
 //
 // A warp takes `TILES` tiles of 16 rows and, in each phase, a unit of UNIT inputs; it asks for its next unit group by group as it
-// goes along: into the place of what it has used up (HELD 1), or into other registers ahead of each group (HELD 2). Warps of a block lie in `row_warps` by `input_warps`; those of the same
-// inputs share the activations, which lie in shared memory (`fields.cuh`). Sums over inputs are taken per group in the matrix
-// unit, times the group's scale in fp32, then over the input warps in their order, so results repeat bit for bit.
+// goes along: into the place of what it has used up (HELD 1), or into other registers ahead of each group (HELD 2). Warps of a
+// block lie in `row_warps` by `input_warps`; those of the same inputs share the activations, which lie in shared memory
+// (`fields.cuh`). Sums over inputs are taken per group in the matrix unit, times the group's scale in fp32, then over the input
+// warps in their order, so results repeat bit for bit.
 //
 // Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), HELD, SPLITS, THREADS, RESIDENT.
 #include "fields.cuh"
