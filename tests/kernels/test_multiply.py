@@ -8,9 +8,10 @@ from emulation import emulation, needs_compiler  # noqa: F401
 
 from featherweight.kernels import registry
 from featherweight.kernels.cuda import compiler, prepared
+from featherweight.kernels.cuda.choices import choose_shape
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import CELLS, decode_codes, decode_groups, encode_codes, encode_groups
-from featherweight.kernels.cuda.multiply import Shape, dequantize, multiply
+from featherweight.kernels.cuda.multiply import Shape, dequantize, memory_of, multiply
 from featherweight.packed.integer import Integer
 from featherweight.packed.linear import PackedLinear
 from featherweight.packed.lower import OP
@@ -140,6 +141,18 @@ def test_a_linear_runs_from_the_layout_and_gives_back_what_it_stored(emulation, 
     x = torch.randn(3, 256, requires_grad=True)
     module(x.bfloat16()).sum().backward()  # gradients go through the composition
     assert x.grad is not None and set(dict(module.named_buffers())) == set(weight.tensors())
+
+
+@pytest.mark.parametrize("inputs", [256, 768, 3072, 4096, 11008, 14336, 28672, 65536])
+@pytest.mark.parametrize("tokens", [1, 4, 8, 16, 17, 32, 33, 64])
+def test_every_cut_fits_a_multiprocessor(inputs, tokens):
+    for bits in CELLS:
+        weight = DeviceCodes(8192, inputs, bits, 32, torch.empty(512, inputs * bits // 2, device="meta"), None, None)
+        shape = choose_shape(weight, tokens, 132)
+        warps = shape.row_warps * shape.input_warps
+        assert warps <= 16 and warps * shape.resident <= 16 and shape.splits * shape.blocks <= 132 * shape.resident
+        assert inputs % shape.unit == 0 and (shape.row_warps & (shape.row_warps - 1)) == 0
+        assert shape.resident * (memory_of(weight, shape, tokens)[2] + 1024) <= 228 << 10
 
 
 def test_explain_says_why_not():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import STEP
-from featherweight.kernels.cuda.multiply import SHARED_BYTES, Shape
+from featherweight.kernels.cuda.multiply import SHARED_BYTES, Shape, memory_of
 
 
 def choose_shape(weight: DeviceCodes, tokens: int, processors: int) -> Shape:
@@ -14,8 +16,14 @@ def choose_shape(weight: DeviceCodes, tokens: int, processors: int) -> Shape:
     blocks each where the activations leave room for them, one otherwise; where one is too little, a cluster of blocks shares the
     inputs. Above 16 tokens activations pass through, and more outputs share them.
     """
-    inputs = -(-weight.inputs // STEP) * STEP
-    unit = 512 if weight.bits < 8 and inputs % 512 == 0 else 256
+    shape = _wanted_shape(-(-weight.inputs // STEP) * STEP, weight.bits, tokens, processors)
+    while shape.input_warps > 1 and memory_of(weight, shape, tokens)[2] > SHARED_BYTES // shape.resident - 1024:
+        shape = replace(shape, input_warps=shape.input_warps // 2)
+    return shape
+
+
+def _wanted_shape(inputs: int, bits: int, tokens: int, processors: int) -> Shape:
+    unit = 512 if bits < 8 and inputs % 512 == 0 else 256
     size = tokens * inputs * 2 * (unit + 32) // unit
     if tokens > 16:
         return Shape(256, 1, 8, 2 if tokens <= 32 and inputs > 256 else 1, 1, 1, processors)

@@ -26,7 +26,7 @@ ACTIVATIONS = {torch.bfloat16: 0, torch.float16: 1}
 GATES = {None: 0, "silu": 1, "gelu_tanh": 2}
 
 #: Inputs and warps of a block of `dequantize`.
-_UNIT, _WARPS = 256, 8
+_UNIT, _WARPS = 256, 4
 
 
 @dataclass(frozen=True)
@@ -86,29 +86,39 @@ def multiply(
         activation: of the first half of the outputs, which the second half multiplies ("silu", "gelu_tanh"); two tiles to a warp.
     """
     tokens, block_rows = x.shape[0], shape.row_warps * shape.tiles * ROWS
-    columns = next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
-    threads = 32 * shape.row_warps * shape.input_warps
-    constants = {"TILES": shape.tiles, "COLUMNS": columns, "SPLITS": shape.splits, "HELD": shape.held, "THREADS": threads}
-    constants |= {"RESIDENT": shape.resident, "GATED": GATES[activation]}
+    halves = 1 if activation is None else 2
+    constants = {"TILES": shape.tiles, "COLUMNS": _columns(tokens), "SPLITS": shape.splits, "HELD": shape.held}
+    constants |= {"THREADS": 32 * shape.row_warps * shape.input_warps, "RESIDENT": shape.resident}
+    constants["GATED"] = GATES[activation]
     function = _load("multiply", weight, x.dtype, shape.unit, constants, x.device)
-    description = _Weights.of(weight, shape.unit)
-    phases = -(-description.units // (shape.input_warps * shape.splits))
-    stage = tokens * (shape.unit + 32) * 2 + (shape.unit // min(weight.group or BLOCK, BLOCK) + 1) * columns * 32
+    phases, resident, shared = memory_of(weight, shape, tokens)
     groups = -(-weight.rows // block_rows)
-    sums = 4 * (1 if groups <= shape.blocks else 2) * tokens * (block_rows + 4)
-    resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
     blocks = min(groups, shape.blocks)
-    sizes = (y.shape[1], weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
+    sizes = (weight.rows // halves, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
     numbers = (*sizes, groups // blocks, groups % blocks, phases, int(resident))
     function.launch(
         (blocks, shape.splits, 1),
         (32, shape.row_warps, shape.input_warps),
-        shape.input_warps * ((phases if resident else 2) * stage + sums),
-        [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers)],
+        shared,
+        [
+            _Weights.of(weight, shape.unit),
+            *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)),
+            *map(ctypes.c_int, numbers),
+        ],
         cluster=shape.splits,
         overlapped=overlapped,
     )
     return y
+
+
+def memory_of(weight: DeviceCodes, shape: Shape, tokens: int) -> tuple[int, bool, int]:
+    """How often a warp takes a unit of the same rows, whether a block keeps all activations, and its bytes of shared memory."""
+    units = weight.codes.shape[1] * 2 // (weight.bits * shape.unit)
+    phases, block_rows = -(-units // (shape.input_warps * shape.splits)), shape.row_warps * shape.tiles * ROWS
+    stage = tokens * (shape.unit + 32) * 2 + (shape.unit // min(weight.group or BLOCK, BLOCK) + 1) * _columns(tokens) * 32
+    sums = 4 * (1 if weight.rows <= block_rows * shape.blocks else 2) * tokens * (block_rows + 4)
+    resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
+    return phases, resident, shape.input_warps * ((phases if resident else 2) * stage + sums)
 
 
 def dequantize(weight: DeviceCodes, y: Tensor, first: int) -> Tensor:
@@ -119,7 +129,7 @@ def dequantize(weight: DeviceCodes, y: Tensor, first: int) -> Tensor:
     function.launch(
         (-(-tiles * description.units // _WARPS), 1, 1),
         (32, _WARPS, 1),
-        0,
+        _WARPS * ROWS * (2 * _UNIT + 64),
         [description, ctypes.c_void_p(_address(y)), *map(ctypes.c_int, numbers)],
     )
     return y
@@ -130,6 +140,11 @@ def _load(
 ) -> driver.Function:
     every = {**weight.constants(), "ACTIVATION": ACTIVATIONS[dtype], "UNIT": unit, **constants}
     return driver.load(f"{name}.cu", name, driver.constants_of(every), device)
+
+
+def _columns(tokens: int) -> int:
+    """Eights of tokens that the kernel is compiled for."""
+    return next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
 
 
 def _address(tensor: Tensor | None) -> int:
