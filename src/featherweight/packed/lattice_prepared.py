@@ -40,7 +40,7 @@ class PreparedLattice:
         """Whether `x` can be multiplied: bf16 or fp16, no gradients wanted."""
         return x.dtype in (torch.bfloat16, torch.float16) and not (torch.is_grad_enabled() and x.requires_grad)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` to `x · Wᵀ + bias`, `[..., out]`, in the dtype of `x`."""
         flat = x.reshape(-1, x.shape[-1]).contiguous()
