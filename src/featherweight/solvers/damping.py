@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.kernels.split import split_product
 
 #: Damping grows by this factor from one failed attempt to the next, up to `LARGEST_DAMPING`.
 ESCALATION, LARGEST_DAMPING, SMALLEST_ESCALATED = 10.0, 1.0, 1e-4
 
-#: Columns multiplied at once by `Factor.row_energy`.
-ENERGY_COLUMNS = 512
+#: Columns multiplied at once by `Factor.row_energy`, on a CPU and elsewhere.
+ENERGY_COLUMNS, ENERGY_COLUMNS_ELSEWHERE = 512, 2048
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,15 @@ class Factor:
         """`Ũ [in, in]`, upper triangular with unit diagonal blocks: `t_j = w_j + Σ_{i<j} E_i Ũ_ij`.
 
         Args:
-            vector_size: columns decided together; the blocks of this size on the diagonal are identities.
+            vector_size: columns decided together, which divide the inputs; the blocks of this size on the diagonal are identities.
         """
         if vector_size == 1:
             return self.upper / self.upper.diagonal()
-        width = self.upper.shape[0]
-        result = torch.empty_like(self.upper)
-        for start in range(0, width, vector_size):
-            part = slice(start, min(start + vector_size, width))
-            result[:, part] = torch.linalg.solve_triangular(self.upper[part, part], self.upper[:, part], upper=True, left=False)
-        return result
+        parts = self.upper.unflatten(1, (-1, vector_size)).transpose(0, 1)  # [vectors, in, vector_size]
+        own = parts.unflatten(1, (-1, vector_size)).diagonal(dim1=0, dim2=1).permute(2, 0, 1)
+        identity = torch.eye(vector_size, dtype=own.dtype, device=own.device).expand_as(own)
+        inverses = torch.linalg.solve_triangular(own, identity, upper=True)
+        return (parts @ inverses).transpose(0, 1).reshape(self.upper.shape)
 
     def damped(self, hessian: Tensor) -> Tensor:
         """`hessian [in, in]` with what was added to it: `R Rᵀ`, in the stored order."""
@@ -79,9 +79,10 @@ class Factor:
         """
         error = torch.where(self.dead, 0.0, error)[:, self.order]
         energy = torch.zeros(error.shape[0], dtype=torch.float64, device=error.device)
-        for start in range(0, error.shape[1], ENERGY_COLUMNS):
-            stop = min(start + ENERGY_COLUMNS, error.shape[1])
-            energy += (error[:, :stop] @ self.upper[:stop, start:stop]).square_().sum(1, dtype=torch.float64)
+        columns = ENERGY_COLUMNS if error.device.type == "cpu" else ENERGY_COLUMNS_ELSEWHERE
+        for start in range(0, error.shape[1], columns):
+            stop = min(start + columns, error.shape[1])
+            energy += split_product(error[:, :stop], self.upper[:stop, start:stop]).square_().sum(1, dtype=torch.float64)
         return self.without_damping(energy, error)
 
     def without_damping(self, energy: Tensor, error: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -11,13 +13,19 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import Grid
 from featherweight.kernels.registry import choose
+from featherweight.kernels.split import add_split_product_, halves
+from featherweight.kernels.vectors import Vectors
 from featherweight.solvers.damping import Factor
-from featherweight.solvers.decision import Decision, Round
+from featherweight.solvers.decision import Block, Decision, Round
+from featherweight.solvers.fitting import vectors_of
 from featherweight.solvers.groups import Groups, cut_blocks
 from featherweight.solvers.result import Solved
 
 #: Columns between two products with everything to the right.
 BLOCK = 128
+
+#: Weights to the right from which on a GPU that product is done in halves: below, its launches would take longer.
+LARGE = 2**24
 
 
 def sweep(
@@ -85,6 +93,9 @@ class _Walk:
     target: Tensor = field(init=False)
     codes: Tensor = field(init=False)
     loss: Tensor = field(init=False)
+    split: tuple[Tensor, Tensor] | None = None
+    at_once: Callable[[Block], None] | None = field(init=False)
+    vectors: Vectors | None = field(init=False)
 
     def run(self) -> Solved:
         """Walk all blocks, then put everything back in the stored order."""
@@ -102,10 +113,15 @@ class _Walk:
         views = [] if self.stale else [(start, min(start + self.groups.size, width)) for start in starts]
         if self.decision.span is not None:
             views += [(start, min(start + self.decision.span, width)) for start in range(0, width, self.decision.span)]
+        whole = not self.stale and not self.groups.scattered and self.groups.size <= self.block
+        self.at_once = self.decision.whole_blocks(self.grid, self.groups, self.block) if whole else None
+        self.vectors = vectors_of(self.grid, self.weight.device)
         if self.groups.scattered:
             self._fit_scattered()
         for start, stop in cut_blocks(width, self.block, views):
             self._block(start, stop, sorted({view[0] for view in views if start < view[0] < stop}), starts)
+        if self.vectors is not None:  # a kernel's values may differ from those of its codes in the last bit
+            self.target = self.grid.decode(self.codes.T, self.groups.parameters(0)).T
         return Solved(
             self._stored(self.codes) if self.grid.vector_size == 1 else self.codes.T.contiguous(),
             self.groups.scale.T.contiguous(),
@@ -128,6 +144,10 @@ class _Walk:
         """Decide columns `start … stop`, then correct everything to the right by one product."""
         original = self.original[start:stop]
         error = torch.empty_like(original)
+        if self.at_once is not None:
+            self.at_once(self._cut_out(start, stop, error))
+            self._carry(start, stop, error)
+            return
         edges = [start, *cuts, stop]
         if self.stale:
             self._fit([group for group in starts if start <= group < stop], start)
@@ -138,8 +158,34 @@ class _Walk:
             self._segment(first, last, original[inside], error[inside])
             if last < stop:
                 self.target[last:stop].addmm_(self.feedback[first:last, last:stop].T, error[inside])
-        if stop < self.target.shape[0]:
-            self.target[stop:].addmm_(self.feedback[start:stop, stop:].T, error)
+        self._carry(start, stop, error)
+
+    def _carry(self, start: int, stop: int, error: Tensor) -> None:
+        """Correct everything beyond a block for what it is off."""
+        after = self.target[stop:]
+        if error.is_cuda and after.numel() >= LARGE:
+            self.split = halves(self.feedback) if self.split is None else self.split
+            high, low = (half[start:stop, stop:] for half in self.split)
+            add_split_product_(after, (high, low), error)
+        elif stop < self.target.shape[0]:
+            after.addmm_(self.feedback[start:stop, stop:].T, error)
+
+    def _cut_out(self, start: int, stop: int, error: Tensor) -> Block:
+        """The block of columns `start … stop`, `[columns, rows]` each."""
+        part, size = slice(start, stop), self.groups.size
+        groups = slice(start // size, -(-stop // size))
+        return Block(
+            start,
+            self.target[part],
+            self.original[part],
+            self.feedback[part, part],
+            self.importance[part],
+            self.groups.scale[groups],
+            self.groups.zero[groups],
+            self.codes[part],
+            error,
+            self.loss,
+        )
 
     def _fit(self, starts: list[int], now: int) -> None:
         """Fit the grids of the groups that start at `starts`, on the weights as they stand before column `now`."""
@@ -183,6 +229,9 @@ class _Walk:
         if self.decision.span is not None and self.dropped is not None:
             dropped = self.dropped[first - self.span_start : last - self.span_start].contiguous()
         feedback = self.feedback[part, part]
+        if self.vectors is not None and not self.decision.looks_at_columns:
+            self._vectors(first, last, original, error, self.vectors)
+            return
         if self.decision.looks_at_columns or self.grid.rounding is None:
             self._columns(first, original, feedback, dropped, error)
             return
@@ -202,7 +251,16 @@ class _Walk:
             self.loss,
             self.grid.rounding,
             self.decision.keeping(first, last),
+            1 if self.groups.scattered else gcd(first, self.groups.size),
         )
+
+    def _vectors(self, first: int, last: int, original: Tensor, error: Tensor, rule: Vectors) -> None:
+        """Decide columns between two cuts in one kernel, eight at a time."""
+        part, size = slice(first, last), self.grid.vector_size
+        codes = self.codes[first // size : last // size]
+        run = choose("sweep_vectors", {"columns": last - first, "rows": original.shape[1]}, original.device)
+        root, scale = self.factor.upper[part, part], self.groups.scale[self.group_of[first]]
+        run(self.target[part], original, self.feedback[part, part], root, scale, rule, codes, error, self.loss)
 
     def _columns(self, first: int, original: Tensor, feedback: Tensor, dropped: Tensor | None, error: Tensor) -> None:
         """As the kernel, one vector of columns after the other, asking grid and decision about each."""
