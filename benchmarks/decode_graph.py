@@ -1,12 +1,13 @@
 """Tokens a second of whole models, batch 1, one CUDA graph a token: random weights made on the device, in several storages.
 
-    python benchmarks/decode_graph.py --shapes 3b 7b 8b --forms bf16 4-bit --device cuda --output FOLDER
+    python benchmarks/decode_graph.py 3b:bf16 3b:4-bit "3b:4-bit, 8-bit head" --device cuda --output FOLDER
     python benchmarks/decode_graph.py                # a tiny shape on the CPU, without graphs, in seconds
 
 A prompt of 128 tokens is read, then 256 are made greedily. `ms` is the mean over all steps by events, replays queued one behind
-another; `streamed` is the rate at which a host that reads every token gets them. The row `nothing` is the step without its linear
-layers, once as products that take norm, activation and sum along, and once with these as kernels of their own. `difference` is that
-of the first step's logits from the model's own forward, relative to their norm. Writes `decode_graph.csv` and `decode_graph.md`.
+another; `streamed` is the rate at which a host that reads every token gets them. With `--nothing` the step is also timed without the
+blocks' linear layers, once as products that take norm, activation and sum along, and once with these as kernels of their own.
+`difference` is that of the first step's logits from the model's own forward, relative to their norm. Writes `decode_graph.csv` and
+`decode_graph.md`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from decode_tune import tune
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -104,13 +106,12 @@ class Nothing:
     gates: bool
     adds: bool
     out: Tensor
-    scales: bool = False
 
     def __call__(self, x: Any, *, norm: Any = None, activation: str | None = None) -> Tensor:
         """As a product."""
         return self.out[:, : self.outputs // (1 if activation is None else 2)]
 
-    def add(self, x: Tensor, residual: Tensor, following: Any) -> None:
+    def add(self, x: Tensor, residual: Tensor) -> None:
         """As a product."""
 
 
@@ -122,7 +123,10 @@ def without_linears(runner: Runner, fuses: bool) -> None:
     blocks = tuple(
         dataclasses.replace(
             block,
-            **{name: Nothing(getattr(block, name).outputs, fuses, fuses, fuses, out) for name in ("qkv", "output", "gate_up", "down")},
+            **{
+                name: Nothing(getattr(block, name).outputs, fuses, fuses, fuses, out)
+                for name in ("qkv", "output", "gate_up", "down")
+            },
         )
         for block in decoder.blocks
     )
@@ -130,8 +134,8 @@ def without_linears(runner: Runner, fuses: bool) -> None:
     runner._graphs.clear()
 
 
-def time_steps(runner: Runner, ids: Tensor, tokens: int, repeats: int = 2) -> float:
-    """Milliseconds of a step, replays queued one behind another; the best of some repeats."""
+def time_steps(runner: Runner, ids: Tensor, tokens: int, repeats: int = 1) -> float:
+    """Milliseconds of a step, replays queued one behind another; the best of the repeats."""
     on_gpu, best = runner.step.device.type == "cuda", float("inf")
     for _ in range(repeats):
         begin(runner, ids)
@@ -191,6 +195,8 @@ def measured(shape: str, form: str, options: argparse.Namespace) -> list[dict[st
     runner = Runner(model, 1, options.context + options.tokens + 2)
     runner.read(ids)
     runner.compare()
+    if options.tune:
+        print(tune(runner), flush=True)
     ms, streamed = time_steps(runner, ids, options.tokens), stream(runner, ids, options.tokens)
     product = model.model.layers[0].mlp.gate_proj
     kernel = (
@@ -203,7 +209,7 @@ def measured(shape: str, form: str, options: argparse.Namespace) -> list[dict[st
         "same_tokens": agreement(model, runner, ids, min(32, options.tokens)) if options.agree else "", "kernel": kernel,
     }  # fmt: skip
     rows = [row]
-    for fuses in (True, False) if form == "bf16" else ():
+    for fuses in (True, False) if options.nothing and form == "bf16" else ():
         without_linears(runner, fuses)
         ms = time_steps(runner, ids, options.tokens)
         name = f"nothing, {'fused' if fuses else 'not fused'}"
@@ -236,31 +242,33 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=["tiny"])
-    parser.add_argument("--forms", nargs="*", choices=list(FORMS), default=["bf16", "4-bit"])
+    parser.add_argument(
+        "cases", nargs="*", default=["tiny:bf16", "tiny:4-bit"], help=f"{', '.join(SHAPES)} : {'; '.join(FORMS)}"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--agree", action="store_true", help="compare 32 greedy tokens with transformers' own")
+    parser.add_argument("--nothing", action="store_true", help="also time the step without its linear layers")
+    parser.add_argument("--tune", action="store_true", help="try other cuts of the integer products first")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for shape in options.shapes:
-        for form in options.forms:
-            started = time.perf_counter()
-            try:
-                rows += measured(shape, form, options)
-            except Exception:
-                traceback.print_exc()
-                continue
-            finally:
-                gc.collect()
-                if options.device != "cpu":
-                    torch.cuda.empty_cache()
-            print("\n".join(markdown_table(list(rows[0]), [cells(row) for row in rows[-3:]])), flush=True)
-            print(f"{time.perf_counter() - started:.1f} s", flush=True)
-            if options.output:
-                write(options.output, rows, options)
+    for case in options.cases:
+        started = time.perf_counter()
+        try:
+            rows += measured(*case.split(":"), options)
+        except Exception:
+            traceback.print_exc()
+            continue
+        finally:
+            gc.collect()
+            if options.device != "cpu":
+                torch.cuda.empty_cache()
+        print("\n".join(markdown_table(list(rows[0]), [cells(row) for row in rows[-3:]])), flush=True)
+        print(f"{time.perf_counter() - started:.1f} s", flush=True)
+        if options.output:
+            write(options.output, rows, options)
 
 
 if __name__ == "__main__":

@@ -94,18 +94,6 @@ DEVICE half_word to_bf16(double value) {
     return (half_word)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-DEVICE float sum_over_lanes(float value, int lanes) {
-    fibre_here->warp->words[fibre_here->lane][0] = as_word(value);
-    synchronize_warp();
-    float sum = 0.0f;
-    for (int i = 0; i < lanes; i++) sum += as_float(fibre_here->warp->words[fibre_here->lane / lanes * lanes + i][0]);
-    synchronize_warp();
-    return sum;
-}
-DEVICE float sum_over_warp(float value) { return sum_over_lanes(value, 32); }
-DEVICE float exponential(float value) { return std::exp(value); }
-DEVICE float inverse_root(float value) { return 1.0f / std::sqrt(value); }
-
 DEVICE word warp_maximum(word value) {
     fibre_here->warp->words[fibre_here->lane][6] = value;
     synchronize_warp();
@@ -124,6 +112,8 @@ DEVICE float from_lane(float value, int distance) {
 DEVICE float maximum(float a, float b) { return std::fmax(a, b); }
 DEVICE float magnitude(float value) { return std::fabs(value); }
 DEVICE word pack_fp16(float low, float high) { return to_fp16(low) | (word)to_fp16(high) << 16; }
+
+DEVICE float exponential(float value) { return std::exp(value); }
 
 DEVICE word select_bits(word a, word mask, word b) { return (a & mask) | b; }
 DEVICE word pick_bytes(word a, word b, word selector) {

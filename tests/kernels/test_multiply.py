@@ -85,7 +85,7 @@ def test_compiles_for_hopper(bits, tmp_path, monkeypatch):
         pytest.skip(compiler.missing())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     constants = {"BITS": bits, "ACTIVATION": 0, "SCALE": 0, "ZEROS": 1, "GROUP": 64, "WIDE": 1, "UNIT": 256}
-    constants |= {"TILES": 1, "COLUMNS": 2, "SPLITS": 2, "THREADS": 256, "HELD": 2, "RESIDENT": 2, "AROUND": 0}
+    constants |= {"TILES": 1, "COLUMNS": 2, "SPLITS": 2, "HELD": 2, "THREADS": 256, "RESIDENT": 2}
     first = compiler.build("multiply.cu", constants, "sm_90")
     assert first[:4] == b"\x7fELF"
     kept = list(tmp_path.rglob("*.cubin"))

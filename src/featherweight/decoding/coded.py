@@ -1,71 +1,67 @@
-"""Integer codes times one row, by the CUDA kernel that takes norms and sums along."""
+"""Integer codes times one row, by the CUDA kernel, which takes a gate along."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from featherweight.decoding.products import Norm
-from featherweight.kernels.cuda.around import Around, Scaled
 from featherweight.kernels.cuda.choices import choose_shape
 from featherweight.kernels.cuda.driver import processors
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import ROWS
-from featherweight.kernels.cuda.multiply import Shape, blocks_of, multiply
+from featherweight.kernels.cuda.multiply import Shape, multiply
 from featherweight.packed.stacking import join_rows
-
-#: Of a block that multiplies one half of its outputs by the other.
-WARPS = 8
 
 
 @dataclass(frozen=True)
 class CodedRow:
-    """As `products.Product`; half of each norm is done where its row is written, the other half where it is read."""
+    """As `products.Product`.
+
+    Attributes:
+        shape: how the work is cut.
+        gated: the same with an activation; two tiles to a warp.
+    """
 
     weight: DeviceCodes
     bias: Tensor | None
     shape: Shape
-    scales: bool
-    gates: bool
+    gated: Shape
     norms: bool = False
-    adds: bool = True
+    gates: bool = True
+    adds: bool = False
 
     @classmethod
-    def of(cls, weight: DeviceCodes, bias: Tensor | None, dtype: torch.dtype) -> CodedRow:
-        """With the kernel's own choice of how the work is cut; fp16 has no room for rows before they are normed."""
-        shape = choose_shape(weight, 1, processors(weight.codes.device))
-        return cls(weight, bias, shape, dtype == torch.bfloat16, weight.bits < 8 and weight.rows % (2 * ROWS) == 0)
-
-    @property
-    def gated_shape(self) -> Shape:
-        """Two tiles to a warp, one of either half; where one has twice as many inputs, two have half as many."""
-        warps = -(-self.weight.inputs // 256)
-        return Shape(256, 2, 1, min(WARPS, warps), 16 // WARPS, 1, 16 // WARPS * processors(self.weight.codes.device))
+    def of(cls, weight: DeviceCodes, bias: Tensor | None) -> CodedRow:
+        """With a cut for its sizes."""
+        count = processors(weight.codes.device)
+        return cls(
+            weight, bias, choose_shape(weight, 1, count), gated_shape(weight.inputs, count),
+            gates=weight.bits < 8 and weight.rows % (2 * ROWS) == 0,
+        )  # fmt: skip
 
     @property
     def outputs(self) -> int:
         """Out features."""
         return self.weight.rows
 
-    def __call__(self, x: Tensor | Scaled, *, norm: Norm | None = None, activation: str | None = None) -> Tensor:
+    def __call__(self, x: Tensor, *, norm: Norm | None = None, activation: str | None = None) -> Tensor:
         """As `Product`."""
-        row, scaled = (x.x, x) if isinstance(x, Scaled) else (x, None)
-        around = None if scaled is None and activation is None else Around(scaled, activation)
-        shape, outputs = (self.shape, self.outputs) if activation is None else (self.gated_shape, self.outputs // 2)
-        return multiply(row, self.weight, self.bias, row.new_empty(1, outputs), shape, around=around)
+        shape, outputs = (self.shape, self.outputs) if activation is None else (self.gated, self.outputs // 2)
+        return multiply(x, self.weight, self.bias, x.new_empty(1, outputs), shape, activation=activation)
 
-    def add(self, x: Tensor, residual: Tensor, following: Norm | None) -> Scaled | None:
-        """As `Product`."""
-        scaled = None
-        if following is not None:
-            parts = torch.empty(blocks_of(self.outputs, self.shape), dtype=torch.float32, device=x.device)
-            scaled = Scaled(torch.empty_like(residual), parts, following.eps)
-        around = Around(None, None, residual, None if following is None else following.gain, scaled)
-        multiply(x, self.weight, self.bias, residual, self.shape, around=around)
-        return scaled
+    def add(self, x: Tensor, residual: Tensor) -> None:
+        """Not offered: a kernel for sum and norm together is faster than a product that waits for what it adds to."""
+        raise NotImplementedError
+
+
+def gated_shape(inputs: int, processors: int) -> Shape:
+    """Units of 256 inputs go around evenly to eight warps, or to four of twice as many blocks."""
+    units = -(-inputs // 256)
+    warps = 8 if units % 8 == 0 else 4
+    return Shape(256, 2, 1, min(warps, units), 16 // warps, 1, 16 // warps * processors)
 
 
 def join(weights: Sequence[DeviceCodes]) -> tuple[DeviceCodes, list[DeviceCodes]] | None:

@@ -27,7 +27,7 @@ def make_product(modules: Sequence[nn.Module], batch: int, dtype: torch.dtype) -
     bias = _biases(modules, outputs)
     prepared = _prepared(modules, dtype)
     if prepared is not None:
-        return _of_prepared(modules, prepared, sum(outputs), bias, batch, dtype)
+        return _of_prepared(modules, prepared, sum(outputs), bias, batch)
     weights = [_weight(module) for module in modules]
     stacked = stack(weights) if len(weights) > 1 else weights[0]
     if stacked is None:
@@ -60,7 +60,6 @@ def _of_prepared(
     outputs: int,
     bias: Tensor | None,
     batch: int,
-    dtype: torch.dtype,
 ) -> Product:
     """Codes stack by tiles; other layouts are multiplied one by one."""
     codes = [each.weight for each in prepared if isinstance(each, PreparedInteger)]
@@ -72,7 +71,7 @@ def _of_prepared(
         for module, part in zip(modules, parts, strict=True):
             assert isinstance(module, PackedModule)
             module.hold(PreparedInteger(part))
-    return CodedRow.of(whole, bias, dtype) if batch == 1 else Separate([PreparedInteger(whole)], outputs, bias)
+    return CodedRow.of(whole, bias) if batch == 1 else Separate([PreparedInteger(whole)], outputs, bias)
 
 
 def _weight(module: nn.Module) -> PackedWeight:

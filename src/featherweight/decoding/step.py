@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,23 +10,7 @@ from torch import Tensor, nn
 from featherweight.decoding.products import Norm, Product
 from featherweight.decoding.reading import Decoder
 from featherweight.kernels import registry
-from featherweight.kernels.cuda.around import Scaled
 from featherweight.kernels.decoding import Chosen
-
-
-@dataclass
-class Stream:
-    """The hidden states on their way through the blocks.
-
-    Attributes:
-        hidden: `[batch, features]`.
-        delta: what is still to be added to them.
-        scaled: the same, on the way through the next norm.
-    """
-
-    hidden: Tensor
-    delta: Tensor | None = None
-    scaled: Scaled | None = None
 
 
 class Step:
@@ -77,16 +60,16 @@ class Step:
     def forward(self, reach: int) -> Tensor:
         """Logits of the token at the position, whose key and value enter the cache."""
         attend, scratch = self._attend(reach)
-        decoder, stream = self.decoder, Stream(self._embedded())
-        followers = [*((block.attention_norm, block.qkv) for block in decoder.blocks[1:]), (decoder.norm, decoder.head)]
-        for block, keys, values, follower in zip(decoder.blocks, self.keys, self.values, followers, strict=True):
-            qkv = self._after_norm(stream, block.attention_norm, block.qkv)
+        decoder, hidden = self.decoder, self._embedded()
+        delta: Tensor | None = None
+        for block, keys, values in zip(decoder.blocks, self.keys, self.values, strict=True):
+            qkv = self._after_norm(hidden, delta, block.attention_norm, block.qkv)
             mixed = qkv.new_empty(self.batch, block.heads.keys * block.heads.group * block.heads.dim)
             attend(qkv, self._cosine, self._sine, keys, values, self.chosen.position, block.heads, scratch, mixed)
-            _add(stream, block.output, mixed, block.mlp_norm, block.gate_up)
-            both = self._after_norm(stream, block.mlp_norm, block.gate_up, block.activation)
-            _add(stream, block.down, both, *follower)
-        return self._after_norm(stream, decoder.norm, decoder.head)
+            delta = _added(block.output, mixed, hidden)
+            both = self._after_norm(hidden, delta, block.mlp_norm, block.gate_up, block.activation)
+            delta = _added(block.down, both, hidden)
+        return self._after_norm(hidden, delta, decoder.norm, decoder.head)
 
     def _attend(self, reach: int) -> tuple[Any, Any]:
         """The kernel of attention for caches of `reach` tokens, and its scratch, which all blocks share."""
@@ -104,27 +87,23 @@ class Step:
         out = decoder.table.new_empty(self.batch, decoder.hidden)
         return self._kernels["embed"](decoder.table, token, 1.0, out)
 
-    def _after_norm(self, stream: Stream, norm: Norm, product: Product, activation: str | None = None) -> Tensor:
-        """`product(norm(hidden + delta))`, activated; the sum stays in the stream."""
-        if product.norms and stream.delta is None:
-            return product(stream.hidden, norm=norm, activation=activation)
-        x: Tensor | Scaled
-        if product.scales and stream.scaled is not None:
-            x = stream.scaled
-        else:
-            x = torch.empty_like(stream.hidden)
-            self._kernels["add_norm"](stream.hidden, stream.delta, norm.gain, norm.eps, x)
-            stream.delta = None
+    def _after_norm(
+        self, hidden: Tensor, delta: Tensor | None, norm: Norm, product: Product, activation: str | None = None
+    ) -> Tensor:
+        """`product(norm(hidden + delta))`, activated; the sum stays in `hidden`."""
+        if product.norms and delta is None:
+            return product(hidden, norm=norm, activation=activation)
+        x = torch.empty_like(hidden)
+        self._kernels["add_norm"](hidden, delta, norm.gain, norm.eps, x)
         if product.gates or activation is None:
             return product(x, activation=activation)
         both = product(x)
         return self._kernels["gate"](both, activation, both.new_empty(self.batch, product.outputs // 2))
 
 
-def _add(stream: Stream, product: Product, x: Tensor, norm: Norm, follower: Product) -> None:
-    """`hidden += product(x)`, or what remains to be added; scaled where the follower, behind its norm, can use it."""
-    stream.scaled = None
+def _added(product: Product, x: Tensor, hidden: Tensor) -> Tensor | None:
+    """`hidden += product(x)`; or, where the product cannot add, what remains to be added."""
     if product.adds:
-        stream.scaled = product.add(x, stream.hidden, norm if follower.scales else None)
-    else:
-        stream.delta = product(x)
+        product.add(x, hidden)
+        return None
+    return product(x)

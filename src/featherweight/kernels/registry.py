@@ -143,7 +143,7 @@ def _cuda_lattice(signature: Signature, device: torch.device) -> tuple[bool, str
         return False, f"written for CUDA, not for {device.type}"
     from featherweight.kernels.cuda.compiler import missing
 
-    against: str = importlib.import_module(_LATTICE.replace("prepared", "device")).unsupported(signature)
+    against: str = importlib.import_module(f"{_LATTICE}_device").unsupported(signature)
     if (activations := signature.get("activations", "bfloat16")) not in ("bfloat16", "float16"):
         against = f"for bfloat16 and float16 activations, not {activations}"
     elif not against and not torch.cuda.is_available():
@@ -151,7 +151,10 @@ def _cuda_lattice(signature: Signature, device: torch.device) -> tuple[bool, str
     elif not against and (capability := torch.cuda.get_device_capability(device)) < (9, 0):
         against = f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
     against = against or missing()
-    return not against, against or "16-bit activations without gradients: rotated, then multiplied from codes; by values if many"
+    return (
+        not against,
+        against or "16-bit activations without gradients: rotated, then multiplied from codes; by values if many",
+    )
 
 
 def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
@@ -236,7 +239,7 @@ def _step_kernels(file: str, function: str) -> tuple[Kernel, ...]:
     )
 
 
-_LATTICE = "featherweight.packed.lattice_prepared"  # beside the storages of which it puts together what it stored
+_LATTICE = "featherweight.packed.lattice"  # beside the storages of which it puts together what it stored
 OPS: dict[str, tuple[Kernel, ...]] = {
     "sweep_block": (
         Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", _triton_sweep),
@@ -294,7 +297,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
             _inside("sliced", "inner", "kept inputs gathered once"),
             prepares=True,
         ),
-        Kernel("cuda lattice", _LATTICE, "prepare_lattice", _cuda_lattice, prepares=True),
+        Kernel("cuda lattice", f"{_LATTICE}_prepared", "prepare_lattice", _cuda_lattice, prepares=True),
         Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),
     ),
     "embed": _step_kernels("decode_rows", "embed"),

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda import driver
-from featherweight.kernels.cuda.around import Around, AroundArguments
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import BLOCK, ROWS
 
@@ -75,7 +74,7 @@ def multiply(
     y: Tensor,
     shape: Shape,
     overlapped: bool = True,
-    around: Around | None = None,
+    activation: str | None = None,
 ) -> Tensor:
     """`y[t, o] = Σ_i x[t, i] W[o, i] + bias[o]` for up to 16 tokens.
 
@@ -84,15 +83,14 @@ def multiply(
         bias: `[out]` in the dtype of `x`.
         y: `[tokens, out]`, written.
         overlapped: let the launch begin before the kernel ahead of it is done.
-        around: what else is done, for one token; with an activation two tiles to a warp, and half as many outputs.
+        activation: of the first half of the outputs, which the second half multiplies ("silu", "gelu_tanh"); two tiles to a warp.
     """
     tokens, block_rows = x.shape[0], shape.row_warps * shape.tiles * ROWS
-    halves = 1 if around is None or around.activation is None else 2
+    halves = 1 if activation is None else 2
     constants = {"TILES": shape.tiles, "COLUMNS": _columns(tokens), "SPLITS": shape.splits, "HELD": shape.held}
     constants |= {"THREADS": 32 * shape.row_warps * shape.input_warps, "RESIDENT": shape.resident}
-    constants |= {"AROUND": int(around is not None), "GATED": 0 if around is None else GATES[around.activation]}
+    constants["GATED"] = GATES[activation]
     function = _load("multiply", weight, x.dtype, shape.unit, constants, x.device)
-    others = [] if around is None else [AroundArguments.of(around)]
     phases, resident, shared = memory_of(weight, shape, tokens)
     groups = -(-weight.rows // block_rows)
     blocks = min(groups, shape.blocks)
@@ -106,7 +104,6 @@ def multiply(
             _Weights.of(weight, shape.unit),
             *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)),
             *map(ctypes.c_int, numbers),
-            *others,
         ],
         cluster=shape.splits,
         overlapped=overlapped,
@@ -122,11 +119,6 @@ def memory_of(weight: DeviceCodes, shape: Shape, tokens: int) -> tuple[int, bool
     sums = 4 * (1 if weight.rows <= block_rows * shape.blocks else 2) * tokens * (block_rows + 4)
     resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
     return phases, resident, shape.input_warps * ((phases if resident else 2) * stage + sums)
-
-
-def blocks_of(rows: int, shape: Shape) -> int:
-    """Blocks of the launch for a weight of so many rows."""
-    return min(-(-rows // (shape.row_warps * shape.tiles * ROWS)), shape.blocks) * shape.splits
 
 
 def dequantize(weight: DeviceCodes, y: Tensor, first: int) -> Tensor:

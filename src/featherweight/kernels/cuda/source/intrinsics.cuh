@@ -79,18 +79,7 @@ DEVICE float load_from_block(const float* place, int rank) {
     return v;
 }
 
-// The sum over `lanes` neighbouring lanes of a warp, a power of two, for all of them.
-DEVICE float sum_over_lanes(float value, int lanes) {
-#pragma unroll
-    for (int distance = 16; distance; distance /= 2) {
-        if (distance < lanes) value += __shfl_xor_sync(0xFFFFFFFFu, value, distance);
-    }
-    return value;
-}
-DEVICE float sum_over_warp(float value) { return sum_over_lanes(value, 32); }
-
 DEVICE float exponential(float value) { return __expf(value); }
-DEVICE float inverse_root(float value) { return rsqrtf(value); }
 
 // (a & mask) | b in one instruction.
 DEVICE word select_bits(word a, word mask, word b) {

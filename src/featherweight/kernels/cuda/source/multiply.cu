@@ -4,10 +4,9 @@
 // goes along: into the place of what it has used up (HELD 1), or into other registers ahead of each group (HELD 2). Warps of a
 // block lie in `row_warps` by `input_warps`; those of the same inputs share the activations, which lie in shared memory
 // (`fields.cuh`). Sums over inputs are taken per group in the matrix unit, times the group's scale in fp32, then over the input
-// warps in their order, so results repeat bit for bit. `around.cuh` says what else a product of one token can do.
+// warps in their order, so results repeat bit for bit.
 //
-// Fixed when compiled: what `tiles.cuh` and `around.cuh` name, COLUMNS (tokens in eights), HELD, SPLITS, THREADS, RESIDENT.
-#include "around.cuh"
+// Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), HELD, SPLITS, THREADS, RESIDENT.
 #include "fields.cuh"
 
 constexpr int SPAN = GATED ? 1 : TILES;  // tiles of outputs to a warp
@@ -92,10 +91,15 @@ DEVICE void put_sums(float* sums, float (&total)[TILES][COLUMNS][4], int tokens,
     }
 }
 
+DEVICE float activate(float value) {
+    float scale = GATED == 2 ? 1.5957691216057308f * (1.0f + 0.044715f * value * value) : 1.0f;
+    return value / (1.0f + exponential(-scale * value));
+}
+
 struct Outputs {
     half_word* y;
     const half_word* bias;
-    int rows, tokens, stride, row_shift;  // a block's rows are 2^row_shift
+    int rows, tokens, stride, row_shift;  // a block has sums of 2^row_shift rows
 
     // Adds what the input warps of all blocks of the cluster found, in a fixed order.
     DEVICE float add(const float* place, int input_warps) const {
@@ -108,11 +112,15 @@ struct Outputs {
     }
 
     DEVICE void write(const float* sums, int block, int input_warps, int split, int thread, int threads) const {
-        for (int entry = split * threads + thread; entry < tokens << row_shift; entry += SPLITS * threads) {
-            int token = entry >> row_shift, here = entry & ((1 << row_shift) - 1), row = (block << row_shift) + here;
+        int shift = GATED ? row_shift - 1 : row_shift;  // of the outputs of a block
+        for (int entry = split * threads + thread; entry < tokens << shift; entry += SPLITS * threads) {
+            int token = entry >> shift, at = entry & ((1 << shift) - 1), row = (block << shift) + at;
             if (row >= rows) continue;
-            float sum = add(sums + token * ((1 << row_shift) + 4) + here, input_warps);
-            if (bias) sum += from_number(bias[row]);
+            const float* place = sums + token * ((1 << row_shift) + 4) + (GATED ? at / 16 * 32 + at % 16 : at);
+            float sum = add(place, input_warps) + (bias ? from_number(bias[row]) : 0.0f);
+#if GATED
+            sum = activate(sum) * (add(place + 16, input_warps) + (bias ? from_number(bias[rows + row]) : 0.0f));
+#endif
             y[(long)token * stride + row] = to_number(sum);
         }
     }
@@ -123,11 +131,7 @@ struct Outputs {
 // activations stay in shared memory, else they pass through two stages.
 KERNEL void __launch_bounds__(THREADS, RESIDENT)
 multiply(Weights weights, const half_word* x, half_word* y, const half_word* bias, int rows, int inputs, int tokens, int x_stride,
-         int y_stride, int row_shift, int share, int spare, int phases, int resident
-#if AROUND
-         , Around around
-#endif
-) {
+         int y_stride, int row_shift, int share, int spare, int phases, int resident) {
     SHARED_MEMORY(memory);
     int lane = threadIdx.x, row_warp = threadIdx.y, input_warp = threadIdx.z, row_warps = blockDim.y, input_warps = blockDim.z;
     int step = SPLITS * input_warps, first = blockIdx.y * input_warps + input_warp, units = weights.units;
@@ -152,23 +156,12 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
         column_at[column] = 2 * ((token < tokens ? token : tokens - 1) * STRIDE + lane % 4 * 8);
     }
     activations.put(first, 0);
-    int thread = (input_warp * row_warps + row_warp) * 32 + lane, threads = sharing * input_warps;
-#if AROUND
-    float factor = around.factor(lane), squares = 0.0f;
-    int block_rows = row_warps * SPAN * 16, entry = blockIdx.y * threads + thread;  // of one token: a thread has one output at most
-    Beside beside_row;
-#endif
     float total[TILES][COLUMNS][4] = {};
     int round = 0, phase = 0, turn = 0, current = first;
     // Multiplies by one unit and asks for the warp's next; at the end of a group of rows writes its sums.
     auto take = [&](const Unit& now, Unit& then) {
         bool last = phase + 1 == phases, more = !last || round + 1 < rounds;
         int next = last ? first : current + step, here = resident ? phase : turn & 1;
-#if AROUND
-        int row = block * block_rows + entry;
-        bool inside = entry < block_rows && row < rows;
-        if (phase == 0) beside_row = around.load(row, inside);
-#endif
         source.find(weights, ((block + last) * row_warps + row_warp) * SPAN, next, lane);
         if (!resident || round == 0) {
             synchronize_threads(1 + input_warp, sharing);
@@ -193,32 +186,13 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
             put_sums(buffer + input_warp * each, total, tokens, 1 << row_shift, row_warp, lane);
             synchronize_block();
             if (SPLITS > 1) synchronize_cluster();
-#if AROUND
-            if (inside) {
-#if GATED
-                const float* gate = buffer + entry / 16 * 32 + entry % 16;
-                float sum = factor * outputs.add(gate, input_warps), up = factor * outputs.add(gate + 16, input_warps);
-                if (bias) sum += from_number(bias[row]), up += from_number(bias[rows + row]);
-                sum = activate(sum) * up;
-#else
-                float sum = factor * outputs.add(buffer + entry, input_warps);
-                if (bias) sum += from_number(bias[row]);
-#endif
-                squares += around.finish(y, row, sum, beside_row);
-            }
-#else
-            outputs.write(buffer, block, input_warps, blockIdx.y, thread, threads);
-#endif
+            outputs.write(buffer, block, input_warps, blockIdx.y, (input_warp * row_warps + row_warp) * 32 + lane,
+                          sharing * input_warps);
             round++, block++, phase = 0;
         }
         return more;
     };
     while (take(held[0], held[HELD - 1]) && (HELD == 1 || take(held[HELD - 1], held[0]))) {}
     if (SPLITS > 1) synchronize_cluster();  // a block stays until its sums were read
-#if AROUND
-    if (!around.gain) return;
-    squares = sum_over_block(squares, sums, lane, thread / 32, threads / 32);
-    if (thread == 0) around.squares_out[blockIdx.x * SPLITS + blockIdx.y] = squares;
-#endif
 }
 EXPORT(multiply)

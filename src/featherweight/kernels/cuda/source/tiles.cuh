@@ -2,7 +2,8 @@
 //
 // Fixed when compiled: BITS, ACTIVATION, SCALE, ZEROS, GROUP (inputs per scale: 128, 64, 32) and WIDE (groups of so many times
 // 128, 0 for whole rows), UNIT (inputs that a warp takes at once), TILES (of 16 rows to a warp).
-// GATED: of two tiles to a warp, the second is that far behind the first as half the outputs.
+// GATED: 0; 1 SiLU, 2 GELU by its tanh form: outputs of the first half of the rows, activated, times those of the second; a warp
+// then has two tiles, one of either half.
 #pragma once
 #include "integer.cuh"
 
