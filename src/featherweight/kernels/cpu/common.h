@@ -16,7 +16,7 @@
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 enum { SCALAR, AVX2, AVX512 };
-enum { PADDING = 64 };
+enum { PADDING = 64, AHEAD = 4096 }; /* AHEAD: bytes of codes fetched before they are read; 2048 to 6144 do alike */
 
 /* Mirrored by featherweight.kernels.cpu.library.Job. */
 typedef struct {

@@ -112,6 +112,7 @@ INLINE T512 void row_avx512_of(
         for (int m = 0; m < count; m++)
             for (int p = 0; p < planes; p++) sums[m][p] = _mm512_setzero_si512();
         for (int64_t u = 0; u < units; u++, codes += step, x += 64) {
+            _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
             __m512i code = unpack_64(codes, bits, gather, offset, mask);
             for (int m = 0; m < count; m++)
                 for (int p = 0; p < planes; p++)
