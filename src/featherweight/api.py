@@ -11,6 +11,7 @@ import torch
 
 from featherweight.engine.compress import Result, pick_device
 from featherweight.engine.compress import compress as run_plan
+from featherweight.engine.importing import import_checkpoint
 from featherweight.engine.progress import Event, silent
 from featherweight.engine.shrink import Shrunk
 from featherweight.engine.shrink import shrink as run_shrink
@@ -18,6 +19,8 @@ from featherweight.engine.shrink_task import Cut, HeadUnit
 from featherweight.engine.verify import verify
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.protocol import Measurement
+from featherweight.export.write import Exported
+from featherweight.export.write import export as write_export
 from featherweight.finetune.finetune import finetune
 from featherweight.integrations.cache_choice import CacheChoice, choose_cache
 from featherweight.integrations.load import load as load_folder
@@ -31,7 +34,20 @@ from featherweight.reports.card import write_card
 #: What `score` measured, in an output folder.
 EVALUATION = "evaluation.json"
 
-__all__ = ["answer", "check_texts", "compress", "evaluate", "finetune", "load", "plan", "score", "shrink", "verify"]
+__all__ = [
+    "answer",
+    "check_texts",
+    "compress",
+    "evaluate",
+    "export",
+    "finetune",
+    "import_checkpoint",
+    "load",
+    "plan",
+    "score",
+    "shrink",
+    "verify",
+]
 
 
 def plan(
@@ -133,6 +149,11 @@ def evaluate(
             offline=offline,
             progress=progress,
         )
+
+
+def export(output: str | Path, format: str, folder: str | Path) -> Exported:
+    """Write what `fw compress` made in another format, into a new `folder`; see `featherweight.export.write.export`."""
+    return write_export(Path(output), format, Path(folder))
 
 
 def check_texts(texts: Sequence[str], *, offline: bool = False) -> None:

@@ -76,6 +76,7 @@ def test_compress_verify_eval_generate_explain(fw_call, tmp_path: Path) -> None:
     assert code == 0 and json.loads(out)["text"]
     code, out, _ = fw_call("explain", out_folder, "--json")
     assert code == 0 and any(kernel["runs"] for weight in json.loads(out)["weights"] for kernel in weight["kernels"])
+    assert json.loads(out)["decode_step"] == {"path": "fused", "reason": "one CUDA graph a token"}
 
 
 def test_compress_scores_in_the_same_command(fw_call, tmp_path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import featherweight as fw
-from common import TINY
+from common import OPT, TINY
 from featherweight import FeatherweightError
 from featherweight.engine.progress import Event
 from featherweight.engine.statistics import gather_statistics
@@ -46,3 +46,13 @@ def test_unknown_statistics_and_compressed_inputs_are_refused(tmp_path: Path) ->
         gather_statistics(plan, needs=frozenset({"hessians"}), statistics=tmp_path)
     with pytest.raises(FeatherweightError, match="no such statistics"):
         gather_statistics(fw.plan("demo", "gptq-4bit", changes=TINY), statistics=tmp_path)
+
+
+def test_a_hessian_of_another_model_or_dtype_is_never_used(tmp_path: Path) -> None:
+    gather_statistics(fw.plan("demo", "gptq-4bit", changes=DENSE), statistics=tmp_path / "kept")
+    others = [("demo", {"engine.compute": "bfloat16"}), (OPT, {}), ("demo", {"calibration.seed": 1})]
+    for number, (model, changes) in enumerate(others):
+        seen: list[Event] = []
+        plan = fw.plan(model, "gptq-4bit", changes={**DENSE, **changes})
+        fw.compress(plan, tmp_path / str(number), statistics=tmp_path / "kept", report=seen.append)
+        assert not any(event.stage == "statistics reused" for event in seen), (model, changes)

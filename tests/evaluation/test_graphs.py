@@ -9,7 +9,7 @@ import featherweight as fw
 from common import OPT
 from featherweight.evaluation import graphs
 from featherweight.evaluation.forward import measuring
-from featherweight.evaluation.graphs import StaticDecoder, capture, replay_difference, time_graph
+from featherweight.evaluation.graphs import StaticDecoder, capture, replay_difference, time_graph, time_stock
 from featherweight.evaluation.speed import measure_speed
 from featherweight.evaluation.timing import random_tokens
 
@@ -100,8 +100,11 @@ def test_a_graph_chooses_the_tokens_that_eager_steps_choose(batch):
 @needs_cuda
 def test_packed_models_are_recorded_or_say_why(gptq_run):
     model = fw.load(gptq_run[1].folder, device="cuda")
-    times, reason = time_graph(model, random_tokens(model, 2, 16, torch.device("cuda")), 4, 2)
+    ids = random_tokens(model, 2, 16, torch.device("cuda"))
+    times, reason = time_stock(model, ids, 4, 2)
     assert (len(times) == 8 and not reason) or (not times and reason)
+    replayed = time_graph(model, ids, 4, 2)
+    assert replayed.path == "fused" and len(replayed.seconds) == 8 and not replayed.note
 
 
 @needs_cuda
@@ -111,6 +114,6 @@ def test_a_step_that_waits_for_the_host_is_refused_and_leaves_the_device_usable(
     monkeypatch.setattr(
         model, "forward", lambda *args, **named: (torch.ones(1, device="cuda").item(), forward(*args, **named))[1]
     )
-    times, reason = time_graph(model, random_tokens(model, 1, 8, torch.device("cuda")), 4, 1)
+    times, reason = time_stock(model, random_tokens(model, 1, 8, torch.device("cuda")), 4, 1)
     assert not times and "synchron" in reason and "test_graphs.py" in reason
     assert torch.rand(2, device="cuda").isfinite().all() and torch.cuda.get_sync_debug_mode() == 0

@@ -14,7 +14,7 @@
 typedef uint32_t word;
 typedef uint16_t half_word;
 struct uint4 { word x, y, z, w; };
-struct uint2 { word x, y; };
+struct float2 { float x, y; };
 struct Dimensions { int x, y, z; };
 
 #define DEVICE inline __attribute__((visibility("hidden")))
@@ -72,6 +72,7 @@ DEVICE float load_from_block(const float* place, int rank) {
 }
 
 DEVICE uint4 load_stream(const uint4* address) { return *address; }
+DEVICE uint4 load_now(const void* address) { return *(const uint4*)address; }
 DEVICE word load_word(const void* address) { return *(const word*)address; }
 DEVICE word load_half_word(const void* address) { return *(const half_word*)address; }
 DEVICE void copy_to_shared(void* target, const void* source, bool filled) {
@@ -92,6 +93,37 @@ DEVICE half_word to_bf16(double value) {
     word bits = as_word((float)value);
     return (half_word)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
+
+DEVICE float sum_over_lanes(float value, int lanes) {
+    fibre_here->warp->words[fibre_here->lane][0] = as_word(value);
+    synchronize_warp();
+    float sum = 0.0f;
+    for (int i = 0; i < lanes; i++) sum += as_float(fibre_here->warp->words[fibre_here->lane / lanes * lanes + i][0]);
+    synchronize_warp();
+    return sum;
+}
+DEVICE float sum_over_warp(float value) { return sum_over_lanes(value, 32); }
+DEVICE float exponential(float value) { return std::exp(value); }
+DEVICE float inverse_root(float value) { return 1.0f / std::sqrt(value); }
+
+DEVICE word warp_maximum(word value) {
+    fibre_here->warp->words[fibre_here->lane][6] = value;
+    synchronize_warp();
+    word largest = 0;
+    for (auto& words : fibre_here->warp->words) largest = words[6] > largest ? words[6] : largest;
+    synchronize_warp();
+    return largest;
+}
+DEVICE float from_lane(float value, int distance) {
+    fibre_here->warp->words[fibre_here->lane][7] = as_word(value);
+    synchronize_warp();
+    float other = as_float(fibre_here->warp->words[fibre_here->lane ^ distance][7]);
+    synchronize_warp();
+    return other;
+}
+DEVICE float maximum(float a, float b) { return std::fmax(a, b); }
+DEVICE float magnitude(float value) { return std::fabs(value); }
+DEVICE word pack_fp16(float low, float high) { return to_fp16(low) | (word)to_fp16(high) << 16; }
 
 DEVICE word select_bits(word a, word mask, word b) { return (a & mask) | b; }
 DEVICE word pick_bytes(word a, word b, word selector) {

@@ -8,9 +8,10 @@ from emulation import emulation, needs_compiler  # noqa: F401
 
 from featherweight.kernels import registry
 from featherweight.kernels.cuda import compiler, prepared
+from featherweight.kernels.cuda.choices import choose_shape
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import CELLS, decode_codes, decode_groups, encode_codes, encode_groups
-from featherweight.kernels.cuda.multiply import Shape, dequantize, multiply
+from featherweight.kernels.cuda.multiply import Shape, dequantize, memory_of, multiply
 from featherweight.packed.integer import Integer
 from featherweight.packed.linear import PackedLinear
 from featherweight.packed.lower import OP
@@ -33,17 +34,17 @@ def weight_of(rows, inputs, bits, group, zeros, scale_dtype, seed=0):
     ("bits", "dtype", "rows", "inputs", "tokens", "group", "zeros", "scale", "shape"),
     [
         (4, torch.bfloat16, 40, 1024, 1, 128, False, torch.float16, Shape(512, 1, 1, 2)),
-        (4, torch.float16, 96, 640, 13, 64, True, torch.bfloat16, Shape(256, 2, 1, 1, blocks=1)),
+        (4, torch.float16, 96, 640, 13, 64, True, torch.bfloat16, Shape(256, 2, 1, 1, blocks=1, held=2)),
         (3, torch.bfloat16, 40, 1536, 3, 0, False, torch.float32, Shape(256, 1, 2, 1, splits=2)),
         (3, torch.float16, 16, 512, 2, 32, True, torch.float16, Shape(512, 1, 1, 1)),
-        (2, torch.bfloat16, 80, 1152, 9, 128, True, torch.float16, Shape(256, 1, 1, 1, blocks=2)),
+        (2, torch.bfloat16, 80, 1152, 9, 128, True, torch.float16, Shape(256, 1, 1, 1, blocks=2, held=2)),
         (2, torch.float16, 32, 2048, 16, 256, False, torch.float16, Shape(512, 2, 1, 1, splits=2)),
         (8, torch.bfloat16, 24, 768, 8, 128, True, torch.float16, Shape(256, 1, 2, 2)),
         (8, torch.float16, 16, 512, 5, 128, True, torch.float32, Shape(256, 1, 1, 2)),
     ],
 )
 def test_product_is_that_of_the_decoded_weight(
-    emulation,
+    emulation,  # noqa: F811
     bits,
     dtype,
     rows,
@@ -52,7 +53,7 @@ def test_product_is_that_of_the_decoded_weight(
     group,
     zeros,
     scale,
-    shape,  # noqa: F811
+    shape,
 ):
     weight, dense = weight_of(rows, inputs, bits, group, zeros, scale)
     generator = torch.Generator().manual_seed(1)
@@ -84,7 +85,7 @@ def test_compiles_for_hopper(bits, tmp_path, monkeypatch):
         pytest.skip(compiler.missing())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     constants = {"BITS": bits, "ACTIVATION": 0, "SCALE": 0, "ZEROS": 1, "GROUP": 64, "WIDE": 1, "UNIT": 256}
-    constants |= {"TILES": 1, "COLUMNS": 2, "SPLITS": 2, "THREADS": 256, "RESIDENT": 2}
+    constants |= {"TILES": 1, "COLUMNS": 2, "SPLITS": 2, "THREADS": 256, "HELD": 2, "RESIDENT": 2, "AROUND": 0}
     first = compiler.build("multiply.cu", constants, "sm_90")
     assert first[:4] == b"\x7fELF"
     kept = list(tmp_path.rglob("*.cubin"))
@@ -140,6 +141,18 @@ def test_a_linear_runs_from_the_layout_and_gives_back_what_it_stored(emulation, 
     x = torch.randn(3, 256, requires_grad=True)
     module(x.bfloat16()).sum().backward()  # gradients go through the composition
     assert x.grad is not None and set(dict(module.named_buffers())) == set(weight.tensors())
+
+
+@pytest.mark.parametrize("inputs", [256, 768, 3072, 4096, 11008, 14336, 28672, 65536])
+@pytest.mark.parametrize("tokens", [1, 4, 8, 16, 17, 32, 33, 64])
+def test_every_cut_fits_a_multiprocessor(inputs, tokens):
+    for bits in CELLS:
+        weight = DeviceCodes(8192, inputs, bits, 32, torch.empty(512, inputs * bits // 2, device="meta"), None, None)
+        shape = choose_shape(weight, tokens, 132)
+        warps = shape.row_warps * shape.input_warps
+        assert warps <= 16 and warps * shape.resident <= 16 and shape.splits * shape.blocks <= 132 * shape.resident
+        assert inputs % shape.unit == 0 and (shape.row_warps & (shape.row_warps - 1)) == 0
+        assert shape.resident * (memory_of(weight, shape, tokens)[2] + 1024) <= 228 << 10
 
 
 def test_explain_says_why_not():

@@ -1,5 +1,7 @@
 """CALDERA and the data-free decomposition: as planned, better than correcting once, never without a part."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,10 +10,13 @@ from featherweight.methods.caldera import CALDERA
 from featherweight.methods.decompose import Decompose
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.low_rank import LowRankCorrection
+from featherweight.methods.lplr import LPLR
 from featherweight.methods.quip import QuIP
+from featherweight.methods.registry import METHODS
 from featherweight.packed.base import described_bytes
 from featherweight.packed.dense import Dense
 from featherweight.packed.low_rank import LowRank
+from featherweight.planning.recipe import load_recipe
 from featherweight.solvers.downdate import downdated
 from featherweight.solvers.low_rank import Metric, best_factors
 from problems import make, relative_error, run
@@ -159,7 +164,57 @@ def test_factors_on_the_lattice():
     assert relative_error(problem, done) < 0.8 * relative_error(problem, run(problem, base)[0])
 
 
+@pytest.mark.parametrize(("name", "bits"), [("lplr-q-seed", 2.1), ("caldera-paper-2bit", 2.4)])
+def test_presets_take_the_authors_bits_on_the_layers_of_7b(name, bits):
+    step = load_recipe(name).steps[0]
+    shapes = [(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)]
+    method = METHODS[step.method](**step.settings)
+    stored = sum(described_bytes(method.storage(Dense.describe(shape, torch.bfloat16), torch.bfloat16)) for shape in shapes)
+    assert 8 * stored / sum(rows * columns for rows, columns in shapes) == pytest.approx(bits, abs=0.03)
+
+
 @pytest.mark.parametrize("shape", [(4096, 4096), (11008, 4096), (4096, 11008)])
 def test_bits_on_the_shapes_of_7b(shape):
     planned = CALDERA(rank_bits=0.2).storage(Dense.describe(shape, torch.bfloat16), torch.bfloat16)
     assert 2.19 < 8 * described_bytes(planned) / (shape[0] * shape[1]) < 2.205
+
+
+def test_rotated_ranks_spread_what_is_rounded_and_change_nothing_else():
+    """Unrounded, Θ falls out of the product; on the lattice, with one scale for a whole factor, no rank is above the others."""
+    shape, settings = ((64, 96),), {"factor_grid": "lattice", "left_bits": 3, "right_bits": 3}
+
+    def mean_error(rotation):
+        problems = [make(shape, seed=seed) for seed in range(3)]
+        step = LPLR(rank=24, rank_rotation=rotation, **settings)
+        return sum(relative_error(problem, run(problem, step)[0]) for problem in problems) / len(problems)
+
+    assert mean_error("hadamard") < mean_error("none")
+    exact, uneven = {}, {}
+    for rotation in ("none", "hadamard", "haar"):
+        step = LPLR(rank=(3, 6), left_bits=16, right_bits=16, rank_rotation=rotation)
+        exact[rotation] = step.compress(make(shape))["linear0"].weight
+        energies = exact[rotation].terms[1].left.dequantize().square().sum(1)
+        uneven[rotation] = float(energies.max() / energies.min())
+    for rotation in ("hadamard", "haar"):
+        torch.testing.assert_close(exact[rotation].dequantize(), exact["none"].dequantize(), rtol=1e-2, atol=1e-3)
+    assert uneven["hadamard"] < uneven["none"]
+    with pytest.raises(FeatherweightError, match="rank_rotation"):
+        LPLR(rank_rotation="fourier")
+
+
+@pytest.mark.parametrize("method", [CALDERA, LowRankCorrection, LPLR, Decompose])
+def test_eigenvalues_that_are_not_positive_are_repaired_and_recorded(method):
+    """Fewer tokens than inputs, and a Hessian that rounding made indefinite."""
+    problem = make(((16, 32),))
+    x = torch.randn(20, 32, generator=torch.Generator().manual_seed(1))
+    hessian = x.T @ x
+    hessian -= 1e-3 * hessian.diagonal().mean() * torch.eye(32)
+    problem = replace(problem, statistics=replace(problem.statistics, hessian=hessian))
+    step = method(rank=4, randomized=False, damping=0.0, **({"activation_aware": True} if method is Decompose else {}))
+    done = step.compress(problem)["linear0"]
+    assert bool(done.weight.dequantize().isfinite().all()) and 0 <= done.facts["relative_error"] < 1
+    assert done.facts["eigenvalues_repaired"] >= 12 and done.facts["smallest_eigenvalue"] < 0
+    if method is CALDERA:
+        assert done.facts["damping"] > 0, "the walk found no factor without damping, and says what it took"
+    sound = method(rank=4, randomized=False).compress(make(((16, 32),)))["linear0"].facts
+    assert sound.get("eigenvalues_repaired", 0) == 0

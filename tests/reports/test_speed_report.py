@@ -13,6 +13,7 @@ def timing(batch, context, decode, graph=None, note=""):
         "bytes_per_step": 6_400_000_000, "bandwidth_fraction": 0.05, "launch_bound": graph is not None, "peak_bytes": 2**33,
         "graph": graph and {"median": graph, "low": graph, "high": graph},
         "graph_tokens_per_second": graph and batch / graph, "graph_bandwidth_fraction": graph and 0.8, "graph_note": note,
+        "graph_path": "fused" if graph else "", "graph_peak_bytes": graph and 2**34,
     }  # fmt: skip
 
 
@@ -30,6 +31,9 @@ def test_columns_of_graphs_only_where_there_is_one():
     assert rows[0][headings.index("graph tokens/s")] == "500.0" and rows[2][headings.index("graph ms")] == ""
     assert rows[0][-1] == "waits for launches" and rows[2][-1] == ""
     assert notes(GRAPHED) == ["no CUDA graph at 16x2048: it waits (x.py:3)"]
+    assert rows[0][headings.index("graph of")] == "fused step" and rows[0][headings.index("graph peak")] == "16.0 GiB"
+    stock = result(timing(1, 8, 0.01, 0.002, note="no fused step: block 0 has other parts"))
+    assert notes(stock) == ["a CUDA graph of another step: no fused step: block 0 has other parts"]
     alone = result(timing(1, 8, 0.01, note="there are none on a CPU"))
     assert "graph ms" not in speed_rows(alone)[0] and notes(alone) == ["no CUDA graph: there are none on a CPU"]
 

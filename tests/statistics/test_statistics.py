@@ -49,6 +49,9 @@ def test_store_gives_back_what_it_got_and_survives_a_broken_file(tmp_path: Path)
     assert loaded is not None and loaded["a"].count == 5 and torch.equal(loaded["a"].hessian, sums["a"].hessian)
     assert store.load(key, {"b": ALL}) is None
     assert store.load(content_key(model="m", block=1), {"a": ALL}) is None
+    other = content_key(model="n", block=0)
+    (tmp_path / f"{other}.safetensors").write_bytes((tmp_path / f"{key}.safetensors").read_bytes())
+    assert store.load(other, {"a": ALL}) is None, "a file of another model under this one's name"
     (tmp_path / f"{key}.safetensors").write_bytes(b"half a fi")
     assert store.load(key, {"a": ALL}) is None
 

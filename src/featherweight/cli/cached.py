@@ -54,6 +54,7 @@ def cost_line(tally: Tally) -> str:
     speed = told["tokens_per_second"]
     line = f"{tally.prompt_tokens} tokens read in {tally.prompt_seconds:.2f} s, {tally.tokens} made"
     line += "" if speed is None else f", {speed:.1f} a second"
+    line += " (one CUDA graph a token)" if tally.path == "fused" else f" (no graph: {tally.note})" if tally.note else ""
     cache = told["cache"]
     if cache is not None:
         exact = cache["nbytes"] - cache["coded_nbytes"]

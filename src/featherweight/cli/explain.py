@@ -18,14 +18,15 @@ def run(
 
     read_ledger(Path(output))
     place = pick_device(device)
-    weights = kernels_of(output, place)
+    weights, step = kernels_of(output, place), step_of(output)
     if json:
-        print_json({"device": str(place), "weights": weights})
+        print_json({"device": str(place), "weights": weights, "decode_step": step})
         return
     for weight in weights:
         print(f"{weight['storage']}: {len(weight['modules'])} weights, {weight['modules'][0]} ...")
         for entry in weight["kernels"]:
             print(f"    {'runs' if entry['runs'] else 'not '} {entry['kernel']}: {entry['reason']}")
+    print(f"decoding on a GPU: the {step['path']} step, {step['reason']}")
 
 
 def kernels_of(output: str, device: Any) -> list[dict[str, Any]]:
@@ -44,3 +45,23 @@ def kernels_of(output: str, device: Any) -> list[dict[str, Any]]:
             alike[key] = {"storage": key, "modules": [], "kernels": kernels}
         alike[key]["modules"].append(name)
     return list(alike.values())
+
+
+def step_of(output: str) -> dict[str, str]:
+    """Whose decode step a GPU replays for this model, "fused" (ours) or "transformers", and why."""
+    import json
+
+    from transformers import AutoConfig
+
+    from featherweight.decoding import why_not
+    from featherweight.models.skeleton import build_skeleton
+
+    section = json.loads((Path(output) / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
+    if "kv_cache" in section:
+        return {"path": "transformers", "reason": "since a compressed cache grows, and a graph keeps its addresses"}
+    config = AutoConfig.from_pretrained(output)
+    config.quantization_config = None
+    reason = why_not(build_skeleton(config))
+    if reason:
+        return {"path": "transformers", "reason": f"since {reason}"}
+    return {"path": "fused", "reason": "one CUDA graph a token"}

@@ -15,9 +15,11 @@ from featherweight.cli import (
     demo,
     evaluate,
     explain,
+    export,
     fetch,
     finetune,
     generate,
+    importing,
     layers,
     methods,
     plan,
@@ -50,6 +52,8 @@ app.command("shrink")(shrink.run)
 app.command("finetune")(finetune.run)
 app.command("statistics")(statistics.run)
 app.command("verify")(verify.run)
+app.command("import")(importing.run)
+app.command("export")(export.run)
 app.command("eval")(evaluate.run)
 app.command("report")(report.run)
 app.command("bench")(bench.run)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from featherweight.planning.fit import Need
+    from featherweight.planning.plan import Plan
 
 
 def run(
@@ -28,6 +29,9 @@ def run(
     context: Annotated[str | None, typer.Option(help="With --fit: tokens of a sequence, 4096 or 32k.")] = None,
     batch: Annotated[int | None, typer.Option(help="With --fit: sequences at once.", min=1)] = None,
     device: Annotated[str | None, typer.Option(help="With --fit: cuda (if not given) or cpu.")] = None,
+    for_format: Annotated[
+        str | None, typer.Option("--for", help="Stop if `fw export --format` could not write this: vllm, gptq, gguf, ...")
+    ] = None,
     calibration: options.Calibration = None,
     samples: options.Samples = None,
     length: options.Length = None,
@@ -54,11 +58,21 @@ def run(
     made = api.plan(
         options.find_model(model, offline=offline, yes=yes), recipe or "gptq-4bit", changes=changes, offline=offline
     )
+    if for_format is not None:
+        _check_format(made, for_format)
     cost = estimate(made)
     if json:
         print_json({**made.as_dict(), "estimate": vars(cost)})
     else:
         print_plan(made, cost)
+
+
+def _check_format(made: Plan, name: str) -> None:
+    from featherweight.export.write import find_format, reasons, refuse
+
+    target = find_format(name)
+    packed = [(row.module, row.description, row.kind) for row in made.rows if row.description is not None]
+    refuse(target, reasons(target, packed))
 
 
 def _fit(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.data.hub import hub_file, parquet_rows
-from featherweight.data.readers import existing_file, read_text, suffix_of
+from featherweight.data.readers import existing_file, json_rows, suffix_of
 from featherweight.errors import FeatherweightError, nearest
 
 #: The shipped set: which passage goes on from here? Made from the held-out text by `benchmarks/make_choices.py`.
@@ -100,21 +100,11 @@ def _race(name: str, offline: bool) -> Path:
 
 
 def _read(name: str, path: Path, *, race: bool = False) -> Questions:
-    rows = parquet_rows(existing_file(path)) if suffix_of(path) == ".parquet" else _json_rows(path)
+    rows = parquet_rows(existing_file(path)) if suffix_of(path) == ".parquet" else json_rows(path)
     items = tuple(_question(row, f"{path}, question {number}", race) for number, row in enumerate(rows, 1))
     if not items:
         raise FeatherweightError(f"{path} holds no questions", found="0 questions", expected="at least one")
     return Questions(name, items, hashlib.sha256(json.dumps([asdict(item) for item in items]).encode()).hexdigest())
-
-
-def _json_rows(path: Path) -> list[Any]:
-    text = read_text(path)
-    try:
-        if text.lstrip().startswith("["):
-            return list(json.loads(text))
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as problem:
-        raise FeatherweightError(f"{path} is no JSON", found=str(problem), expected="JSON lines, or one list") from None
 
 
 def _question(row: Any, place: str, race_alone: bool) -> Question:

@@ -119,6 +119,21 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
+def json_rows(path: Path) -> list[Any]:
+    """Rows of a file that is one JSON list, or JSON lines.
+
+    Raises:
+        FeatherweightError: neither.
+    """
+    text = read_text(path)
+    try:
+        if text.lstrip().startswith("["):
+            return list(json.loads(text))
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except json.JSONDecodeError as problem:
+        raise FeatherweightError(f"{path} is no JSON", found=str(problem), expected="JSON lines, or one list") from None
+
+
 def text_column(row: dict[str, Any], column: str, where: str) -> str:
     """`row[column]`, checked to be a string."""
     value = row.get(column)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featherweight.decoding.runner import Runner, open_runner
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.forward import context_of, device_of, measuring
 from featherweight.kv_cache import new_cache
@@ -75,6 +76,8 @@ class Tally:
         prompt_seconds: until the first token, all prompts.
         seconds: of the tokens after the first of each prompt.
         steps: how many these were.
+        path: whose step made the tokens, "transformers" or, replayed as CUDA graphs, "fused".
+        note: why on a GPU it was not the fused one.
     """
 
     cache: Any = None
@@ -83,6 +86,8 @@ class Tally:
     prompt_seconds: float = 0.0
     seconds: float = 0.0
     steps: int = 0
+    path: str = "transformers"
+    note: str = ""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -99,9 +104,19 @@ class Tally:
 def generate_tokens(
     model: Any, ids: list[int], count: int, temperature: float, generator: torch.Generator, ends: frozenset[int], tally: Tally
 ) -> Iterator[int]:
-    """At most `count` tokens that follow `ids`, which follow what `tally.cache` holds; ends before a token of `ends`."""
+    """At most `count` tokens that follow `ids`, which follow what `tally.cache` holds; ends before a token of `ends`.
+
+    On a GPU a model that our own step runs is decoded by it, each token handed out while the next is made; `tally.cache` is then
+    a `Runner`. Draws are made on the device, from a seed that `generator` draws.
+    """
     fresh = torch.tensor([ids], dtype=torch.int64, device=device_of(model))
     tally.prompt_tokens += len(ids)
+    started = perf_counter()
+    with measuring(model):
+        runner = _runner(model, fresh, count, tally, temperature, generator)
+    if runner is not None:
+        yield from _replayed(runner, count, ends, tally, started)
+        return
     for step in range(count):
         started = perf_counter()
         with measuring(model):
@@ -118,6 +133,40 @@ def generate_tokens(
         tally.tokens += 1
         yield chosen
         fresh = torch.tensor([[chosen]], dtype=torch.int64, device=fresh.device)
+
+
+def _runner(
+    model: Any, fresh: Tensor, count: int, tally: Tally, temperature: float, generator: torch.Generator
+) -> Runner | None:
+    """The runner that has read `fresh` and chosen what follows; None where transformers' own step has to run."""
+    if fresh.device.type != "cuda" or not (tally.cache is None or isinstance(tally.cache, Runner)):
+        return None
+    seed = int(torch.randint(2**31 - 1, (1,), generator=generator)) if temperature > 0 else 0
+    if tally.cache is not None:
+        runner = tally.cache
+        runner.grow(runner.get_seq_length() + fresh.shape[1] + count)
+        runner.sample(temperature, seed)
+        runner.read(fresh)
+        return runner
+    opened, tally.note = open_runner(model, fresh, fresh.shape[1] + count, temperature=temperature, seed=seed)
+    if opened is not None:
+        tally.cache, tally.path = opened, "fused"
+    return opened
+
+
+def _replayed(runner: Runner, count: int, ends: frozenset[int], tally: Tally, started: float) -> Iterator[int]:
+    """The runner's tokens; a second counts from one token to the next, whatever is done with the token meanwhile."""
+    for number, (chosen,) in enumerate(runner.tokens(count)):
+        passed, started = perf_counter() - started, perf_counter()
+        if number:
+            tally.seconds += passed
+            tally.steps += 1
+        else:
+            tally.prompt_seconds += passed
+        if chosen in ends:
+            return
+        tally.tokens += 1
+        yield chosen
 
 
 class Decoder:

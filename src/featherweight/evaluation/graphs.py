@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from featherweight.decoding.runner import open_runner
 from featherweight.evaluation.forward import measuring
 from featherweight.evaluation.timing import now
 from featherweight.kv_cache import attached
@@ -51,22 +54,71 @@ class StaticDecoder:
         self.token.copy_(self.logits.argmax(-1, keepdim=True))
 
 
-def time_graph(model: Any, ids: Tensor, tokens: int, repeats: int) -> tuple[list[float], str]:
-    """Seconds of every replayed decode step, of all repeats; or none, and why no graph could be used.
+@dataclass(frozen=True)
+class GraphTimes:
+    """What replaying steps took.
+
+    Attributes:
+        seconds: of every replayed step, of all repeats; empty where there is no graph.
+        path: whose step was recorded, "fused" (ours) or "transformers"; empty without a graph.
+        note: why there is no graph; or, of transformers' step, why ours does not run this model.
+    """
+
+    seconds: list[float]
+    path: str = ""
+    note: str = ""
+
+
+def time_graph(model: Any, ids: Tensor, tokens: int, repeats: int) -> GraphTimes:
+    """Seconds of replayed decode steps, of our own fused step where it runs this model, of transformers' elsewhere.
 
     Args:
         ids: `[batch, context]` prompts.
         tokens: steps of a repeat.
+    """
+    if ids.device.type != "cuda":
+        return GraphTimes([], "", ON_A_CPU)
+    if attached(model) is not None:
+        return GraphTimes([], "", "a compressed cache grows, and a graph keeps its addresses")
+    fused, why = time_fused(model, ids, tokens, repeats)
+    if fused:
+        return GraphTimes(fused, "fused")
+    stock, reason = time_stock(model, ids, tokens, repeats)
+    note = f"no fused step: {why}" + (f"; no graph of transformers' step: {reason}" if reason else "")
+    return GraphTimes(stock, "transformers" if stock else "", note)
+
+
+def time_fused(model: Any, ids: Tensor, tokens: int, repeats: int) -> tuple[list[float], str]:
+    """Seconds of every step of a `Runner`, queued one behind another, by the device's own clock; or none, and why."""
+    device, times = ids.device, []
+    try:
+        with measuring(model), torch.cuda.device(device):
+            runner, why = open_runner(model, ids, ids.shape[1] + tokens + 1)
+            for _ in range(repeats if runner is not None else 0):
+                assert runner is not None
+                runner.crop(0)
+                runner.read(ids)
+                runner.advance()  # records, the first time
+                marks = [torch.cuda.Event(enable_timing=True) for _ in range(tokens + 1)]
+                marks[0].record()
+                for mark in marks[1:]:
+                    runner.advance()
+                    mark.record()
+                torch.cuda.synchronize(device)
+                times += [1e-3 * before.elapsed_time(after) for before, after in pairwise(marks)]
+    except Exception as problem:  # a kernel that cannot be compiled or recorded must not end the measurement
+        return [], _reason(problem)
+    return times, why
+
+
+def time_stock(model: Any, ids: Tensor, tokens: int, repeats: int) -> tuple[list[float], str]:
+    """Seconds of every replay of transformers' own step on its static cache; or none, and why no graph could be used.
 
     Returns:
-        Seconds, and "" or the reason: the device, an operation that waits for the host, a family without a static cache, or
-        replayed logits that differ from eager ones.
+        Seconds, and "" or the reason: an operation that waits for the host, a family without a static cache, or replayed
+        logits that differ from eager ones.
     """
     device, times = ids.device, []
-    if device.type != "cuda":
-        return [], ON_A_CPU
-    if attached(model) is not None:
-        return [], "a compressed cache grows, and a graph keeps its addresses"
     try:
         with measuring(model), torch.cuda.device(device):
             decoder = StaticDecoder(model, ids.shape[0], ids.shape[1] + tokens, device)

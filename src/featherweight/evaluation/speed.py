@@ -45,7 +45,9 @@ class Timing:
         peak_bytes: most memory allocated on the accelerator; on a CPU the process's largest resident set so far.
         graph: seconds of one step replayed from a CUDA graph; None where there is none.
         graph_tokens_per_second, graph_bandwidth_fraction: as above, of that.
-        graph_note: why there is no graph.
+        graph_note: why there is no graph, or why it is not of our own step.
+        graph_path: whose step was recorded, "fused" (ours) or "transformers".
+        graph_peak_bytes: most memory allocated while it was, static cache and recorded buffers included.
     """
 
     batch: int
@@ -61,6 +63,8 @@ class Timing:
     graph_tokens_per_second: float | None = None
     graph_bandwidth_fraction: float | None = None
     graph_note: str = ""
+    graph_path: str = ""
+    graph_peak_bytes: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -120,12 +124,14 @@ def _timed(model: Any, shape: tuple[int, int], tokens: int, repeats: int, rate: 
     prefill, decode = Quantiles.of([run[0] for run in runs]), Quantiles.of([step for run in runs for step in run[1]])
     read = weights + runs[-1][2]
     fraction = read / decode.median / rate
-    steps, note = time_graph(model, ids, tokens, repeats)
-    graph = Quantiles.of(steps) if steps else None
+    reset_peak(device)
+    replayed = time_graph(model, ids, tokens, repeats)
+    graph = Quantiles.of(replayed.seconds) if replayed.seconds else None
     bound = decode.median > SLOWER_THAN_GRAPH * graph.median if graph else fraction < 1 / SLOWER_THAN_RATE
     return Timing(
         *shape, prefill, decode, batch / decode.median, read, fraction, bound and device.type != "cpu", peak, graph,
-        batch / graph.median if graph else None, read / graph.median / rate if graph else None, note,
+        batch / graph.median if graph else None, read / graph.median / rate if graph else None, replayed.note,
+        replayed.path, peak_memory(device) if graph else None,
     )  # fmt: skip
 
 

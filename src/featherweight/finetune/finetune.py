@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from featherweight.data.corpora import load_corpus
-from featherweight.data.windows import Windows, calibration_windows, evaluation_windows
-from featherweight.engine.compress import pick_device
 from featherweight.engine.journal import Journal
 from featherweight.engine.save import LEDGER, read_ledger
 from featherweight.engine.verify import PROBE
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.forward import context_of, fingerprint, vocabulary_of
-from featherweight.finetune.free import free_parameters, put, restore_ranks, taken
-from featherweight.finetune.objective import objective
+from featherweight.finetune.examples import answered
+from featherweight.finetune.free import free_parameters, put, store_anew, taken
+from featherweight.finetune.material import Material, gather
+from featherweight.finetune.objective import Precision, autocast, objective
+from featherweight.finetune.processes import Processes
 from featherweight.finetune.save import finish, grown, write_shards
 from featherweight.finetune.settings import Settings
 from featherweight.finetune.training import CHECKPOINT, Report, State, Training
@@ -39,13 +39,19 @@ class Tuned:
 
     Attributes:
         folder: the new output.
-        told: the ledger's section `finetune`: settings, text, trained parameters and their share, losses, seconds.
+        told: the ledger's section `finetune`: settings, data, trained parameters and their share, losses, accuracy, seconds.
         proof: of the reload.
     """
 
     folder: Path
     told: dict[str, Any]
     proof: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Tuned:
+        """That of a finished folder."""
+        ledger = read_ledger(folder)
+        return cls(folder, ledger["finetune"], ledger["proof"])
 
     def as_dict(self) -> dict[str, Any]:
         """The `--json` form."""
@@ -57,20 +63,24 @@ def finetune(
     output: str | Path,
     settings: Settings,
     *,
-    data: str = "calibration",
+    data: str | None = None,
+    validation: str | None = None,
     teacher: ModelSource | None = None,
     device: str | None = None,
     offline: bool = False,
     note: Callable[[str], None] = lambda line: None,
     report: Report = lambda *told: None,
 ) -> Tuned:
-    """Train the norms and dense low-rank factors of the output `source` into the new folder `output`.
+    """Train norms, dense low-rank factors and sign vectors of the output `source` into the new folder `output`.
 
-    Runs in float32 with every frozen weight decoded once. The state with the lowest held-out loss is kept; the same call
-    after a crash goes on from the last checkpoint.
+    What is trained is held in float32, with every frozen weight decoded once. The state with the lowest held-out loss is kept;
+    the same call after a crash goes on from the last checkpoint. Of several processes (`accelerate launch`, `torchrun`) each
+    takes its share of every batch, and the first one writes.
 
     Args:
-        data: a text as `load_corpus` takes it, of its calibration split.
+        data: a text as `load_corpus` takes it, of its calibration split; for a task what `load_examples` takes. None for the
+            shipped text, or the hub.
+        validation: of a task, the file of its validation split where `data` is a file.
         teacher: the dense model, with `settings.task` "distill".
         note: told what is trained and what it costs before training.
 
@@ -79,39 +89,60 @@ def finetune(
             another vocabulary.
     """
     started = time.perf_counter()
-    source, folder = Path(source), Path(output)
-    ledger, place = read_ledger(source), pick_device(device)
+    source, folder, processes = Path(source), Path(output), Processes(device)
+    ledger, place = read_ledger(source), processes.device
     model, guide = _models(source, teacher, settings, place)
-    windows, trained_on = _windows(ModelSource(str(source), source), data, settings, offline=offline)
+    material = gather(ModelSource(str(source), source), settings, data, validation, offline=offline)
     identity = {
-        "finetune": settings.as_dict(), "data": windows.sha256, "teacher": fingerprint(guide) if guide else None,
+        "finetune": settings.as_dict(), "data": material.sha256, "teacher": fingerprint(guide) if guide else None,
         "output": hashlib.sha256(json.dumps(ledger["files"]).encode()).hexdigest(), "device": place.type,
     }  # fmt: skip
-    changed = restore_ranks(model, settings.rank) if settings.rank else {}
+    changed = store_anew(model, settings)
     free = free_parameters(model, settings)
-    journal = Journal.open(folder, identity)
-    if journal.finished and (folder / LEDGER).is_file():
-        done = read_ledger(folder)
-        return Tuned(folder, done["finetune"], done["proof"])
+    journal = Journal.open(folder, identity) if processes.writes else None
+    processes.wait()
+    if (folder / LEDGER).is_file():  # only a finished run has one
+        return Tuned.read(folder)
     counted = _counted(free, ledger, grown(read_modules(source), changed))
-    _announce(counted, len(changed), note)
-    parts = windows.tokens[:trained_on], windows.tokens[trained_on:]
-    with dense_cache(model, torch.float32):
-        training = Training(free, objective(model, guide), *parts, settings, place, folder)
+    if processes.writes:
+        _announce(counted, len(changed), note)
+    precision = autocast(place, getattr(torch, settings.precision))
+    loss = objective(model, guide, examples=settings.has_examples, precision=precision)
+    training = Training(free, loss, material.train, material.held_out, settings, folder, processes)
+    with dense_cache(model, getattr(torch, settings.precision)):
+        first = _share_right(model, material, training, precision)
         state = training.run(report)
         put(free, state.best)
-        write_shards(source, folder, journal, changed, taken(free))
+        if journal is not None:
+            write_shards(source, folder, journal, changed, taken(free))
+        processes.wait()
         put(free, _as_stored(folder, free, place))
-        after, logits = training.measure(), _probe(model, source, place)
-    told = {
-        "settings": settings.as_dict(), "teacher": teacher.name if teacher else None,
-        "data": {**windows.description, "sha256": windows.sha256, "trained_on": trained_on, "held_out": len(parts[1])},
-        **counted, **_losses(state, after), "seconds": time.perf_counter() - started,
-    }  # fmt: skip
-    finished = finish(source, folder, journal, changed, logits, told, place)
-    write_card(folder)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    return Tuned(folder, told, finished["proof"])
+        after, last = training.measure(), _share_right(model, material, training, precision)
+    if journal is not None:
+        told = {
+            "settings": settings.as_dict(), "teacher": teacher.name if teacher else None, "processes": processes.count,
+            "data": {**material.description, "sha256": material.sha256, "trained_on": len(material.train),
+                     "held_out": len(material.held_out)},
+            **counted, **_losses(state, after), "accuracy": None if first is None else {"before": first, "after": last},
+            "seconds": time.perf_counter() - started,
+        }  # fmt: skip
+        finish(source, folder, journal, changed, _probe(model, source, place), told, place)
+        write_card(folder)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    processes.wait()
+    return Tuned.read(folder)
+
+
+@torch.no_grad()
+def _share_right(model: Any, material: Material, training: Training, precision: Precision) -> float | None:
+    """Share of the validation questions that are answered rightly; None of a text."""
+    if material.questions is None:
+        return None
+    right = torch.zeros((), dtype=torch.int64, device=training.processes.device)
+    for part in training.processes.share(material.questions).split(training.settings.batch_size):
+        with precision():
+            right += answered(model, part.to(right.device))
+    return int(training.processes.sum(right)) / len(material.questions)
 
 
 def _models(source: Path, teacher: ModelSource | None, settings: Settings, device: torch.device) -> tuple[Any, Any | None]:
@@ -120,7 +151,7 @@ def _models(source: Path, teacher: ModelSource | None, settings: Settings, devic
         raise FeatherweightError(
             "distillation needs a teacher, and nothing else does",
             found=f"--task {settings.task}, {f'--teacher {teacher.name}' if teacher else 'no --teacher'}",
-            expected="--task distill --teacher DENSE, or --task lm",
+            expected="--task distill --teacher DENSE, or another task",
         )
     model = load(source, device=str(device), dtype=torch.float32)
     guide = load(teacher.folder, device=str(device), dtype=torch.float32) if teacher else None
@@ -132,7 +163,7 @@ def _announce(counted: dict[str, Any], changed: int, note: Callable[[str], None]
     """What is trained, and what it costs, before it is begun."""
     note(f"trains {counted['trained']:,} parameters in {counted['tensors']} tensors, {counted['share']:.4%} of the model's")
     if changed:
-        note(f"leading ranks of {changed} linears in 16 bits: weights grow by {counted['grown_bytes']:,} bytes")
+        note(f"{changed} linears get parts in 16 bits: weights grow by {counted['grown_bytes']:,} bytes")
 
 
 @torch.no_grad()
@@ -154,32 +185,6 @@ def _check(model: Any, teacher: Any | None, settings: Settings) -> None:
             "the teacher has another vocabulary", found=vocabulary_of(teacher), expected=vocabulary_of(model),
             fix="name the dense model that the output was made from",
         )  # fmt: skip
-
-
-def _windows(source: ModelSource, data: str, settings: Settings, *, offline: bool) -> tuple[Windows, int]:
-    """The windows used, those held out last, and how many are trained on.
-
-    A text is cut into windows side by side, its last are held out; a published rule by documents draws its own.
-    """
-    corpus = load_corpus(data, split="calibration", offline=offline)
-    tokenizer = range(source.config().get_text_config(decoder=True).vocab_size) if corpus.samples else source.tokenizer()
-    if corpus.strict and corpus.rule == "documents":
-        count = (settings.samples or 128) + settings.held_out
-        drawn = calibration_windows(corpus, tokenizer, samples=count, length=settings.length, seed=settings.seed)
-        return drawn, count - settings.held_out
-    cut = evaluation_windows(replace(corpus, rule="joined", maximum_windows=None), tokenizer, length=settings.length)
-    most = len(cut) - settings.held_out
-    count = most if settings.samples is None else settings.samples
-    if not 1 <= count <= most:
-        raise FeatherweightError(
-            "the text is too short",
-            found=f"{len(cut)} windows of {settings.length} tokens in {corpus.name}",
-            expected=f"{max(count, 1)} to train on and {settings.held_out} held out",
-            fix="take a longer text, a shorter --length, or fewer --samples or --held-out",
-        )
-    order = torch.randperm(most, generator=torch.Generator().manual_seed(settings.seed))[:count].sort().values
-    tokens = torch.cat([cut.tokens[order], cut.tokens[most:]])
-    return Windows(tokens, {**cut.description, "windows": len(tokens), "seed": settings.seed}), count
 
 
 def _as_stored(folder: Path, free: dict[str, Any], device: torch.device) -> dict[str, Tensor]:

@@ -14,25 +14,27 @@ from featherweight.finetune.strips import dense_factors, split_ranks, thaw
 from featherweight.packed.base import PackedWeight, from_tensors
 from featherweight.packed.linear import PackedLinear, PackedModule
 from featherweight.packed.placing import place
+from featherweight.packed.signs import real_signs, sign_vectors
 
 
 class FreedLinear(nn.Module):  # type: ignore[misc]
-    """A packed linear some of whose dense factors are trained; the rest are buffers without gradients.
+    """A packed linear some of whose dense factors or sign vectors are trained; the rest are buffers without gradients.
 
     Args:
         packed: the linear in whose place it stands.
-        names: stored tensors `[rank, features]` to train.
-        rank: their leading ranks that are free; all if None.
+        leading: how many leading rows are free of each stored tensor to train.
     """
 
-    def __init__(self, packed: PackedLinear, names: list[str], rank: int | None) -> None:
+    def __init__(self, packed: PackedLinear, leading: Mapping[str, int]) -> None:
         super().__init__()
         tensors = packed.packed.tensors()
-        self._description, held = thaw(packed.packed.description(), tensors, set(names))
-        self._held, self._trained = tuple(held), tuple(names)
+        self._description, held = thaw(packed.packed.description(), tensors, set(leading))
+        self._held, self._trained = tuple(held), tuple(leading)
         for name, tensor in held.items():
-            self.register_buffer(f"held_{name}", tensor[rank or len(tensor) :] if name in names else tensor)
-        self.factors = nn.ParameterDict({name: nn.Parameter(tensors[name][:rank].float()) for name in names})
+            self.register_buffer(f"held_{name}", tensor[leading[name] :] if name in leading else tensor)
+        self.factors = nn.ParameterDict(
+            {name: nn.Parameter(tensors[name][:rows].float().clone()) for name, rows in leading.items()}
+        )
         self.bias, self._sketch = packed.bias, packed.weight
 
     @property
@@ -48,17 +50,18 @@ class FreedLinear(nn.Module):  # type: ignore[misc]
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-def restore_ranks(model: nn.Module, rank: int) -> dict[str, PackedWeight]:
-    """Give every rounded low-rank term dense leading ranks (`split_ranks`); the weights that changed, by module."""
+def store_anew(model: nn.Module, settings: Settings) -> dict[str, PackedWeight]:
+    """Give rounded low-rank terms dense leading ranks, and rotations real vectors, as `settings` ask; what changed, by module."""
     changed = {}
     for name, module in list(_packed(model)):
-        weight = module.packed
-        if "low_rank" not in str(weight.description()):
-            continue
-        split = split_ranks(weight, rank)
-        if split.description() != weight.description():
-            place(model, name, split, dtype=module.compute_dtype)
-            changed[name] = split
+        weight = before = module.packed
+        if settings.rank and "low_rank" in str(before.description()):
+            weight = split_ranks(weight, settings.rank)
+        if "signs" in settings.train and "rotated" in str(before.description()):
+            weight = real_signs(weight)
+        if weight.description() != before.description():
+            place(model, name, weight, dtype=module.compute_dtype)
+            changed[name] = weight
     return changed
 
 
@@ -81,23 +84,39 @@ def free_parameters(model: nn.Module, settings: Settings) -> dict[str, nn.Parame
             )
     model.requires_grad_(False)
     free: dict[str, nn.Parameter] = dict(_norms(model)) if "norms" in settings.train else {}
-    if "factors" in settings.train:
-        for name, module in list(_packed(model)):
-            names = dense_factors(module.packed.description(), pairs=settings.rank is not None)
-            if isinstance(module, PackedLinear) and names:
-                freed = FreedLinear(module, names, settings.rank)
-                model.set_submodule(name, freed)
-                free |= {f"{name}.{each}": freed.factors[each] for each in names}
+    for name, module in list(_packed(model)):
+        leading = _leading(module, settings)
+        if isinstance(module, PackedLinear) and leading:
+            freed = FreedLinear(module, leading)
+            model.set_submodule(name, freed)
+            free |= {f"{name}.{each}": freed.factors[each] for each in leading}
+    if "signs" in settings.train and not any(name.endswith("put_factors") for name in free):
+        raise FeatherweightError(
+            "there are no signs to train", found="no rotation in any weight", expected="weights between rotations",
+            fix="leave signs out, or compress by quip or caldera",
+        )  # fmt: skip
     if not free:
         raise FeatherweightError(
             "nothing is free to train",
             found=f"--train {','.join(settings.train)}",
-            expected="norms, or low-rank terms with dense factors",
+            expected="norms, low-rank terms with dense factors, or rotations",
             fix="--train norms; --rank 8 stores leading ranks of rounded factors in 16 bits, where there is a low-rank term",
         )
     for parameter in free.values():
         parameter.requires_grad_(True)
     return free
+
+
+def _leading(module: PackedModule, settings: Settings) -> dict[str, int]:
+    """How many leading rows of which stored tensors are free."""
+    description, found = module.packed.description(), {}
+    tensors = module.packed.tensors()
+    if "factors" in settings.train:
+        for name in dense_factors(description, pairs=settings.rank is not None):
+            found[name] = min(len(tensors[name]), settings.rank or len(tensors[name]))
+    if "signs" in settings.train:
+        found |= {name: len(tensors[name]) for name in sign_vectors(description)}
+    return found
 
 
 def put(free: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featherweight.packed.base import PackedWeight, from_tensors, layout_of
+from featherweight.packed.base import PackedWeight, children, from_tensors, layout_of
 from featherweight.packed.dense import Dense
 from featherweight.packed.low_rank import SIDES, LowRank
 from featherweight.packed.rotated import PREFIX, Rotated
@@ -16,11 +16,6 @@ from featherweight.packed.sum import Sum
 
 #: In which leading ranks are stored anew.
 STRIP_DTYPE = torch.float16
-
-
-def children(description: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Descriptions of a node's packed children by the prefix of their tensors."""
-    return {f"{key}_": value for key, value in description.items() if isinstance(value, Mapping) and "kind" in value}
 
 
 def dense_factors(description: Mapping[str, Any], *, pairs: bool = False) -> list[str]:

@@ -1,4 +1,4 @@
-"""The loop: AdamW on accelerate, measurements, checkpoints; a killed run goes on bit for bit on a CPU."""
+"""The loop: AdamW in one process or several, measurements, checkpoints; a killed run goes on bit for bit on a CPU."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from featherweight.errors import FeatherweightError
 from featherweight.finetune.free import put, taken
 from featherweight.finetune.objective import Objective, measured
+from featherweight.finetune.processes import Processes
 from featherweight.finetune.settings import Settings
 from featherweight.packed.files import write
 
@@ -54,9 +55,10 @@ class Training:
     Attributes:
         free: the trained parameters.
         loss: of a batch.
-        windows: trained on, `[n, length]`.
-        held_out: measured on, `[m, length]`.
+        windows: trained on, `[n, length]`; or examples as `encode` makes them.
+        held_out: measured on, likewise.
         folder: of the checkpoint.
+        processes: that share every batch.
     """
 
     free: Mapping[str, nn.Parameter]
@@ -64,8 +66,8 @@ class Training:
     windows: Tensor
     held_out: Tensor
     settings: Settings
-    device: torch.device
     folder: Path
+    processes: Processes
 
     @property
     def batches(self) -> list[Tensor]:
@@ -76,39 +78,30 @@ class Training:
 
     def measure(self) -> float:
         """The held-out loss."""
-        return measured(self.loss, self.held_out, self.settings.batch_size, self.device)
+        return measured(self.loss, self.held_out, self.settings.batch_size, self.processes.device, self.processes)
 
     def run(self, report: Report) -> State:
         """Train to the end, or until a loss is not finite; goes on from the folder's checkpoint.
 
-        Raises:
-            FeatherweightError: the loss is not finite before the first step, or several processes were launched.
-        """
-        from accelerate import Accelerator
+        Every process sums the gradients of all, and so takes the same steps.
 
-        accelerator = Accelerator(device_placement=False)
-        if accelerator.num_processes > 1:
-            raise FeatherweightError(
-                "fine-tuning runs in one process", found=f"{accelerator.num_processes} processes", expected="one",
-                fix="start `fw finetune` itself, not by `accelerate launch`",
-            )  # fmt: skip
-        settings, batches = self.settings, self.batches
-        adam = torch.optim.AdamW(self.free.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        Raises:
+            FeatherweightError: the loss is not finite before the first step.
+        """
+        settings, batches, parameters = self.settings, self.batches, list(self.free.values())
+        adam = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         state = self._begin(adam)
-        optimizer = accelerator.prepare_optimizer(adam, device_placement=False)
         every = settings.every or max(1, len(batches) // 10)
         losses: list[float] = []
         while state.step < len(batches) and not state.stopped:
             adam.param_groups[0]["lr"] = settings.learning_rate * rate(state.step, len(batches), settings.warmup)
-            loss = self.loss(self.windows[batches[state.step]].to(self.device))
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(list(self.free.values()), settings.clipping)
-            losses.append(float(loss.detach()))
-            if not (math.isfinite(losses[-1]) and math.isfinite(float(norm))):
-                state.stopped = f"loss {losses[-1]}, gradient norm {float(norm)} at step {state.step + 1}"
+            losses.append(self._gradients(self.windows[batches[state.step]]))
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clipping))
+            if not (math.isfinite(losses[-1]) and math.isfinite(norm)):
+                state.stopped = f"loss {losses[-1]}, gradient norm {norm} at step {state.step + 1}"
                 break
-            optimizer.step()
-            optimizer.zero_grad()
+            adam.step()
+            adam.zero_grad()
             state.step += 1
             if state.step % every == 0 or state.step == len(batches):
                 training, held_out = sum(losses) / len(losses), self.measure()
@@ -117,9 +110,20 @@ class Training:
                     state.stopped = f"held-out loss {held_out} after step {state.step}"
                     break
                 state.note(state.step, training, held_out, self.free)
-                report(state.step, len(batches), training, held_out)
-                self._keep(state, adam)
+                if self.processes.writes:
+                    report(state.step, len(batches), training, held_out)
+                    self._keep(state, adam)
         return state
+
+    def _gradients(self, batch: Tensor) -> float:
+        """Loss of the batch, its gradients in the parameters; each process computes its share of both."""
+        part, total = self.processes.share(batch), torch.zeros((), device=self.processes.device)
+        if len(part):
+            loss = self.loss(part.to(self.processes.device)) * (len(part) / len(batch))
+            loss.backward()
+            total += loss.detach()
+        self.processes.sum_gradients(self.free.values())
+        return float(self.processes.sum(total))
 
     def _begin(self, adam: torch.optim.Optimizer) -> State:
         path = self.folder / CHECKPOINT
@@ -135,7 +139,7 @@ class Training:
             index: {each: held[f"{each}.{name}"] for each in names} for index, name in enumerate(self.free)
         }  # fmt: skip
         adam.load_state_dict({"state": moments, "param_groups": adam.state_dict()["param_groups"]})
-        best = {name: held[f"best.{name}"].to(self.device) for name in self.free}
+        best = {name: held[f"best.{name}"].to(self.processes.device) for name in self.free}
         state = State(best, [tuple(row) for row in held["history"].tolist()], int(held["steps"][0]))
         state.best_step = int(held["steps"][1])
         return state

@@ -66,6 +66,26 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return torch.stack(columns, -1).flatten(-2)[..., :count]
 
 
+def pack_across(codes: Tensor, bits: int) -> Tensor:
+    """As `pack`; of 2 or 4 bits, where a row fills `w` 32-bit words, eights of them, code `i` lies at field `i // w` of word `i % w`.
+
+    So the same field of neighbouring words holds neighbouring codes, which is how a tile of a matrix unit wants them.
+    """
+    words = _words(codes.shape[-1], bits)
+    return pack(codes.unflatten(-1, (-1, words)).transpose(-1, -2).flatten(-2) if words else codes, bits)
+
+
+def unpack_across(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The inverse of `pack_across`, as `unpack`."""
+    words, codes = _words(count, bits), unpack(packed, bits, count)
+    return codes.unflatten(-1, (words, -1)).transpose(-1, -2).flatten(-2) if words else codes
+
+
+def _words(count: int, bits: int) -> int:
+    """Words over which a row lies across, 0 where it lies as `pack` has it."""
+    return count * bits // 32 if bits in (2, 4) and count * bits % 256 == 0 else 0
+
+
 def _unit(bits: int) -> tuple[int, int]:
     """Smallest number of codes that fills whole bytes, and that number of bytes."""
     return 8 // gcd(8, bits), bits // gcd(8, bits)

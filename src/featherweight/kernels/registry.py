@@ -126,7 +126,29 @@ def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
     return True, "torch's int8 product"
 
 
+def _triton_step(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed"
+    if signature.get("rows", 1) > 1:
+        return False, f"for one row, not for {signature['rows']}"
+    if signature.get("dtype") not in ("bfloat16", "float16", "float32"):
+        return False, f"not for {signature.get('dtype')}"
+    return True, "part of a fused decode step"
+
+
 _ROOM = "featherweight.kernels"
+
+
+def _step_kernels(file: str, function: str) -> tuple[Kernel, ...]:
+    """The Triton kernel and its reference of one part of a decode step."""
+    return (
+        Kernel("triton", f"{_ROOM}.triton.{file}", function, _triton_step),
+        Kernel("reference", f"{_ROOM}.reference.{file}", function, _always),
+    )
+
+
 OPS: dict[str, tuple[Kernel, ...]] = {
     "sweep_block": (
         Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", _triton_sweep),
@@ -157,6 +179,13 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         ),
         Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),
     ),
+    "embed": _step_kernels("decode_rows", "embed"),
+    "add_norm": _step_kernels("decode_rows", "add_norm"),
+    "gate": _step_kernels("decode_rows", "gate"),
+    "row_product": _step_kernels("decode_rows", "row_product"),
+    "attend": _step_kernels("decode_attention", "attend"),
+    "attend_scratch": _step_kernels("decode_attention", "make_scratch"),
+    "choose_token": _step_kernels("decode_choice", "choose_token"),
     "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),
     "cache_scores": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_scores", _always),),
     "cache_mix": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_mix", _always),),

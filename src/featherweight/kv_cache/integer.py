@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.uniform import store_scale
-from featherweight.kernels.bits import pack, packed_width, unpack
+from featherweight.kernels.bits import pack_across, packed_width, unpack_across
 from featherweight.kv_cache.codec import CacheCodec, Codes, Constants
 
 Axis = Literal["token", "channel"]
@@ -75,7 +75,7 @@ class Integer(CacheCodec):
             raise FeatherweightError("integer needs heads of eights", found=f"head_dim {head_dim}", expected="a multiple of 8")
 
     def layout(self, head_dim: int, dtype: torch.dtype) -> dict[str, tuple[int, tuple[int, ...], torch.dtype]]:
-        """Packed codes of a token, lowest bit first; scale and minimum of a group."""
+        """Codes of a token as `pack_across` packs them; scale and minimum of a group."""
         scales = head_dim if self.axis == "channel" else -(-head_dim // self.group_size)
         return {
             "codes": (1, (packed_width(head_dim, self.bits),), torch.uint8),
@@ -91,7 +91,7 @@ class Integer(CacheCodec):
         codes = ((grouped - low) / scale).round_().clamp_(0, largest).to(torch.uint8)
         tokens = codes.flatten(-3, -2) if self.axis == "channel" else codes.flatten(-2)[..., : exact.shape[-1]]
         return {
-            "codes": pack(tokens, self.bits),
+            "codes": pack_across(tokens, self.bits),
             "scale": scale.squeeze(self._along).to(exact.dtype),
             "minimum": low.squeeze(self._along).to(exact.dtype),
         }
@@ -99,7 +99,7 @@ class Integer(CacheCodec):
     def decode(self, codes: Codes, constants: Constants, dtype: torch.dtype) -> Tensor:
         """See `CacheCodec.decode`; arithmetic in float32."""
         head_dim = codes["codes"].shape[-1] * 8 // self.bits
-        grouped = self._grouped(unpack(codes["codes"], self.bits, head_dim))
+        grouped = self._grouped(unpack_across(codes["codes"], self.bits, head_dim))
         scale, low = (codes[name].to(torch.float32).unsqueeze(self._along) for name in ("scale", "minimum"))
         values = grouped.mul_(scale).add_(low)
         return (values.flatten(-3, -2) if self.axis == "channel" else values.flatten(-2)[..., :head_dim]).to(dtype)

@@ -13,6 +13,8 @@ from featherweight.errors import FeatherweightError
 from featherweight.grids.e8 import E8Grid
 from featherweight.grids.uniform import UniformGrid
 from featherweight.methods.base import Compressed, Problem, Steps
+from featherweight.methods.block_run import BlockRun
+from featherweight.methods.block_tuning import finished, tune_block
 from featherweight.methods.factors import DTYPE, Factored, low_rank_terms, must_be_dense
 from featherweight.methods.incoherence import Incoherence, describe_rotation
 from featherweight.methods.quip import RMS
@@ -20,6 +22,7 @@ from featherweight.packed.base import PackedWeight
 from featherweight.packed.integer import Integer
 from featherweight.packed.lattice import Lattice
 from featherweight.packed.rotated import Rotated
+from featherweight.packed.signs import describe_real_signs
 from featherweight.packed.sum import Sum
 from featherweight.solvers.alternate import Alternated, Update, alternate
 from featherweight.solvers.damping import Factor, factorise
@@ -48,6 +51,9 @@ class CALDERA(Factored):
         order: of the two in an iteration.
         downdate: fit `Q` in the norm that is left once `L` is free to make up for errors that `R` can reach: the share of that
             which is believed. 1 as the authors; rounded factors make up for less. 0 for the plain norm.
+        tune_block: with `hadamard`: after the linears of each input are solved, so many gradient steps on the block's outputs
+            train the weights that are still dense and the signs of the rotations (`block_tuning`).
+        tune_signs: train the signs too, which become real vectors of 16 bits; else bits stay as they are.
 
     Other settings: those of `Factored`. Without `activation_aware` both are fitted to the weights alone.
 
@@ -69,6 +75,8 @@ class CALDERA(Factored):
     iterations: int = 5
     order: Order = "rounded first"
     downdate: float = 0.9
+    tune_block: int = 0
+    tune_signs: bool = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -76,6 +84,11 @@ class CALDERA(Factored):
         self.rule()
         if self.order not in get_args(Order):
             raise FeatherweightError("unknown order", found=self.order, expected=", ".join(get_args(Order)))
+        if self.tune_block < 0 or (self.tune_block and not self.hadamard):
+            raise FeatherweightError(
+                "caldera cannot tune so", found=f"tune_block {self.tune_block}, hadamard {self.hadamard}",
+                expected="tune_block 0 or more, and hadamard: its signs are trained", fix="leave hadamard out",
+            )  # fmt: skip
         if self.iterations < 1 or (self.group_size or 1) < 1 or not 0 <= self.downdate <= 1:
             raise FeatherweightError(
                 "caldera cannot work so", fix="leave them out",
@@ -102,7 +115,30 @@ class CALDERA(Factored):
         if self.grid == "uniform":
             rounded = Integer.describe(shape, self.bits, self.group_size, symmetric=True, scale_dtype=DTYPE)
         terms = Sum.describe([rounded, *self.describe_terms(shape)])
-        return Rotated.describe(terms, describe_rotation(columns), describe_rotation(rows)) if self.hadamard else terms
+        if not self.hadamard:
+            return terms
+        rotated = Rotated.describe(terms, describe_rotation(columns), describe_rotation(rows))
+        return describe_real_signs(rotated) if self.has_real_signs else rotated
+
+    @property
+    def tunes(self) -> bool:
+        """Where the block is tuned."""
+        return self.tune_block > 0
+
+    @property
+    def has_real_signs(self) -> bool:
+        """Whether signs are stored as real vectors."""
+        return self.tunes and self.tune_signs
+
+    def tune(self, run: BlockRun) -> dict[str, Compressed]:
+        """The finished weights of the block's linears.
+
+        Raises:
+            FeatherweightError: as `compress`; a block that returns no gradients.
+        """
+        for current in run.current.values():
+            must_be_dense(self.name, current.description())
+        return tune_block(run, self._solve, self.tune_block, self.name, signs=self.tune_signs)
 
     def compress(self, problem: Problem) -> dict[str, Compressed]:
         """Solve linear by linear on the shared Hessian.
@@ -110,6 +146,9 @@ class CALDERA(Factored):
         Raises:
             FeatherweightError: activation-aware without a Hessian, or one that cannot be factorised; a rank above the smaller side.
         """
+        return finished(problem, self._solve, real_signs=self.has_real_signs)
+
+    def _solve(self, problem: Problem) -> dict[str, Compressed]:
         weights = {name: current.dequantize() for name, current in problem.current.items()}
         hessian = self.hessian(problem, self.name)
         if not self.hadamard:
@@ -142,6 +181,7 @@ class CALDERA(Factored):
         assert isinstance(rounded, PackedWeight)
         terms = low_rank_terms(found.parts["low-rank"])
         facts = {"rank": sum(term.rank for term in terms), "damping": walk.damping, **path_facts(found, plain.energy(weight))}
+        facts |= metric.repairs()
         return Compressed(Sum((rounded, *terms)), facts)
 
 

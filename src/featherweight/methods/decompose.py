@@ -118,7 +118,7 @@ class Decompose(Factored):
         found = alternate(weight, {part: updates[part] for part in self.parts()}, plain.energy, self.iterations)
         terms = low_rank_terms(found.parts["low-rank"])
         stored = [part for key in ("rounded", "sparse") if isinstance(part := found.parts.get(key), PackedWeight)]
-        facts = {"rank": sum(term.rank for term in terms), **path_facts(found, plain.energy(weight))}
+        facts = {"rank": sum(term.rank for term in terms), **path_facts(found, plain.energy(weight)), **metric.repairs()}
         return Compressed(Sum((*stored, *terms)), facts)
 
     def _largest(self, rest: Tensor) -> SparseRows:

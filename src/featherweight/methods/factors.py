@@ -14,6 +14,7 @@ from featherweight.grids.e8 import E8Grid
 from featherweight.grids.normal import NormalGrid
 from featherweight.grids.uniform import Fit, UniformGrid
 from featherweight.methods.base import Method, Problem
+from featherweight.models.transforms import Hadamard
 from featherweight.packed.base import PackedWeight, described_bytes
 from featherweight.packed.dense import Dense
 from featherweight.packed.integer import Integer
@@ -25,6 +26,7 @@ from featherweight.solvers.low_rank import Fitted, Metric, Rounded, Rounding, be
 from featherweight.solvers.nearest import round_to_nearest
 
 FactorGrid = Literal["uniform", "clipped", "normal", "lattice"]
+RankRotation = Literal["none", "hadamard", "haar"]
 
 #: In which factors of 16 bits, and all scales, are stored.
 DTYPE = torch.float16
@@ -119,6 +121,8 @@ class Factored(Method):
             (normal-float levels), "lattice" (E8, 2 to 4 bits, one scale for a whole factor).
         factor_group_size: consecutive outputs (of `L`) or inputs (of `R`) that share a scale; None for all of a rank.
         factor_iterations: of alternating least squares, where factors are rounded.
+        rank_rotation: rotate the ranks of each strip by a random orthogonal Θ before they are rounded, `L Θ` and `Θᵀ R`, so that
+            none stands out: "hadamard" (signed), "haar" (uniformly random), or "none". Leading ranks then lead no longer.
         activation_aware: minimise the error of the outputs rather than that of the weights.
         randomized: find the leading directions by random projections; else by a whole decomposition in float64.
         damping: λ ≥ 0, added to the diagonal of `H` relative to its mean.
@@ -134,6 +138,7 @@ class Factored(Method):
     factor_grid: FactorGrid = "uniform"
     factor_group_size: int | None = 64
     factor_iterations: int = 5
+    rank_rotation: RankRotation = "none"
     activation_aware: bool = True
     randomized: bool = True
     damping: float = 0.01
@@ -144,6 +149,11 @@ class Factored(Method):
             "rank": (self.rank, "1 or more", self.rank is None or all(each >= 1 for each in _several(self.rank))),
             "rank_bits": (self.rank_bits, "above 0", self.rank_bits > 0),
             "factor_grid": (self.factor_grid, ", ".join(get_args(FactorGrid)), self.factor_grid in get_args(FactorGrid)),
+            "rank_rotation": (
+                self.rank_rotation,
+                ", ".join(get_args(RankRotation)),
+                self.rank_rotation in get_args(RankRotation),
+            ),
             "factor_group_size": (self.factor_group_size, "1 or more, or null", (self.factor_group_size or 1) >= 1),
             "factor_iterations": (self.factor_iterations, "0 or more", self.factor_iterations >= 0),
             "damping": (self.damping, "0 or more", self.damping >= 0),
@@ -225,6 +235,7 @@ class Factored(Method):
         ranks = self.ranks((target.shape[0], target.shape[1]), name)
         if left is None:
             left = best_factors(target, metric, sum(ranks), generator if self.randomized else None).left
+            left = torch.cat([_rotated(part, self.rank_rotation, generator) for part in left.split(list(ranks))])
         formats = self.formats()
         exact = all(format.bits == 16 for strip in formats for format in strip)
         round_left, round_right = (_rounding([strip[side] for strip in formats], ranks) for side in (0, 1))
@@ -239,6 +250,19 @@ def _rounding(formats: Sequence[Format], ranks: Sequence[int]) -> Rounding:
         return Strips(tuple(format.pack(part, importance) for format, part in strips))
 
     return rounded
+
+
+def _rotated(strip: Tensor, rotation: RankRotation, generator: torch.Generator) -> Tensor:
+    """`Θ strip [rank, features]`."""
+    rank = len(strip)
+    if rotation == "none":
+        return strip
+    if rotation == "hadamard":
+        signs = 1.0 - 2.0 * torch.randint(0, 2, (rank,), generator=generator)
+        return Hadamard(signs, rank).apply(strip.T).T.contiguous()
+    gaussian = torch.randn(rank, rank, generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(gaussian)
+    return (q * r.diagonal().sign()).to(strip) @ strip
 
 
 def _several(value: int | Sequence[int]) -> tuple[int, ...]:

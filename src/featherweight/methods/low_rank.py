@@ -73,6 +73,7 @@ class LowRankCorrection(Factored):
             "rank": sum(term.rank for term in terms),
             "relative_error": min(before, after) * ratio,
             "error_before_correction": before * ratio,
+            **metric.repairs(),
         }
         stored: tuple[PackedWeight, ...] = current.terms if isinstance(current, Sum) else (current,)
         return Compressed(Sum((*stored, *terms)), facts)

@@ -79,6 +79,7 @@ class LPLR(Factored):
                 "solver": self.algorithm,
                 "rank": sum(term.rank for term in terms),
                 "relative_error": plain.energy(weight - fitted.dequantize()) / energy if energy > 0 else 0.0,
+                **metric.repairs(),
             }
             compressed[name] = Compressed(terms[0] if len(terms) == 1 else Sum(tuple(terms)), facts)
         return compressed

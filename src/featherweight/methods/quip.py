@@ -12,12 +12,15 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.grids.e8 import E8Grid
 from featherweight.methods.base import Compressed, Method, Problem, Steps
+from featherweight.methods.block_run import BlockRun
+from featherweight.methods.block_tuning import finished, tune_block
 from featherweight.methods.incoherence import Incoherence, describe_rotation, input_factors
 from featherweight.models.axis import DIAGONAL
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.lattice import Lattice
 from featherweight.packed.maps import describe_map
 from featherweight.packed.rotated import Rotated
+from featherweight.packed.signs import describe_real_signs
 from featherweight.solvers.damping import Factor, factorise
 from featherweight.solvers.vectors import VectorSolved, solve_vectors
 
@@ -40,6 +43,9 @@ class QuIP(Method):
         passes: of coordinate descent, at most.
         rms: to which the rotated weights are scaled before they are rounded; None for what suits the bits. The authors: 0.9.
         rescale: first balance inputs and weights, `W diag(d)` with `d = (H_jj / Σ_i W_ij²)^¼`; `d` is stored.
+        tune_block: after the linears of each input are rounded, so many gradient steps on the block's outputs train the
+            weights that are still dense and the signs of the rotations (`block_tuning`).
+        tune_signs: train the signs too, which become real vectors of 16 bits; else bits stay as they are.
 
     Raises:
         FeatherweightError: a setting outside these.
@@ -56,11 +62,14 @@ class QuIP(Method):
     passes: int = 10
     rms: float | None = None
     rescale: bool = False
+    tune_block: int = 0
+    tune_signs: bool = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
         self.grid()
         limits = {"damping": (self.damping, self.damping >= 0), "passes": (self.passes, self.passes >= 0)}
+        limits["tune_block"] = (self.tune_block, self.tune_block >= 0)
         for setting, (found, fits) in limits.items():
             if not fits:
                 raise FeatherweightError(f"{setting} is negative", found=found, expected="0 or more")
@@ -79,7 +88,28 @@ class QuIP(Method):
         rows, columns = current["shape"]
         lattice = Lattice.describe((rows, columns), self.bits)
         rotated = Rotated.describe(lattice, describe_rotation(columns), describe_rotation(rows))
+        rotated = describe_real_signs(rotated) if self.has_real_signs else rotated
         return Rotated.describe(rotated, describe_map(DIAGONAL, columns, dtype)) if self.rescale else rotated
+
+    @property
+    def tunes(self) -> bool:
+        """Where the block is tuned."""
+        return self.tune_block > 0
+
+    @property
+    def has_real_signs(self) -> bool:
+        """Whether signs are stored as real vectors."""
+        return self.tunes and self.tune_signs
+
+    def tune(self, run: BlockRun) -> dict[str, Compressed]:
+        """The finished weights of the block's linears.
+
+        Raises:
+            FeatherweightError: as `compress`; a block that returns no gradients.
+        """
+        for name, current in run.current.items():
+            self._check_dense(current.kind, name)
+        return tune_block(run, self._solved, self.tune_block, self.name, signs=self.tune_signs)
 
     def compress(self, problem: Problem) -> dict[str, Compressed]:
         """Solve all linears of the input at once.
@@ -87,6 +117,9 @@ class QuIP(Method):
         Raises:
             FeatherweightError: no Hessian, or one that cannot be factorised; a `current` that is not dense.
         """
+        return finished(problem, self._solved, real_signs=self.has_real_signs)
+
+    def _solved(self, problem: Problem) -> dict[str, Compressed]:
         for name, current in problem.current.items():
             self._check_dense(current.kind, name)
         names = list(problem.current)

@@ -16,6 +16,7 @@ from featherweight.methods.caldera import CALDERA
 from featherweight.methods.clipping import Clip
 from featherweight.methods.decompose import Decompose
 from featherweight.methods.gptq import GPTQ
+from featherweight.methods.imported import Imported
 from featherweight.methods.jsq import JSQ
 from featherweight.methods.low_rank import LowRankCorrection
 from featherweight.methods.lplr import LPLR
@@ -59,6 +60,7 @@ METHODS: dict[str, type[Method]] = {
     LowRankCorrection.name: LowRankCorrection,
     RoundInput.name: RoundInput,
     Structured.name: Structured,
+    Imported.name: Imported,
 }
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 DIAGONAL, PERMUTATION, ORTHOGONAL = "diagonal", "permutation", "orthogonal"
 
+#: A rotation whose signs became real factors; never folded.
+SCALED = "scaled rotation"
+
 
 @dataclass(frozen=True)
 class Producer:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.models.axis import DIAGONAL, ORTHOGONAL, PERMUTATION
+from featherweight.models.axis import DIAGONAL, ORTHOGONAL, PERMUTATION, SCALED
 from featherweight.models.hadamard import Construction, construct, construction_named
 
 
@@ -204,8 +204,79 @@ class Hadamard(Transform):
         return bool((parts == parts[:, :1]).all())
 
     def _mix(self, values: Tensor) -> Tensor:
-        blocks = values.reshape(*values.shape[:-1], -1, self.block)
-        return self.construction.multiply(blocks, self.inverted).reshape(values.shape)
+        return _mixed(values, self.construction, self.block, self.inverted)
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledHadamard(Transform):
+    """`T = H diag(factors)`: a signed Hadamard whose signs were trained as real numbers; orthogonal no longer.
+
+    Attributes:
+        factors: `[size]`, floating, none of them 0.
+        block, made: as of `Hadamard`.
+        inverted: take `diag(factors) Hᵀ` instead.
+        divides: take `1 / factors`; so the inverse of a map is one of the same factors, bit for bit.
+    """
+
+    factors: Tensor
+    block: int
+    inverted: bool = False
+    divides: bool = False
+    made: str | None = None
+    kind: ClassVar[str] = SCALED
+
+    @classmethod
+    def of(cls, hadamard: Hadamard, *, divides: bool) -> ScaledHadamard:
+        """The same map as `hadamard`, with its signs as factors or as divisors."""
+        made, signs = hadamard.construction.name, hadamard.signs.to(torch.float32)
+        return trusted(cls, factors=signs, block=hadamard.block, inverted=hadamard.inverted, divides=divides, made=made)
+
+    @property
+    def size(self) -> int:
+        """Number of columns."""
+        return int(self.factors.numel())
+
+    @property
+    def construction(self) -> Construction:
+        """Of one block."""
+        return construct(self.block) if self.made is None else construction_named(self.made)
+
+    def apply(self, values: Tensor) -> Tensor:
+        """See `Transform.apply`."""
+        return self._scale(self._mix(values)) if self.inverted else self._mix(self._scale(values))
+
+    def inverse(self) -> ScaledHadamard:
+        """`diag(1 / factors) Hᵀ`."""
+        return self._with(inverted=not self.inverted, divides=not self.divides)
+
+    def transpose(self) -> ScaledHadamard:
+        """`diag(factors) Hᵀ`."""
+        return self._with(inverted=not self.inverted)
+
+    def contragredient(self) -> ScaledHadamard:
+        """`H diag(1 / factors)`."""
+        return self._with(divides=not self.divides)
+
+    def stays_within(self, groups: Tensor) -> bool:
+        """Whether every Hadamard block lies inside one group."""
+        parts = groups.reshape(-1, self.block)
+        return bool((parts == parts[:, :1]).all())
+
+    def _scale(self, values: Tensor) -> Tensor:
+        factors = self.factors.to(values.device, values.dtype)
+        return values / factors if self.divides else values * factors
+
+    def _mix(self, values: Tensor) -> Tensor:
+        return _mixed(values, self.construction, self.block, self.inverted)
+
+    def _with(self, **changed: bool) -> ScaledHadamard:
+        return trusted(type(self), **{**vars(self), **changed})
+
+
+def _mixed(values: Tensor, construction: Construction, block: int, transposed: bool) -> Tensor:
+    """Every block of columns times the matrix, or its transpose."""
+    blocks = values.reshape(*values.shape[:-1], -1, block)
+    return construction.multiply(blocks, transposed).reshape(values.shape)
 
 
 def trusted(kind: type[Map], **values: Any) -> Map:

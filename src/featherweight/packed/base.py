@@ -166,3 +166,8 @@ def empty(description: Mapping[str, Any], device: torch.device | str = "meta") -
     """A weight so described with uninitialised tensors: the plan's form (meta) or a file's destination."""
     tensors = {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in layout_of(description).items()}
     return from_tensors(description, tensors)
+
+
+def children(description: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Descriptions of a node's packed children by the prefix of their tensors."""
+    return {f"{key}_": value for key, value in description.items() if isinstance(value, Mapping) and "kind" in value}

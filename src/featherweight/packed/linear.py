@@ -95,7 +95,8 @@ class PackedModule(nn.Module):  # type: ignore[misc]
 
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x · Wᵀ + bias`: from the kept values where there are any, by a kernel where one runs, else by composition."""
-        dense = self.dense(x.dtype)
+        kind = x.device.type
+        dense = self.dense(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
         if dense is None:
             prepared = self._prepare(x)
             if prepared is not None:
@@ -112,6 +113,14 @@ class PackedModule(nn.Module):  # type: ignore[misc]
             self._prepared = None
             self._buffers.update(stored)
         self._unprepared = None
+
+    def prepared_for(self, x: Tensor) -> Prepared | None:
+        """The weight in a kernel's layout, made now if one runs for `x`."""
+        return self._prepare(x)
+
+    def hold(self, prepared: Prepared) -> None:
+        """Hold the same weight in other tensors of a kernel's layout, such as a part of those of several weights."""
+        self._take_over(prepared)
 
     def _prepare(self, x: Tensor) -> Prepared | None:
         """The weight in a kernel's layout if one runs for `x`; else the stored tensors are in place afterwards."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.models.transforms import Diagonal, Hadamard, Permutation, Transform, trusted
+from featherweight.models.transforms import Diagonal, Hadamard, Permutation, ScaledHadamard, Transform, trusted
 from featherweight.packed.base import Described, Layout, PackedWeight, from_tensors, layout_of
 from featherweight.packed.cuts import as_indices
 from featherweight.packed.maps import description_of, map_layout, read_map, write_map
@@ -24,7 +24,7 @@ class Rotated(Described):
     """`W = O⁻¹ inner T`: the input is mapped by `T`, the small product's output by `O⁻¹`; either may be missing.
 
     Maps are diagonals (factors in a floating dtype), permutations (16- or 32-bit indices) and signed Hadamards (1 bit a
-    column), in names like `input_factors`.
+    column, or a factor), in names like `input_factors`.
 
     Attributes:
         described: as `describe` writes it.
@@ -107,7 +107,7 @@ class Rotated(Described):
     def support(self) -> Tensor | None:
         """That of `inner`, moved along; None where it is mixed away."""
         mask, maps = self.inner.support, (self.input, self.output)
-        if mask is None or any(isinstance(each, Hadamard) for each in maps):
+        if mask is None or any(isinstance(each, Hadamard | ScaledHadamard) for each in maps):
             return None
         return self._back(mask.to(torch.float32)) != 0
 

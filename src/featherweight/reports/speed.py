@@ -41,7 +41,7 @@ def speed_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells: prefill, decode as transformers runs it, and by a graph where one was recorded."""
     graphs = any(timing["graph"] for timing in result["timings"])
     headings = ["batch", "context", "prefill ms", "decode ms", "20th to 80th", "tokens/s", "of copy rate"]
-    headings += ["graph ms", "graph tokens/s", "of copy rate "] if graphs else []
+    headings += ["graph ms", "graph tokens/s", "of copy rate ", "graph of", "graph peak"] if graphs else []
     headings += ["MB a step", "peak", ""]
     rows = []
     for timing in result["timings"]:
@@ -56,9 +56,9 @@ def speed_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{timing['bandwidth_fraction']:.1%}",
         ]
         if graphs:
-            row += ["", "", ""] if graph is None else [
-                f"{1e3 * graph['median']:.2f}", f"{timing['graph_tokens_per_second']:.1f}",
-                f"{timing['graph_bandwidth_fraction']:.1%}",
+            row += [""] * 5 if graph is None else [
+                f"{1e3 * graph['median']:.3f}", f"{timing['graph_tokens_per_second']:.1f}",
+                f"{timing['graph_bandwidth_fraction']:.1%}", f"{timing['graph_path']} step", human_bytes(timing["graph_peak_bytes"]),
             ]  # fmt: skip
         row += [f"{timing['bytes_per_step'] / 1e6:.1f}", human_bytes(timing["peak_bytes"])]
         rows.append([*row, "waits for launches" if timing["launch_bound"] else ""])
@@ -67,14 +67,16 @@ def speed_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """Why there is no graph, batch by batch where reasons differ, and the kernel of every storage."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[tuple[bool, str], list[str]] = {}
     for timing in result.get("timings", ()):
         if timing["graph_note"]:
-            reasons.setdefault(timing["graph_note"], []).append(f"{timing['batch']}x{timing['context']}")
-    lines = [
-        f"no CUDA graph{'' if len(places) == len(result['timings']) else ' at ' + ', '.join(places)}: {reason}"
-        for reason, places in reasons.items()
-    ]
+            reasons.setdefault((timing["graph"] is None, timing["graph_note"]), []).append(
+                f"{timing['batch']}x{timing['context']}"
+            )
+    lines = []
+    for (none, reason), places in reasons.items():
+        where = "" if len(places) == len(result["timings"]) else " at " + ", ".join(places)
+        lines.append(f"{'no CUDA graph' if none else 'a CUDA graph of another step'}{where}: {reason}")
     for weight in result.get("kernels", ()):
         ran = next(entry for entry in weight["kernels"] if entry["runs"])
         lines.append(f"{weight['storage']}: {ran['kernel']}, {ran['reason']}")

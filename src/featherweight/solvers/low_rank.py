@@ -64,6 +64,12 @@ class Metric:
         """Eigenvalues of `H` that were not positive."""
         return int((self._spectrum[0] <= 0).sum())
 
+    def repairs(self) -> dict[str, float]:
+        """For the ledger, where the eigenvalues of `H` were needed: how many counted as 0, and the smallest of all."""
+        if "_spectrum" not in vars(self):
+            return {}
+        return {"eigenvalues_repaired": self.repaired, "smallest_eigenvalue": float(self._spectrum[0].min())}
+
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
         assert self.hessian is not None

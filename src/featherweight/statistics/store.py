@@ -36,14 +36,17 @@ class StatisticsStore:
         self._folder = folder
 
     def load(self, key: str, needs: Mapping[str, frozenset[str]]) -> dict[str, InputStatistics] | None:
-        """Statistics of every axis in `needs` if they are all stored, else None; an unreadable file counts as absent."""
+        """Statistics of every axis in `needs` if they are all stored, else None.
+
+        An unreadable file counts as absent, and one that was saved under another key.
+        """
         path = self._path(key)
         if path is None or not path.is_file():
             return None
         try:
             with safe_open(path, framework="pt") as file:
                 counts: dict[str, int] = json.loads(file.metadata()["counts"])
-                if not needs.keys() <= counts.keys():
+                if file.metadata()["key"] != key or not needs.keys() <= counts.keys():
                     return None
                 grouped: dict[str, dict[str, Any]] = {axis: {} for axis in needs}
                 for name in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
@@ -72,7 +75,7 @@ class StatisticsStore:
         counts = json.dumps({axis: sums.count for axis, sums in statistics.items()})
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
         os.close(handle)
-        save_file(tensors, temporary, metadata={"counts": counts})
+        save_file(tensors, temporary, metadata={"counts": counts, "key": key})
         Path(temporary).replace(path)
 
     def _path(self, key: str) -> Path | None:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import STEP
-from featherweight.kernels.cuda.multiply import SHARED_BYTES, Shape
+from featherweight.kernels.cuda.multiply import SHARED_BYTES, Shape, memory_of
 
 
 def choose_shape(weight: DeviceCodes, tokens: int, processors: int) -> Shape:
     """The cut for a weight and so many tokens on a device with so many multiprocessors.
 
-    Every block stays on its multiprocessor and walks through groups of outputs. Few tokens: two blocks each, all warps along the
-    inputs. More: one block, and a cluster of blocks shares the inputs if their activations do not fit into shared memory.
+    Every block stays on its multiprocessor and walks through groups of outputs, its warps side by side along the inputs. Two
+    blocks each where the activations leave room for them, one otherwise; where one is too little, a cluster of blocks shares the
+    inputs. Above 16 tokens activations pass through, and more outputs share them.
     """
-    inputs = -(-weight.inputs // STEP) * STEP
-    if tokens <= 4:
-        unit = 512 if weight.bits < 8 and inputs % 512 == 0 else 256
+    shape = _wanted_shape(-(-weight.inputs // STEP) * STEP, weight.bits, tokens, processors)
+    while shape.input_warps > 1 and memory_of(weight, shape, tokens)[2] > SHARED_BYTES // shape.resident - 1024:
+        shape = replace(shape, input_warps=shape.input_warps // 2)
+    return shape
+
+
+def _wanted_shape(inputs: int, bits: int, tokens: int, processors: int) -> Shape:
+    unit = 512 if bits < 8 and inputs % 512 == 0 else 256
+    size = tokens * inputs * 2 * (unit + 32) // unit
+    if tokens > 16:
+        return Shape(256, 1, 8, 2 if tokens <= 32 and inputs > 256 else 1, 1, 1, processors)
+    if size <= SHARED_BYTES * 3 // 8:
         return Shape(unit, 1, 1, min(8, inputs // unit), 2, 1, 2 * processors)
     splits = 1
-    while splits < 8 and tokens * inputs * 2 * 9 // 8 // splits > SHARED_BYTES * 3 // 4:
+    while splits < 8 and size // splits > SHARED_BYTES * 3 // 4:
         splits *= 2
-    return Shape(256, 2, 2, min(8, inputs // 256 // splits or 1), 1, splits, processors // splits or 1)
+    return Shape(unit, 1, 2, min(8, max(1, inputs // unit // splits)), 1, splits, max(1, processors // splits))

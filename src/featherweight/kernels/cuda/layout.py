@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 #: Of the layout; a device copy of another version is thrown away and made again.
-VERSION = 1
+VERSION = 2
 
 #: Outputs of a tile; inputs of a chunk, of a block (which a row of scales covers), and of a step (to which they are padded).
 ROWS, CHUNK, BLOCK, STEP = 16, 32, 128, 256
@@ -38,7 +38,7 @@ class Cell:
         """`(first bit of the code, number of bits, word, bit in the word)` of every piece of code `code` of a cell."""
         pair, half = code // 2, 16 * (code % 2)
         if self.bits == 8:
-            return [(0, 8, code // 4, code % 4 * 8)]
+            return [(0, 8, code // 4, pair % 2 * 8 + half)]
         if self.bits == 3 and pair == 15:
             return [(bit, 1, bit, 15 + half) for bit in range(3)]
         if self.bits == 3:

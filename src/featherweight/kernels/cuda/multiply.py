@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda import driver
+from featherweight.kernels.cuda.around import Around, AroundArguments
 from featherweight.kernels.cuda.integer import DeviceCodes
-from featherweight.kernels.cuda.layout import ROWS
+from featherweight.kernels.cuda.layout import BLOCK, ROWS
 
 #: Tokens of one launch.
 MOST_TOKENS = 64
@@ -22,8 +23,11 @@ SHARED_BYTES = 227 << 10
 #: Dtypes of activations, as the sources number them.
 ACTIVATIONS = {torch.bfloat16: 0, torch.float16: 1}
 
+#: Activations of half the outputs, as the sources number them.
+GATES = {None: 0, "silu": 1, "gelu_tanh": 2}
+
 #: Inputs and warps of a block of `dequantize`.
-_UNIT, _WARPS = 256, 8
+_UNIT, _WARPS = 256, 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Shape:
         resident: blocks that registers must leave room for on a multiprocessor.
         splits: blocks that share the inputs of the same outputs, as a cluster.
         blocks: of the grid, or clusters, at most; each takes one group of outputs after the other.
+        held: units that a warp has registers for, 1 or 2.
     """
 
     unit: int = 512
@@ -46,6 +51,7 @@ class Shape:
     resident: int = 3
     splits: int = 1
     blocks: int = 264
+    held: int = 1
 
 
 class _Weights(ctypes.Structure):
@@ -62,7 +68,15 @@ class _Weights(ctypes.Structure):
         )
 
 
-def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: Shape, overlapped: bool = True) -> Tensor:
+def multiply(
+    x: Tensor,
+    weight: DeviceCodes,
+    bias: Tensor | None,
+    y: Tensor,
+    shape: Shape,
+    overlapped: bool = True,
+    around: Around | None = None,
+) -> Tensor:
     """`y[t, o] = Σ_i x[t, i] W[o, i] + bias[o]` for up to 64 tokens.
 
     Args:
@@ -70,31 +84,49 @@ def multiply(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, sha
         bias: `[out]` in the dtype of `x`.
         y: `[tokens, out]`, written.
         overlapped: let the launch begin before the kernel ahead of it is done.
+        around: what else is done, for one token; with an activation two tiles to a warp, and half as many outputs.
     """
     tokens, block_rows = x.shape[0], shape.row_warps * shape.tiles * ROWS
-    columns = next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
-    threads = 32 * shape.row_warps * shape.input_warps
-    constants = {"TILES": shape.tiles, "COLUMNS": columns, "SPLITS": shape.splits, "THREADS": threads}
-    constants["RESIDENT"] = shape.resident
+    halves = 1 if around is None or around.activation is None else 2
+    constants = {"TILES": shape.tiles, "COLUMNS": _columns(tokens), "SPLITS": shape.splits, "HELD": shape.held}
+    constants |= {"THREADS": 32 * shape.row_warps * shape.input_warps, "RESIDENT": shape.resident}
+    constants |= {"AROUND": int(around is not None), "GATED": 0 if around is None else GATES[around.activation]}
     function = _load("multiply", weight, x.dtype, shape.unit, constants, x.device)
-    description = _Weights.of(weight, shape.unit)
-    phases = -(-description.units // (shape.input_warps * shape.splits))
-    stage = tokens * (shape.unit + 32) * 2
+    others = [] if around is None else [AroundArguments.of(around)]
+    phases, resident, shared = memory_of(weight, shape, tokens)
     groups = -(-weight.rows // block_rows)
-    sums = 4 * (1 if groups <= shape.blocks else 2) * tokens * block_rows
-    resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
     blocks = min(groups, shape.blocks)
-    sizes = (weight.rows, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
+    sizes = (weight.rows // halves, weight.inputs, tokens, x.stride(0), y.stride(0), block_rows.bit_length() - 1)
     numbers = (*sizes, groups // blocks, groups % blocks, phases, int(resident))
     function.launch(
         (blocks, shape.splits, 1),
         (32, shape.row_warps, shape.input_warps),
-        shape.input_warps * ((phases if resident else 2) * stage + sums),
-        [description, *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)), *map(ctypes.c_int, numbers)],
+        shared,
+        [
+            _Weights.of(weight, shape.unit),
+            *(ctypes.c_void_p(_address(each)) for each in (x, y, bias)),
+            *map(ctypes.c_int, numbers),
+            *others,
+        ],
         cluster=shape.splits,
         overlapped=overlapped,
     )
     return y
+
+
+def memory_of(weight: DeviceCodes, shape: Shape, tokens: int) -> tuple[int, bool, int]:
+    """How often a warp takes a unit of the same rows, whether a block keeps all activations, and its bytes of shared memory."""
+    units = weight.codes.shape[1] * 2 // (weight.bits * shape.unit)
+    phases, block_rows = -(-units // (shape.input_warps * shape.splits)), shape.row_warps * shape.tiles * ROWS
+    stage = tokens * (shape.unit + 32) * 2 + (shape.unit // min(weight.group or BLOCK, BLOCK) + 1) * _columns(tokens) * 32
+    sums = 4 * (1 if weight.rows <= block_rows * shape.blocks else 2) * tokens * (block_rows + 4)
+    resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
+    return phases, resident, shape.input_warps * ((phases if resident else 2) * stage + sums)
+
+
+def blocks_of(rows: int, shape: Shape) -> int:
+    """Blocks of the launch for a weight of so many rows."""
+    return min(-(-rows // (shape.row_warps * shape.tiles * ROWS)), shape.blocks) * shape.splits
 
 
 def dequantize(weight: DeviceCodes, y: Tensor, first: int) -> Tensor:
@@ -105,7 +137,7 @@ def dequantize(weight: DeviceCodes, y: Tensor, first: int) -> Tensor:
     function.launch(
         (-(-tiles * description.units // _WARPS), 1, 1),
         (32, _WARPS, 1),
-        0,
+        _WARPS * ROWS * (2 * _UNIT + 64),
         [description, ctypes.c_void_p(_address(y)), *map(ctypes.c_int, numbers)],
     )
     return y
@@ -116,6 +148,11 @@ def _load(
 ) -> driver.Function:
     every = {**weight.constants(), "ACTIVATION": ACTIVATIONS[dtype], "UNIT": unit, **constants}
     return driver.load(f"{name}.cu", name, driver.constants_of(every), device)
+
+
+def _columns(tokens: int) -> int:
+    """Eights of tokens that the kernel is compiled for."""
+    return next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
 
 
 def _address(tensor: Tensor | None) -> int:

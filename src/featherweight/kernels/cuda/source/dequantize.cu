@@ -1,6 +1,6 @@
 // The values of some rows, dense, in the activations' dtype: fp32 arithmetic, then rounded, as the plain twin does it.
 //
-// A warp takes one tile and one unit. Fixed when compiled: what `tiles.cuh` names; TILES is 1.
+// A warp takes one tile and one unit. Fixed when compiled: what `tiles.cuh` names; UNIT is 256, TILES is 1.
 #include "tiles.cuh"
 
 DEVICE word scaled_pair(word pair, float scale) {
@@ -8,9 +8,11 @@ DEVICE word scaled_pair(word pair, float scale) {
            (word)to_number(from_number((half_word)(pair >> 16)) * scale) << 16;
 }
 
-// The eight values of either row of a chunk that a lane holds.
+constexpr int STRIDE = UNIT * 2 + 64;  // bytes of a row in shared memory: no bank conflicts
+
+// The eight values of either row of a chunk that a lane holds, to shared memory.
 template <int CHUNK>
-DEVICE void write_chunks(const Unit& unit, half_word* upper, half_word* lower, bool has_upper, bool has_lower, int left) {
+DEVICE void put_chunks(const Unit& unit, unsigned char* place) {
     if constexpr (CHUNK < UNIT / 32) {
         constexpr int index = CHUNK * 32 / GROUP;
         ZeroPair zero;
@@ -23,27 +25,35 @@ DEVICE void write_chunks(const Unit& unit, half_word* upper, half_word* lower, b
         decode_step<2 * CHUNK>((const word*)unit.codes[0], zero, a);
         decode_step<2 * CHUNK + 1>((const word*)unit.codes[0], zero, b);
         float first = unit.scales[0][index].upper(), second = unit.scales[0][index].lower();
-        if (CHUNK * 32 < left) {
-            uint4 above = {scaled_pair(a[0], first), scaled_pair(a[2], first), scaled_pair(b[0], first), scaled_pair(b[2], first)};
-            uint4 below = {scaled_pair(a[1], second), scaled_pair(a[3], second), scaled_pair(b[1], second), scaled_pair(b[3], second)};
-            if (has_upper) *(uint4*)(upper + CHUNK * 32) = above;
-            if (has_lower) *(uint4*)(lower + CHUNK * 32) = below;
-        }
-        write_chunks<CHUNK + 1>(unit, upper, lower, has_upper, has_lower, left);
+        uint4 above = {scaled_pair(a[0], first), scaled_pair(a[2], first), scaled_pair(b[0], first), scaled_pair(b[2], first)};
+        uint4 below = {scaled_pair(a[1], second), scaled_pair(a[3], second), scaled_pair(b[1], second), scaled_pair(b[3], second)};
+        *(uint4*)(place + CHUNK * 64) = above;
+        *(uint4*)(place + 8 * STRIDE + CHUNK * 64) = below;
+        put_chunks<CHUNK + 1>(unit, place);
     }
 }
 
-// Rows `first_tile` * 16 and on to `y [rows, inputs]`, `count` tiles of them; inputs are a multiple of 8.
+// Rows `first_tile` * 16 and on to `y [rows, inputs]`, `count` tiles of them; inputs are a multiple of 8. A warp puts its values
+// together in shared memory, so that it writes whole lines.
 KERNEL void __launch_bounds__(THREADS)
 dequantize(Weights weights, half_word* y, int rows, int inputs, int first_tile, int count) {
+    SHARED_MEMORY(memory);
     int lane = threadIdx.x, work = blockIdx.x * blockDim.y + threadIdx.y, tile = work / weights.units, index = work % weights.units;
     Unit unit;
-    if (tile < count) load_unit(unit, weights, first_tile + tile, index, lane);
+    Source source;
+    source.find(weights, first_tile + tile, index, lane);
+    if (tile < count) load_unit(unit, source);
     release_dependents();
     wait_for_inputs();
     if (tile >= count) return;
-    int row = (first_tile + tile) * 16 + lane / 4, input = index * UNIT + lane % 4 * 8;
-    half_word* upper = y + (long)(tile * 16 + lane / 4) * inputs + input;
-    write_chunks<0>(unit, upper, upper + 8L * inputs, row < rows, row + 8 < rows, inputs - input);
+    unsigned char* mine = memory + threadIdx.y * 16 * STRIDE;
+    put_chunks<0>(unit, mine + lane / 4 * STRIDE + lane % 4 * 16);
+    synchronize_threads(0, 32);
+    int input = index * UNIT + lane * 8, left = rows - (first_tile + tile) * 16;
+    if (input >= inputs) return;
+#pragma unroll
+    for (int row = 0; row < 16; row++) {
+        if (row < left) *(uint4*)(y + (long)(tile * 16 + row) * inputs + input) = *(const uint4*)(mine + row * STRIDE + lane * 16);
+    }
 }
 EXPORT(dequantize)

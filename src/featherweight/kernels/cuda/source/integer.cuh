@@ -7,13 +7,16 @@
 //   4 bits  1 word  of 1 chunk:   pair p at bit 4 p
 //   2 bits  1 word  of 2 chunks:  pair p at bit 2 p
 //   3 bits  3 words of 4 chunks:  pair p < 15 in word p / 5 at bit 3 (p % 5); bit r of pair 15 in word r at bit 15
-//   8 bits  2 words of 1 chunk:   code i in byte i % 4 of word i / 4
+//   8 bits  2 words of 1 chunk:   pair p in word p / 2 at bit 8 (p % 2)
 #pragma once
 #include "numbers.cuh"
 
 constexpr int CELL_WORDS = BITS == 8 ? 2 : BITS == 3 ? 3 : 1;
 constexpr int CHUNKS = BITS == 3 ? 4 : BITS == 2 ? 2 : 1;
 constexpr int LOADS = UNIT * BITS / 256;  // of 16 bytes to a lane, for 16 rows and UNIT inputs
+
+// Loads of a unit that are used up with its first `inputs`.
+DEVICE constexpr int loads_before(int inputs) { return inputs / (32 * CHUNKS) * 2 * CELL_WORDS / 4; }
 
 // Shift that brings the field at bit `place` of a half into the mantissa, as few different ones as possible.
 DEVICE constexpr int field_shift(int place) {
@@ -63,7 +66,7 @@ DEVICE word field(word bits, const ZeroPair& zero, int row) {
 template <int P>
 DEVICE word decode_pair(const word* cell, const ZeroPair& zero, int row) {
 #if BITS == 8
-    constexpr int bytes = P % 2 ? 0x32 : 0x10;
+    constexpr int bytes = P % 2 ? 0x31 : 0x20;
 #if ACTIVATION == 0
     float low = as_float(pick_bytes(cell[P / 2], 0x4B000000u, 0x7440u | (bytes & 0xF))) + zero.minus_zero[row];
     float high = as_float(pick_bytes(cell[P / 2], 0x4B000000u, 0x7440u | bytes >> 4)) + zero.minus_zero[row];

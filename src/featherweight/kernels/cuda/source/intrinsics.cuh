@@ -22,6 +22,14 @@ DEVICE uint4 load_stream(const uint4* address) {
     return v;
 }
 
+// Four words that the kernel before may have written.
+DEVICE uint4 load_now(const void* address) {
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address) : "memory");
+    return v;
+}
+
 DEVICE word load_word(const void* address) {
     word v;
     asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(address));
@@ -71,6 +79,19 @@ DEVICE float load_from_block(const float* place, int rank) {
     return v;
 }
 
+// The sum over `lanes` neighbouring lanes of a warp, a power of two, for all of them.
+DEVICE float sum_over_lanes(float value, int lanes) {
+#pragma unroll
+    for (int distance = 16; distance; distance /= 2) {
+        if (distance < lanes) value += __shfl_xor_sync(0xFFFFFFFFu, value, distance);
+    }
+    return value;
+}
+DEVICE float sum_over_warp(float value) { return sum_over_lanes(value, 32); }
+
+DEVICE float exponential(float value) { return __expf(value); }
+DEVICE float inverse_root(float value) { return rsqrtf(value); }
+
 // (a & mask) | b in one instruction.
 DEVICE word select_bits(word a, word mask, word b) {
     word d;
@@ -104,6 +125,23 @@ DEVICE void multiply_bf16(float (&c)[4], const word (&a)[4], word b0, word b1) {
 DEVICE void multiply_fp16(float (&c)[4], const word (&a)[4], word b0, word b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Of all lanes the largest; of the lane so far away, by exclusive or.
+DEVICE word warp_maximum(word value) {
+    word v;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xFFFFFFFF;" : "=r"(v) : "r"(value));
+    return v;
+}
+DEVICE float from_lane(float value, int distance) { return __shfl_xor_sync(0xFFFFFFFFu, value, distance); }
+
+DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
+DEVICE float magnitude(float value) { return fabsf(value); }
+
+DEVICE word pack_fp16(float low, float high) {
+    word v;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+    return v;
 }
 
 DEVICE float as_float(word bits) { return __uint_as_float(bits); }

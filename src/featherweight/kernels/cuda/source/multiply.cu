@@ -1,90 +1,80 @@
 // y = x Wᵀ for few tokens: weights are the matrix unit's 16-row operand, tokens its columns.
 //
-// A warp takes `TILES` tiles of 16 rows and, in each phase, a unit of UNIT inputs; before it multiplies by one unit it asks for all
-// codes of its next, so that a unit of every warp is under way at any time. Warps of a block lie in `row_warps` by `input_warps`; those of the same
-// inputs share the activations, which pass through shared memory in two stages. Sums over inputs are taken per group in the
-// matrix unit, times the group's scale in fp32, then over the input warps in their order, so results repeat bit for bit.
+// A warp takes `TILES` tiles of 16 rows and, in each phase, a unit of UNIT inputs; it asks for its next unit group by group as it
+// goes along: into the place of what it has used up (HELD 1), or into other registers ahead of each group (HELD 2). Warps of a
+// block lie in `row_warps` by `input_warps`; those of the same inputs share the activations, which lie in shared memory
+// (`fields.cuh`). Sums over inputs are taken per group in the matrix unit, times the group's scale in fp32, then over the input
+// warps in their order, so results repeat bit for bit. `around.cuh` says what else a product of one token can do.
 //
-// To add a storage, write its `decode_step`, `ZeroPair` and `ScalePair` in a file beside `integer.cuh`; to add a term, add to
-// `total` before the sums are exchanged.
-//
-// Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), SPLITS, THREADS, RESIDENT.
-#include "tiles.cuh"
+// Fixed when compiled: what `tiles.cuh` and `around.cuh` name, COLUMNS (tokens in eights), HELD, SPLITS, THREADS, RESIDENT.
+#include "around.cuh"
+#include "fields.cuh"
 
-constexpr int STRIDE = UNIT + 32;  // of a token's activations in shared memory: no bank conflicts
+constexpr int SPAN = GATED ? 1 : TILES;  // tiles of outputs to a warp
 
 template <int STEP, int END>
-DEVICE void multiply_steps(float (&sums)[TILES][COLUMNS][4], const Unit& unit, const ZeroPair (&zero)[TILES],
-                           const unsigned char* const (&tokens)[COLUMNS]) {
+DEVICE void multiply_steps(float (&sums)[TILES][COLUMNS][4], const Unit& unit, const unsigned char* const (&tokens)[COLUMNS]) {
     if constexpr (STEP < END) {
         uint4 x[COLUMNS];
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) x[column] = *(const uint4*)(tokens[column] + STEP / 2 * 64);
 #pragma unroll
         for (int slot = 0; slot < TILES; slot++) {
-            const word* words = (const word*)unit.codes[slot];
             word a[4], b[4];
-            decode_step<STEP>(words, zero[slot], a);
-            decode_step<STEP + 1>(words, zero[slot], b);
+            field_step<STEP>((const word*)unit.codes[slot], a);
+            field_step<STEP + 1>((const word*)unit.codes[slot], b);
 #pragma unroll
             for (int column = 0; column < COLUMNS; column++) {
-                multiply_tile(sums[slot][column], a, x[column].x, x[column].y);
-                multiply_tile(sums[slot][column], b, x[column].z, x[column].w);
+                multiply_fp16(sums[slot][column], a, x[column].x, x[column].y);
+                multiply_fp16(sums[slot][column], b, x[column].z, x[column].w);
             }
         }
-        multiply_steps<STEP + 2, END>(sums, unit, zero, tokens);
+        multiply_steps<STEP + 2, END>(sums, unit, tokens);
     }
 }
 
-// One group of a unit: exact products of its codes, then its scale.
+// The groups of a unit one after the other: exact products of the codes, then the zero point, then the scale. `beside`: what
+// `Activations` has beside them, from the lane's first token; `more`: whether `source` is to be loaded to `then`.
 template <int INDEX>
-DEVICE void multiply_groups(float (&total)[TILES][COLUMNS][4], const Unit& unit, const unsigned char* const (&tokens)[COLUMNS]) {
-    if constexpr (INDEX < BLOCKS * GROUPS) {
-        float sums[TILES][COLUMNS][4] = {};
-        ZeroPair zero[TILES];
+DEVICE void multiply_groups(float (&total)[TILES][COLUMNS][4], const Unit& unit, const unsigned char* const (&tokens)[COLUMNS],
+                            const float* beside, const float2 (&factors)[COLUMNS], bool more, const Source& source, Unit& then) {
+    if constexpr (INDEX < GROUPS_OF_UNIT) {
+        if (HELD == 2 && more) source.load(then, INDEX);
+        float sums[TILES][COLUMNS][4];
+        float2 zeros[COLUMNS];
 #pragma unroll
-        for (int slot = 0; slot < TILES; slot++) {
-#if ZEROS
-            zero[slot].set(unit.zeros[slot][INDEX]);
-#else
-            zero[slot].symmetric();
-#endif
+        for (int column = 0; column < COLUMNS; column++) {
+            zeros[column] = *(const float2*)(beside + INDEX * WIDTH + column * 8);
+#pragma unroll
+            for (int slot = 0; slot < TILES; slot++) {
+#pragma unroll
+                for (int part = 0; part < 4; part++) sums[slot][column][part] = ZEROS ? 0.0f : part % 2 ? zeros[column].y : zeros[column].x;
+            }
         }
-        multiply_steps<INDEX * GROUP / 16, (INDEX + 1) * GROUP / 16>(sums, unit, zero, tokens);
+        multiply_steps<INDEX * GROUP / 16, (INDEX + 1) * GROUP / 16>(sums, unit, tokens);
 #pragma unroll
         for (int slot = 0; slot < TILES; slot++) {
             float upper = unit.scales[slot][INDEX].upper(), lower = unit.scales[slot][INDEX].lower();
+#if ZEROS
+            float upper_zero = (float)(unit.zeros[slot][INDEX] & 0xFFu), lower_zero = (float)(unit.zeros[slot][INDEX] >> 8 & 0xFFu);
+#endif
 #pragma unroll
             for (int column = 0; column < COLUMNS; column++) {
-                total[slot][column][0] += upper * sums[slot][column][0];
-                total[slot][column][1] += upper * sums[slot][column][1];
-                total[slot][column][2] += lower * sums[slot][column][2];
-                total[slot][column][3] += lower * sums[slot][column][3];
+                float(&sum)[4] = sums[slot][column];
+#if ZEROS
+                sum[0] -= upper_zero * zeros[column].x, sum[1] -= upper_zero * zeros[column].y;
+                sum[2] -= lower_zero * zeros[column].x, sum[3] -= lower_zero * zeros[column].y;
+#endif
+                total[slot][column][0] += upper * factors[column].x * sum[0];
+                total[slot][column][1] += upper * factors[column].y * sum[1];
+                total[slot][column][2] += lower * factors[column].x * sum[2];
+                total[slot][column][3] += lower * factors[column].y * sum[3];
             }
         }
-        multiply_groups<INDEX + 1>(total, unit, tokens);
+        if (HELD == 1 && more) source.load(then, INDEX);
+        multiply_groups<INDEX + 1>(total, unit, tokens, beside, factors, more, source, then);
     }
 }
-
-// How the activations of a block lie in shared memory, and how they get there.
-struct Activations {
-    unsigned char* stages;  // of this warp's unit in each phase: [tokens][STRIDE]
-    int bytes, tokens, inputs, stride, member, sharing;
-    const half_word* x;
-
-    DEVICE unsigned char* stage(int index) const { return stages + index * bytes; }
-
-    DEVICE void copy_row(int token, int piece, int unit, int index) const {
-        int input = unit * UNIT + piece * 8;
-        bool inside = input < inputs;
-        copy_to_shared(stage(index) + 2 * (token * STRIDE + piece * 8), x + (long)token * stride + (inside ? input : 0), inside);
-    }
-
-    DEVICE void copy(int unit, int index) const {
-        constexpr int PIECES = UNIT / 8;  // of 16 bytes, of a token
-        for (int piece = member; piece < tokens * PIECES; piece += sharing) copy_row(piece / PIECES, piece % PIECES, unit, index);
-    }
-};
 
 // Writes a warp's sums to shared memory and starts anew.
 DEVICE void put_sums(float* sums, float (&total)[TILES][COLUMNS][4], int tokens, int block_rows, int row_warp, int lane) {
@@ -95,7 +85,7 @@ DEVICE void put_sums(float* sums, float (&total)[TILES][COLUMNS][4], int tokens,
 #pragma unroll
             for (int part = 0; part < 4; part++) {
                 int token = column * 8 + lane % 4 * 2 + part % 2, row = (row_warp * TILES + slot) * 16 + lane / 4 + part / 2 * 8;
-                if (token < tokens) sums[token * block_rows + row] = total[slot][column][part];
+                if (token < tokens) sums[token * (block_rows + 4) + row] = total[slot][column][part];
                 total[slot][column][part] = 0.0f;
             }
         }
@@ -107,17 +97,22 @@ struct Outputs {
     const half_word* bias;
     int rows, tokens, stride, row_shift;  // a block's rows are 2^row_shift
 
-    // Adds what the input warps of all blocks of the cluster found, in a fixed order, and writes.
+    // Adds what the input warps of all blocks of the cluster found, in a fixed order.
+    DEVICE float add(const float* place, int input_warps) const {
+        float sum = 0.0f;
+        for (int other = 0; other < SPLITS; other++) {
+#pragma unroll 8
+            for (int warp = 0; warp < input_warps; warp++) sum += load_from_block(place + warp * tokens * ((1 << row_shift) + 4), other);
+        }
+        return sum;
+    }
+
     DEVICE void write(const float* sums, int block, int input_warps, int split, int thread, int threads) const {
         for (int entry = split * threads + thread; entry < tokens << row_shift; entry += SPLITS * threads) {
-            int token = entry >> row_shift, row = (block << row_shift) + (entry & ((1 << row_shift) - 1));
+            int token = entry >> row_shift, here = entry & ((1 << row_shift) - 1), row = (block << row_shift) + here;
             if (row >= rows) continue;
-            float sum = bias ? from_number(bias[row]) : 0.0f;
-            const float* place = sums + entry;
-            for (int other = 0; other < SPLITS; other++) {
-#pragma unroll 8
-                for (int warp = 0; warp < input_warps; warp++) sum += load_from_block(place + (warp * tokens << row_shift), other);
-            }
+            float sum = add(sums + token * ((1 << row_shift) + 4) + here, input_warps);
+            if (bias) sum += from_number(bias[row]);
             y[(long)token * stride + row] = to_number(sum);
         }
     }
@@ -128,20 +123,26 @@ struct Outputs {
 // activations stay in shared memory, else they pass through two stages.
 KERNEL void __launch_bounds__(THREADS, RESIDENT)
 multiply(Weights weights, const half_word* x, half_word* y, const half_word* bias, int rows, int inputs, int tokens, int x_stride,
-         int y_stride, int row_shift, int share, int spare, int phases, int resident) {
+         int y_stride, int row_shift, int share, int spare, int phases, int resident
+#if AROUND
+         , Around around
+#endif
+) {
     SHARED_MEMORY(memory);
     int lane = threadIdx.x, row_warp = threadIdx.y, input_warp = threadIdx.z, row_warps = blockDim.y, input_warps = blockDim.z;
     int step = SPLITS * input_warps, first = blockIdx.y * input_warps + input_warp, units = weights.units;
     int stages = resident ? phases : 2, index = blockIdx.x;
     int rounds = share + (index < spare), block = index * share + (index < spare ? index : spare);
-    Unit units_held[2];
-    load_unit(units_held[0], weights, (block * row_warps + row_warp) * TILES, first, lane);
+    Unit held[HELD];
+    Source source;
+    source.find(weights, (block * row_warps + row_warp) * SPAN, first, lane);
+    load_unit(held[0], source);
     release_dependents();
     wait_for_inputs();
 
-    int sharing = row_warps * 32, stage_bytes = tokens * STRIDE * 2;
+    int sharing = row_warps * 32, stage_bytes = tokens * STRIDE * 2 + (GROUPS_OF_UNIT + 1) * WIDTH * 4;
     Activations activations = {memory + input_warp * stages * stage_bytes, stage_bytes, tokens, inputs, x_stride,
-                               row_warp * 32 + lane, sharing, x};
+                               row_warp, row_warps, lane, x};
     Outputs outputs = {y, bias, rows, tokens, y_stride, row_shift};
     float* sums = (float*)(memory + input_warps * stages * stage_bytes);
     int column_at[COLUMNS];
@@ -150,38 +151,74 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
         int token = column * 8 + lane / 4;
         column_at[column] = 2 * ((token < tokens ? token : tokens - 1) * STRIDE + lane % 4 * 8);
     }
-    activations.copy(first, 0);
+    activations.put(first, 0);
+    int thread = (input_warp * row_warps + row_warp) * 32 + lane, threads = sharing * input_warps;
+#if AROUND
+    float factor = around.factor(lane), squares = 0.0f;
+    int block_rows = row_warps * SPAN * 16, entry = blockIdx.y * threads + thread;  // of one token: a thread has one output at most
+    Beside beside_row;
+#endif
     float total[TILES][COLUMNS][4] = {};
     int round = 0, phase = 0, turn = 0, current = first;
-    // Asks for the warp's next unit, then multiplies by the one that is there; at the end of a group of rows writes its sums.
+    // Multiplies by one unit and asks for the warp's next; at the end of a group of rows writes its sums.
     auto take = [&](const Unit& now, Unit& then) {
         bool last = phase + 1 == phases, more = !last || round + 1 < rounds;
         int next = last ? first : current + step, here = resident ? phase : turn & 1;
-        if (more) load_unit(then, weights, ((block + last) * row_warps + row_warp) * TILES, next, lane);
+#if AROUND
+        int row = block * block_rows + entry;
+        bool inside = entry < block_rows && row < rows;
+        if (phase == 0) beside_row = around.load(row, inside);
+#endif
+        source.find(weights, ((block + last) * row_warps + row_warp) * SPAN, next, lane);
         if (!resident || round == 0) {
-            finish_copies();
             synchronize_threads(1 + input_warp, sharing);
-            if (resident ? !last : more) activations.copy(next, resident ? phase + 1 : here ^ 1);
+            if (resident ? !last : more) activations.put(next, resident ? phase + 1 : here ^ 1);
         }
         if (current < units) {
             const unsigned char* columns[COLUMNS];
 #pragma unroll
             for (int column = 0; column < COLUMNS; column++) columns[column] = activations.stage(here) + column_at[column];
-            multiply_groups<0>(total, now, columns);
+            const float* beside = activations.sums(here) + lane % 4 * 2;
+            float2 factors[COLUMNS];
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column++) factors[column] = *(const float2*)(beside + GROUPS_OF_UNIT * WIDTH + column * 8);
+            multiply_groups<0>(total, now, columns, beside, factors, more, source, then);
+        } else if (more) {
+            load_unit(then, source);
         }
         turn++, phase++, current = next;
         if (last) {
-            float* buffer = sums + (round & 1) * (input_warps * tokens << row_shift);
-            put_sums(buffer + (input_warp * tokens << row_shift), total, tokens, 1 << row_shift, row_warp, lane);
+            int each = tokens * ((1 << row_shift) + 4);
+            float* buffer = sums + (round & 1) * input_warps * each;
+            put_sums(buffer + input_warp * each, total, tokens, 1 << row_shift, row_warp, lane);
             synchronize_block();
             if (SPLITS > 1) synchronize_cluster();
-            outputs.write(buffer, block, input_warps, blockIdx.y, (input_warp * row_warps + row_warp) * 32 + lane,
-                          sharing * input_warps);
+#if AROUND
+            if (inside) {
+#if GATED
+                const float* gate = buffer + entry / 16 * 32 + entry % 16;
+                float sum = factor * outputs.add(gate, input_warps), up = factor * outputs.add(gate + 16, input_warps);
+                if (bias) sum += from_number(bias[row]), up += from_number(bias[rows + row]);
+                sum = activate(sum) * up;
+#else
+                float sum = factor * outputs.add(buffer + entry, input_warps);
+                if (bias) sum += from_number(bias[row]);
+#endif
+                squares += around.finish(y, row, sum, beside_row);
+            }
+#else
+            outputs.write(buffer, block, input_warps, blockIdx.y, thread, threads);
+#endif
             round++, block++, phase = 0;
         }
         return more;
     };
-    while (take(units_held[0], units_held[1]) && take(units_held[1], units_held[0])) {}
+    while (take(held[0], held[HELD - 1]) && (HELD == 1 || take(held[HELD - 1], held[0]))) {}
     if (SPLITS > 1) synchronize_cluster();  // a block stays until its sums were read
+#if AROUND
+    if (!around.gain) return;
+    squares = sum_over_block(squares, sums, lane, thread / 32, threads / 32);
+    if (thread == 0) around.squares_out[blockIdx.x * SPLITS + blockIdx.y] = squares;
+#endif
 }
 EXPORT(multiply)

@@ -2,8 +2,13 @@
 //
 // Fixed when compiled: BITS, ACTIVATION, SCALE, ZEROS, GROUP (inputs per scale: 128, 64, 32) and WIDE (groups of so many times
 // 128, 0 for whole rows), UNIT (inputs that a warp takes at once), TILES (of 16 rows to a warp).
+// GATED: of two tiles to a warp, the second is that far behind the first as half the outputs.
 #pragma once
 #include "integer.cuh"
+
+#ifndef GATED
+#define GATED 0
+#endif
 
 constexpr int BLOCK = 128, BLOCKS = UNIT / BLOCK;  // inputs that a row of scales covers, such blocks in a unit
 constexpr int GROUPS = BLOCK / GROUP;              // scales to a block
@@ -24,25 +29,45 @@ struct Weights {
     int scale_blocks;  // of a tile
 };
 
-// Asks for the codes, scales and zero points of unit `unit` of tiles `tile` and on. Past the end what is there is read again.
-DEVICE void load_unit(Unit& target, const Weights& weights, int tile, int unit, int lane) {
-    unit = unit < weights.units ? unit : weights.units - 1;
+// Where the codes, scales and zero points of one unit of a warp's tiles lie. Past the end what is there is read again.
+struct Source {
+    const uint4* codes[TILES];
+    const unsigned char* scales[TILES];
+    const unsigned char* zeros[TILES];
+    int unit;
+
+    DEVICE void find(const Weights& weights, int tile, int wanted, int lane) {
+        unit = wanted < weights.units ? wanted : weights.units - 1;
 #pragma unroll
-    for (int slot = 0; slot < TILES; slot++) {
-        int here = tile + slot < weights.tiles ? tile + slot : weights.tiles - 1;
-        const uint4* codes = weights.codes + ((unsigned)(here * weights.units + unit) * LOADS * 32 + lane);
+        for (int slot = 0; slot < TILES; slot++) {
+            int here = tile + slot * (GATED ? weights.tiles / 2 : 1);
+            if (here >= weights.tiles) here = weights.tiles - 1;
+            codes[slot] = weights.codes + ((unsigned)(here * weights.units + unit) * LOADS * 32 + lane);
+            unsigned first = ((unsigned)(here * weights.scale_blocks + (WIDE == 1 ? unit * BLOCKS : 0)) * 8 + lane / 4) * GROUPS;
+            scales[slot] = weights.scales + first * ScalePair::SIZE;
+            zeros[slot] = ZEROS ? weights.zeros + first * 2 : nullptr;
+        }
+    }
+
+    // Asks for what group `index` of the unit needs and no group before it does.
+    DEVICE void load(Unit& target, int index) const {
 #pragma unroll
-        for (int load = 0; load < LOADS; load++) target.codes[slot][load] = load_stream(codes + load * 32);
-        unsigned first = ((unsigned)(here * weights.scale_blocks + (WIDE == 1 ? unit * BLOCKS : 0)) * 8 + lane / 4) * GROUPS;
-        const unsigned char* scales = weights.scales + first * ScalePair::SIZE;
+        for (int slot = 0; slot < TILES; slot++) {
 #pragma unroll
-        for (int index = 0; index < BLOCKS * GROUPS; index++) {
+            for (int load = loads_before(index * GROUP); load < loads_before((index + 1) * GROUP); load++) {
+                target.codes[slot][load] = load_stream(codes[slot] + load * 32);
+            }
             unsigned at = index / GROUPS * 8 * GROUPS + index % GROUPS;
             if (WIDE != 1) at = WIDE == 0 ? 0 : (unsigned)(unit * BLOCKS + index) / (WIDE ? WIDE : 1) * 8;
-            target.scales[slot][index].load(scales + at * ScalePair::SIZE);
+            target.scales[slot][index].load(scales[slot] + at * ScalePair::SIZE);
 #if ZEROS
-            target.zeros[slot][index] = load_half_word(weights.zeros + (first + at) * 2);
+            target.zeros[slot][index] = load_half_word(zeros[slot] + at * 2);
 #endif
         }
     }
+};
+
+DEVICE void load_unit(Unit& target, const Source& source) {
+#pragma unroll
+    for (int index = 0; index < BLOCKS * GROUPS; index++) source.load(target, index);
 }

@@ -1,0 +1,6 @@
+"""Decoding by a step of our own: fused kernels over a static cache, one CUDA graph a token."""
+
+from featherweight.decoding.reading import read_decoder, why_not
+from featherweight.decoding.runner import Runner, open_runner
+
+__all__ = ["Runner", "open_runner", "read_decoder", "why_not"]

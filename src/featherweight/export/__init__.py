@@ -1,0 +1,1 @@
+"""To other formats: the same codes and scales in the layout that another program reads."""

@@ -1,0 +1,193 @@
+"""One token's attention over coded keys and values in one CUDA launch, two where the query is sketched first."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from featherweight.kernels.cache_part import CachePart
+from featherweight.kernels.cuda import driver
+from featherweight.kernels.cuda.cache_layout import HEADS, NUMBERS, STAGE, Arguments, Rows, Side, key_side, qjl_table, value_side
+from featherweight.kernels.reference.cache_attention import cache_attention as reference
+
+#: Floats of a head's part beside its sums; threads that prepare a query.
+_STATE, _THREADS = 4, 128
+
+
+class Launch(Protocol):
+    """Starts a kernel: the driver's, or an emulation's."""
+
+    def __call__(
+        self, source: str, name: str, constants: Mapping[str, int], grid: tuple[int, int, int], threads: int, shared: int,
+        arguments: Sequence[Any], device: torch.device,
+    ) -> None: ...  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the work is cut.
+
+    Attributes:
+        warps: of a program.
+        depth: stages of a warp in shared memory.
+        resident: programs that a multiprocessor holds at once.
+    """
+
+    warps: int = 8
+    depth: int = 3
+    resident: int = 2
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many tokens there are: on the device, for a graph that is replayed while they grow, or as numbers.
+
+    Attributes:
+        device: int32 `[3]`: coded keys, coded values, tokens; None for the numbers of the parts.
+        most: tokens at most, by which the work is cut.
+    """
+
+    device: Tensor | None = None
+    most: int = 0
+
+
+def launch_on_device(
+    source: str, name: str, constants: Mapping[str, int], grid: tuple[int, int, int], threads: int, shared: int,
+    arguments: Sequence[Any], device: torch.device,
+) -> None:  # fmt: skip
+    """See `Launch`; on torch's current stream."""
+    function = driver.load(source, name, driver.constants_of(constants), device)
+    function.launch(grid, (threads, 1, 1), shared, arguments, overlapped=False)
+
+
+def cache_attention(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | None, scaling: float) -> Tensor:
+    """As `featherweight.kernels.reference.cache_attention`, for one query; sums in float32."""
+    if not _readable(query, keys, values, mask):
+        return reference(query, keys, values, mask, scaling)
+    return attend(query, keys, values, mask, scaling)
+
+
+def attend(
+    query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | None, scaling: float, lengths: Lengths | None = None,
+    shape: Shape | None = None, launch: Launch = launch_on_device,
+) -> Tensor:  # fmt: skip
+    """As `cache_attention`, with the device's lengths, the shape of the work and the launcher given."""
+    batch, heads, _, head_dim = query.shape
+    shape, lengths = shape or Shape(), lengths or Lengths()
+    key_heads = keys.exact.shape[1]
+    group = heads // key_heads
+    blocks, sides = -(-group // HEADS), (key_side(keys, head_dim), value_side(values, head_dim))
+    constants = {"NUMBER": NUMBERS[query.dtype], "HEAD_DIM": head_dim, **sides[0].constants}
+    owners = batch * key_heads * blocks
+    parts = _parts(max(lengths.most, values.coded), owners, shape, query.device)
+    out = torch.empty(batch, heads, 1, head_dim, dtype=query.dtype, device=query.device)
+    partial = torch.empty(owners * parts * HEADS * (head_dim + _STATE), dtype=torch.float32, device=query.device)
+    tickets = _tickets(owners, query.device)
+    hidden = None if mask is None else mask[:, 0, -1].expand(batch, -1).contiguous().view(torch.uint8)
+    given = Arguments(
+        query=Rows.of(query), exact_keys=Rows.of(keys.exact), exact_values=Rows.of(values.exact),
+        first_keys=Rows.of(keys.codes.get("first")), first_values=Rows.of(values.codes.get("first")),
+        out=out.data_ptr(), partial=partial.data_ptr(), tickets=tickets.data_ptr(),
+        mask=0 if hidden is None else hidden.data_ptr(), mask_stride=0 if hidden is None else hidden.shape[1],
+        lengths=0 if lengths.device is None else lengths.device.data_ptr(), coded_keys=keys.coded, coded_values=values.coded,
+        tokens=keys.coded + keys.exact.shape[2], first=_first(keys), group=group, scaling=scaling * math.log2(math.e),
+    )  # fmt: skip
+    for side, part, target in zip(sides, (keys, values), (given.keys, given.values), strict=True):
+        for index, name in enumerate(side.names):
+            target[index] = Rows.of(part.codes[name])
+    prepared = _prepare(given, keys, sides[0], constants, owners, batch, launch, query.device)
+    constants |= {
+        **sides[1].constants, "WARPS": shape.warps, "DEPTH": shape.depth, "RESIDENT": shape.resident, "MASKED": int(mask is not None),
+    }  # fmt: skip
+    stage = sum(-(-side.stage_bytes // 16) * 16 for side in sides)
+    states = 4 * HEADS * (head_dim + _STATE + 8)
+    shared = 4 * HEADS * head_dim + shape.warps * max(shape.depth * stage, states)
+    grid = (parts, key_heads * blocks, batch)
+    launch("cache_attention.cu", "cache_attention", constants, grid, 32 * shape.warps, shared, (given,), query.device)
+    del prepared, partial, hidden, tickets  # held until here
+    return out
+
+
+def _prepare(
+    given: Arguments, keys: CachePart, side: Side, constants: Mapping[str, int], owners: int, batch: int, launch: Launch,
+    device: torch.device,
+) -> Tensor | None:  # fmt: skip
+    """Launch what the keys' codec wants of the query, if anything."""
+    if not side.prepared_bytes:
+        return None
+    prepared = torch.empty(owners * side.prepared_bytes, dtype=torch.uint8, device=device)
+    projection, constant = keys.constants["projection"], unbiased(keys.settings, len(keys.constants["projection"]))
+    if side.constants["OUTLIERS"]:
+        given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], constant).data_ptr()
+    given.prepared = prepared.data_ptr()
+    head_dim = constants["HEAD_DIM"]
+    shared = 4 * (HEADS * head_dim + _THREADS // 32 * HEADS * 2) + side.prepared_bytes
+    pointers = (ctypes.c_void_p(projection.data_ptr()), ctypes.c_void_p(prepared.data_ptr()), ctypes.c_float(constant))
+    launch(
+        "cache_query.cu", "cache_query", {**constants, "THREADS": _THREADS}, (owners // batch, batch, 1), _THREADS, shared,
+        (given, *pointers), device,
+    )  # fmt: skip
+    return prepared
+
+
+def unbiased(settings: Mapping[str, Any], head_dim: int) -> float:
+    """`c` of a QJL sketch; see `QJL.unbiased`."""
+    if settings["projection"] == "gaussian" or settings["constant"] == "gaussian":
+        return math.sqrt(math.pi / 2)
+    return math.exp(0.5 * math.log(math.pi / head_dim) + math.lgamma((head_dim + 1) / 2) - math.lgamma(head_dim / 2))
+
+
+def _parts(coded: int, owners: int, shape: Shape, device: torch.device) -> int:
+    """Programs that share the tokens of a head: one for the exact ones, and as many as the device holds at once for the others."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    wanted = processors * shape.resident // owners
+    return 1 + max(1, min(wanted - 1, -(-coded // (STAGE * shape.warps))))
+
+
+def _first(part: CachePart) -> int:
+    first = part.codes.get("first")
+    return 0 if first is None else first.shape[2]
+
+
+def _readable(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | None) -> bool:
+    """Whether what the kernel reads lies as it wants it: entries next to each other, everything on 16 bytes."""
+    tensors = [query, keys.exact, values.exact, *keys.codes.values(), *values.codes.values()]
+    aligned = all(
+        tensor.data_ptr() % 16 == 0 and all(stride * tensor.itemsize % 16 == 0 for stride in tensor.stride()[:2])
+        and tensor[0, 0].is_contiguous()
+        for tensor in tensors if tensor.numel()
+    )  # fmt: skip
+    seen = mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
+    return aligned and seen and values.coded <= keys.coded
+
+
+#: Words of a device's tickets; those of a stream.
+_TICKETS, _SOME = 1 << 18, 1 << 12
+_HELD: dict[torch.device, Tensor] = {}
+_PLACES: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _tickets(count: int, device: torch.device) -> Tensor:
+    """Zeros, which every launch leaves as zeros. A stream has its own, and so has every launch that is recorded in a graph."""
+    if device.type != "cuda" or count > _SOME:
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    if device not in _HELD:
+        _HELD[device] = torch.zeros(_TICKETS, dtype=torch.int32, device=device)
+    held, used = _HELD[device], _PLACES.setdefault((device, 0), torch.zeros(1, dtype=torch.int64))
+    recorded = torch.cuda.is_current_stream_capturing()
+    place = (device, -1 - torch.cuda.current_stream(device).cuda_stream)
+    if not recorded and place in _PLACES:
+        return _PLACES[place]
+    start, size = int(used), count if recorded else _SOME
+    if start + size > _TICKETS:
+        start = 0
+    used.fill_(start + size)
+    if recorded:
+        return held[start : start + size]
+    return _PLACES.setdefault(place, held[start : start + size])

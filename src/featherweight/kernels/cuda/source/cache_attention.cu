@@ -1,0 +1,274 @@
+// Softmax attention of one token over keys and values of which the oldest are in code, all query heads of a key head together.
+//
+// Grid: parts, key heads times blocks of HEADS query heads, sequences. Part 0 reads the tokens whose values are exact, and the
+// first ones; the other parts share the rest, a run of stages to each warp. A warp keeps its own maximum and sums and copies its
+// next stages in the background. Warps are added up in shared memory, parts by the last of them to finish.
+//
+// Fixed when compiled: WARPS, DEPTH (stages of a warp in shared memory), RESIDENT, MASKED, KEYS and VALUES (which codec).
+#if KEYS == 1
+#include "cache_keys_qjl.cuh"
+#elif KEYS == 2
+#include "cache_keys_channel.cuh"
+#else
+#include "cache_keys_levels.cuh"
+#endif
+#if VALUES == 1
+#include "cache_values_integer.cuh"
+#else
+#include "cache_values_levels.cuh"
+#endif
+#include "cache_exact.cuh"
+
+constexpr int STAGE_BYTES = (KEY_STAGE + 15) / 16 * 16 + (VALUE_STAGE + 15) / 16 * 16, VALUES_AT = (KEY_STAGE + 15) / 16 * 16;
+constexpr int STATE = HEAD_DIM + 4;           // floats of a head's part: sums, maximum, weight, and two to spare
+constexpr int QUERY_BYTES = 2 * HEADS * HEAD_DIM * 2;  // columns: each head twice
+static_assert(WARPS >= HEADS, "a warp adds up each head");
+
+// Where a warp is, and what it has.
+struct Walk {
+    int sequence, head, lane, row, quarter;
+    int coded_keys, coded_values, tokens, first;
+    const unsigned char *prepared, *mask;
+    const half_word* asked;  // queries of the columns, one after another
+    float best = LOWEST, weight = 0;
+
+    // Maximum brought up to date, and what to multiply earlier sums by; false if nothing changes.
+    DEVICE bool raise(const float (&x)[2][2], float& factor) {
+        float top = fmaxf(fmaxf(x[0][0], x[0][1]), fmaxf(x[1][0], x[1][1]));
+        if (!any_lane(top > best + SLACK)) return false;
+        for (int lanes = 4; lanes < 32; lanes *= 2) top = fmaxf(top, exchange(top, lanes));
+        top = fmaxf(top, best);
+        factor = power(best - top);
+        best = top;
+        weight *= factor;
+        return true;
+    }
+
+    template <class Sums>
+    DEVICE void add(Sums& sums, const unsigned char* values, const float (&x)[2][2]) {
+        float factor;
+        if (raise(x, factor)) sums.rescale(factor);
+        const float shift = (float)EXTRA - best;
+#pragma unroll
+        for (int tile = 0; tile < 2; tile++) {
+            const float low = power(x[tile][0] + shift), high = power(x[tile][1] + shift);
+            weight += low + high;
+            sums.add(values, tile, transpose(pair(low, low)), transpose(pair(high, high)), row, quarter);
+        }
+    }
+
+    // Tokens outside [begin, end), and those that the mask hides, get no weight.
+    DEVICE void hide(float (&x)[2][2], int base, int begin, int end) const {
+#pragma unroll
+        for (int tile = 0; tile < 2; tile++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int token = base + 16 * tile + 8 * half + token_of(row);
+                bool seen = token >= begin && token < end;
+#if MASKED
+                seen = seen && mask[token];
+#endif
+                if (!seen) x[tile][half] = as_float(0xFF800000u);  // −∞
+            }
+        }
+    }
+
+    template <class Sums>
+    DEVICE void store(const Sums& sums, float* state, float* room) const {
+        float whole = weight;
+        for (int lanes = 4; lanes < 32; lanes *= 2) whole += exchange(whole, lanes);
+        float* mine = state + quarter * STATE;
+        sums.store(mine, room + quarter * 8, row);
+        if (row == 0) mine[HEAD_DIM] = best, mine[HEAD_DIM + 1] = whole;
+    }
+};
+
+// The stages of a warp in shared memory, filled ahead of their use.
+struct Ring {
+    KeyFeed keys;
+    ValueFeed values;
+    unsigned char *first, *next;  // the ring, and the place to be filled next
+    int left;                     // coded values of the stages that were not asked for yet
+
+    DEVICE void begin(const Walk& walk, const Arguments& a, unsigned char* ring, int stage) {
+        first = next = ring, left = walk.coded_values - stage * STAGE;
+        keys.begin(a, walk.sequence, walk.head, stage * STAGE, walk.lane);
+        values.begin(a, walk.sequence, walk.head, stage * STAGE, walk.lane);
+    }
+    DEVICE void fetch(const Walk& walk, bool more) {
+        if (more) {
+            if (left >= STAGE) {
+                keys.copy<true>(next, STAGE, walk.lane);
+                values.copy<true>(next + VALUES_AT, STAGE, walk.lane);
+            } else {
+                keys.copy<false>(next, left + walk.coded_keys - walk.coded_values, walk.lane);
+                values.copy<false>(next + VALUES_AT, left, walk.lane);
+            }
+            left -= STAGE;
+        }
+        next = after(next);
+        close_copies();
+    }
+    DEVICE unsigned char* after(unsigned char* place) const {
+        return place == first + (DEPTH - 1) * STAGE_BYTES ? first : place + STAGE_BYTES;
+    }
+};
+
+// Stages [begin, end) of coded values by one warp; `shared` holds DEPTH stages.
+DEVICE void walk_coded(Walk& walk, Values& values, const Arguments& a, unsigned char* shared, int begin, int end) {
+    Ring ring;
+    ring.begin(walk, a, shared, begin);
+    for (int ahead = 0; ahead < DEPTH - 1; ahead++) ring.fetch(walk, begin + ahead < end);
+    if (PREPARED) wait_for_inputs();
+    Keys keys;
+    keys.begin(a, walk.prepared, walk.asked + walk.row * HEAD_DIM, walk.lane, walk.row, walk.quarter);
+    unsigned char* place = shared;
+    int left = walk.coded_values - begin * STAGE;
+    for (int stage = begin; stage < end; stage++) {
+        wait_for_copies<DEPTH - 2>();
+        synchronize_warp();
+        ring.fetch(walk, stage + DEPTH - 1 < end);  // into the place of the stage before this one, which all lanes have read
+        const bool edge = MASKED || left < STAGE || stage * STAGE < walk.first;
+        if (edge && left < STAGE) {
+            Values::clear(place + VALUES_AT, left, walk.lane);
+            synchronize_warp();
+        }
+        float x[2][2];
+        keys.score(x, place, a, walk.prepared, walk.row, walk.quarter);
+        if (edge) walk.hide(x, stage * STAGE, walk.first, walk.coded_values);
+        walk.add(values, place + VALUES_AT, x);
+        place = ring.after(place);
+        left -= STAGE;
+    }
+}
+
+// The first tokens, and those from the first exact value on, of which the oldest keys may be in code.
+DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsigned char* ring, int warp) {
+    if (PREPARED) wait_for_inputs();
+    Keys keys;
+    keys.begin(a, walk.prepared, walk.asked + walk.row * HEAD_DIM, walk.lane, walk.row, walk.quarter);
+    const int begin = walk.coded_values / STAGE, end = walk.tokens > walk.coded_values ? (walk.tokens + STAGE - 1) / STAGE : 0;
+    float x[2][2];
+    if (warp == WARPS - 1 && walk.first) {
+        for (int base = 0; base < walk.first; base += STAGE) {
+            score_exact(x, a.first_keys.of(walk.sequence, walk.head), walk.asked, base, walk.first, a.scaling, walk.row, walk.quarter);
+            walk.hide(x, base, 0, walk.first);
+            values.at(a.first_values.of(walk.sequence, walk.head), base, walk.first);
+            walk.add(values, nullptr, x);
+        }
+    }
+    for (int stage = begin + warp; stage < end; stage += WARPS) {
+        const int base = stage * STAGE;
+        if (base < walk.coded_keys) {
+            KeyFeed feed;
+            feed.begin(a, walk.sequence, walk.head, base, walk.lane);
+            feed.copy<false>(ring, walk.coded_keys - base, walk.lane);
+            close_copies();
+            wait_for_copies<0>();
+            synchronize_warp();
+            keys.score(x, ring, a, walk.prepared, walk.row, walk.quarter);
+            synchronize_warp();
+        }
+        if (base + STAGE > walk.coded_keys && walk.tokens > walk.coded_keys) {
+            float exact[2][2];
+            score_exact(exact, a.exact_keys.of(walk.sequence, walk.head), walk.asked, base - walk.coded_keys, walk.tokens - walk.coded_keys,
+                        a.scaling, walk.row, walk.quarter);
+#pragma unroll
+            for (int place = 0; place < 4; place++) {
+                const int token = base + 16 * (place / 2) + 8 * (place % 2) + token_of(walk.row);
+                if (token >= walk.coded_keys) x[place / 2][place % 2] = exact[place / 2][place % 2];
+            }
+        }
+        walk.hide(x, base, walk.coded_values > walk.first ? walk.coded_values : walk.first, walk.tokens);
+        values.at(a.exact_values.of(walk.sequence, walk.head), base - walk.coded_values, walk.tokens - walk.coded_values);
+        walk.add(values, nullptr, x);
+    }
+}
+
+// Weighted sums of `count` states, `stride` floats apart, of four channels of a head.
+struct Total {
+    float4 sums = {0, 0, 0, 0};
+    float best = LOWEST, weight = 0;
+    template <class Load>
+    DEVICE void add(const float* states, int count, int stride, int channel, const Load& load) {
+        float top = best;
+#pragma unroll 8
+        for (int part = 0; part < count; part++) top = fmaxf(top, load(states + part * stride + HEAD_DIM).x);
+        const float before = power(best - top);
+        best = top, weight *= before;
+        sums = {sums.x * before, sums.y * before, sums.z * before, sums.w * before};
+#pragma unroll 8
+        for (int part = 0; part < count; part++) {
+            const float4 end = load(states + part * stride + HEAD_DIM), four = load(states + part * stride + channel);
+            const float factor = power(end.x - top);
+            weight += factor * end.y;
+            sums = {sums.x + factor * four.x, sums.y + factor * four.y, sums.z + factor * four.z, sums.w + factor * four.w};
+        }
+    }
+};
+
+KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid_constant__ Arguments a) {
+    SHARED_MEMORY(shared);
+    if (!PREPARED) wait_for_inputs();  // else the kernel before, which prepares the query, has waited for all others
+    const int warp = threadIdx.x / 32, part = blockIdx.x, parts = gridDim.x, blocks = (a.group + HEADS - 1) / HEADS;
+    Walk walk;
+    walk.lane = threadIdx.x % 32, walk.row = walk.lane / 4, walk.quarter = walk.lane % 4;
+    walk.sequence = blockIdx.z, walk.head = blockIdx.y / blocks;
+    const int owner = blockIdx.z * gridDim.y + blockIdx.y, base_head = walk.head * a.group + blockIdx.y % blocks * HEADS;
+    const int heads = a.group - blockIdx.y % blocks * HEADS < HEADS ? a.group - blockIdx.y % blocks * HEADS : HEADS;
+    walk.coded_keys = a.lengths ? a.lengths[0] : a.coded_keys;
+    walk.coded_values = a.lengths ? a.lengths[1] : a.coded_values;
+    walk.tokens = a.lengths ? a.lengths[2] : a.tokens;
+    walk.first = a.first < walk.coded_values ? a.first : walk.coded_values;
+    walk.prepared = a.prepared + (long long)owner * PREPARED;
+    walk.mask = a.mask + (long long)walk.sequence * a.mask_stride;
+    half_word* asked = (half_word*)shared;
+    walk.asked = asked;
+    unsigned char* ring = shared + QUERY_BYTES + warp * DEPTH * STAGE_BYTES;
+    if (threadIdx.x < 2 * HEADS * HEAD_DIM / 8) {
+        const int column = threadIdx.x / (HEAD_DIM / 8), head = column / 2 < heads ? column / 2 : heads - 1;
+        const unsigned char* source = a.query.of(walk.sequence, base_head + head);
+        ((uint4*)asked)[threadIdx.x] = ((const uint4*)source)[threadIdx.x % (HEAD_DIM / 8)];
+    }
+    synchronize_block();
+
+    float* states = (float*)(shared + QUERY_BYTES);
+    if (part == 0) {
+        ExactValues values;
+        walk_exact(walk, values, a, ring, warp);
+        synchronize_block();
+        walk.store(values, states + warp * HEADS * STATE, states + WARPS * HEADS * STATE + warp * HEADS * 8);
+    } else {
+        const int stages = (walk.coded_values + STAGE - 1) / STAGE, warps = (parts - 1) * WARPS, mine = (part - 1) * WARPS + warp;
+        Values values;
+        walk_coded(walk, values, a, ring, (int)((long long)stages * mine / warps), (int)((long long)stages * (mine + 1) / warps));
+        wait_for_copies<0>();
+        synchronize_block();
+        walk.store(values, states + warp * HEADS * STATE, states + WARPS * HEADS * STATE + warp * HEADS * 8);
+    }
+    synchronize_block();
+
+    const int head = threadIdx.x / 32, channel = threadIdx.x % 32 * 4;
+    const bool adds = head < HEADS && channel < HEAD_DIM;
+    float* partial = a.partial + ((long long)owner * parts + part) * HEADS * STATE;
+    if (adds) {
+        Total total;
+        total.add(states + head * STATE, WARPS, HEADS * STATE, channel, [](const float* at) { return *(const float4*)at; });
+        *(float4*)(partial + head * STATE + channel) = total.sums;
+        if (channel == 0) *(float4*)(partial + head * STATE + HEAD_DIM) = {total.best, total.weight, 0, 0};
+        publish();
+    }
+    synchronize_block();
+    word* last = (word*)shared;
+    if (threadIdx.x == 0) *last = take_ticket(a.tickets + owner, parts);
+    synchronize_block();
+    if (!*last) return;
+    if (adds && head < heads) {
+        Total total;
+        total.add(a.partial + (long long)owner * parts * HEADS * STATE + head * STATE, parts, HEADS * STATE, channel,
+                  [](const float* at) { return load_fresh(at); });
+        half_word* target = a.out + ((long long)walk.sequence * (gridDim.y / blocks) * a.group + base_head + head) * HEAD_DIM + channel;
+        const float scale = 1.0f / total.weight;
+        *(uint2*)target = {pair(total.sums.x * scale, total.sums.y * scale), pair(total.sums.z * scale, total.sums.w * scale)};
+    }
+}

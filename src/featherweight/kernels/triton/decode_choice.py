@@ -1,0 +1,58 @@
+"""The next token from a step's logits, without the host: the largest, or a draw, and everything moved on by one."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from featherweight.kernels.decoding import Chosen
+from featherweight.kernels.triton.dependent import launch_options, wait_for_inputs
+
+#: Logits of one program, and its warps.
+BLOCK, WARPS = 1024, 4
+
+
+@triton.jit
+def _choose(
+    logits, temperature, seed, position, token, history, best, where, ticket, vocabulary, length, batch: tl.constexpr,
+    parts: tl.constexpr, block: tl.constexpr, padded: tl.constexpr, dependent: tl.constexpr,
+):  # fmt: skip
+    """A program finds the largest of its part of one row; the last of all finds the largest of the parts, and moves on."""
+    wait_for_inputs(dependent)
+    row, part = tl.program_id(0), tl.program_id(1)
+    lane = part * block + tl.arange(0, block)
+    value = tl.load(logits + row.to(tl.int64) * vocabulary + lane, mask=lane < vocabulary, other=float("-inf")).to(tl.float32)
+    broken = (lane < vocabulary) & ((value != value) | (tl.abs(value) == float("inf")))
+    heat, here = tl.load(temperature), tl.load(position)
+    if heat > 0:
+        uniform = tl.rand(tl.load(seed), ((here + 1) * batch + row) * vocabulary + lane)
+        value = value / heat - tl.log(-tl.log(tl.maximum(uniform, 1e-30)))
+    value = tl.where(lane < vocabulary, value, float("-inf"))
+    value = tl.where(broken, float("inf"), value)
+    most, index = tl.max(value, axis=0, return_indices=True)
+    tl.store(best + row * parts + part, most)
+    tl.store(where + row * parts + part, part * block + index)
+    tl.debug_barrier()
+    if tl.atomic_add(ticket, 1, sem="acq_rel") != batch * parts - 1:
+        return
+    tl.store(ticket, 0)
+    slot = tl.arange(0, padded)
+    for each in range(batch):
+        found = tl.load(best + each * parts + slot, mask=slot < parts, other=float("-inf"), cache_modifier=".cg")
+        most, index = tl.max(found, axis=0, return_indices=True)
+        chosen = tl.load(where + each * parts + index, cache_modifier=".cg")
+        tl.store(token + each, chosen.to(tl.int64))
+        tl.store(history + each * length + here + 1, tl.where(most == float("inf"), -1, chosen))
+    tl.store(position, here + 1)
+
+
+def choose_token(logits: Tensor, chosen: Chosen) -> None:
+    """As `featherweight.kernels.reference.decode_choice.choose_token`; a draw is by noise of its own (Gumbel), seeded alike."""
+    batch, vocabulary = logits.shape
+    parts = triton.cdiv(vocabulary, BLOCK)
+    _choose[(batch, parts)](
+        logits, chosen.temperature, chosen.seed, chosen.position, chosen.token, chosen.history, chosen.best, chosen.where,
+        chosen.ticket, vocabulary, chosen.history.shape[1], batch, parts, BLOCK, triton.next_power_of_2(parts),
+        num_warps=WARPS, **launch_options(logits.device),
+    )  # fmt: skip

@@ -1,0 +1,30 @@
+"""Blocks tuned while they are rounded: in a whole run, as planned; their vectors can be trained further."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import featherweight as fw
+from common import TINY
+from featherweight.api import finetune
+from featherweight.finetune.settings import Settings
+
+QUICK = {**TINY, "steps.0.passes": 0, "steps.0.scope": "model.layers.0.self_attn.*"}
+
+
+def test_a_tuned_run_is_as_planned_and_its_signs_go_on_in_fine_tuning(tmp_path: Path) -> None:
+    bits = []
+    for name, changes in (("plain", {}), ("tuned", {"steps.0.tune_block": 8})):
+        plan = fw.plan("demo", "quip-2bit", changes={**QUICK, **changes})
+        fw.compress(plan, tmp_path / name)
+        ledger = json.loads((tmp_path / name / "ledger.json").read_text())
+        bits.append(ledger["total"]["linear_bits"])
+        rows = [row for row in ledger["rows"] if row["method"]]
+        assert len(rows) == 4 and all(row["stored_bytes"] == row["predicted_bytes"] for row in rows)
+        gains = {row["measured"].get("tuning_gain") if "measured" in row else row.get("tuning_gain") for row in rows}
+        assert (gains == {None}) if name == "plain" else min(gains) > 0, gains
+    assert bits[1] > bits[0]
+    settings = Settings(task="lm", train=("signs",), length=32, samples=4, held_out=2)
+    assert finetune(tmp_path / "tuned", tmp_path / "further", settings, device="cpu").told["grown_bytes"] == 0
+    fw.verify(tmp_path / "further")
