@@ -20,20 +20,16 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from featherweight.engine.forms import Chain, all_forms, pack_by
 from featherweight.evaluation.speed import measure_speed
-from featherweight.methods.base import Method, Problem
-from featherweight.methods.inside import compress_inside, storage_after
 from featherweight.methods.magnitude import Magnitude
-from featherweight.methods.registry import METHODS, method_from
 from featherweight.methods.rtn import RTN
 from featherweight.methods.spqr import SpQR
 from featherweight.methods.structured import Structured
 from featherweight.packed.base import PackedWeight, from_tensors
-from featherweight.packed.dense import Dense
 from featherweight.packed.linear import PackedLinear
 from featherweight.packed.lower import explain
 from featherweight.reports.speed import markdown_table
-from featherweight.statistics.inputs import InputStatistics
 
 SHAPES = {
     "llama-3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
@@ -41,7 +37,7 @@ SHAPES = {
     "tiny": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 4096, "tie_word_embeddings": True},
 }  # fmt: skip
-FORMS: dict[str, tuple[Method, ...]] = {
+FORMS: dict[str, Chain] = {
     "dense": (),
     "8-bit g128": (RTN(bits=8, group_size=128),),
     "4-bit g128": (RTN(bits=4, group_size=128),),
@@ -54,66 +50,22 @@ FORMS: dict[str, tuple[Method, ...]] = {
 }
 
 
-def packed(weight: torch.Tensor, chain: tuple[Method, ...]) -> PackedWeight:
-    """`weight` after the chain, on a Hessian of independent inputs."""
-    eye = torch.eye(weight.shape[1], device=weight.device)
-    statistics = InputStatistics(1, eye.diagonal().clone(), eye)
-    problem = Problem({"w": weight.float()}, {"w": Dense(weight)}, statistics, weight.dtype)
-    for method in chain:
-        done = compress_inside(method, problem)
-        problem = Problem(problem.weights, {"w": done["w"].weight}, statistics, weight.dtype)
-    return problem.current["w"]
-
-
 @torch.no_grad()
-def put(model: torch.nn.Module, chain: tuple[Method, ...]) -> list[PackedWeight]:
+def put(model: torch.nn.Module, chain: Chain) -> list[PackedWeight]:
     """Packed weights in the place of every linear of the blocks; returns one of each shape."""
     templates: dict[tuple[int, int], PackedWeight] = {}
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and ".layers." in f".{name}":
             shape = tuple(module.weight.shape)
             if shape not in templates:
-                templates[shape] = packed(module.weight.data, chain)
+                templates[shape] = pack_by(chain, module.weight.data)
             copied = {key: tensor.clone() for key, tensor in templates[shape].tensors().items()}
             weight = from_tensors(templates[shape].description(), copied)
             model.set_submodule(name, PackedLinear(weight, dtype=module.weight.dtype))
     return list(templates.values())
 
 
-def kinds(description: Mapping[str, Any]) -> set[str]:
-    """Of a described weight and everything inside it."""
-    inside = [each for value in description.values() for each in (value if isinstance(value, list | tuple) else [value])]
-    nested = [kinds(each) for each in inside if isinstance(each, Mapping) and "kind" in each]
-    return {description["kind"]}.union(*nested)
-
-
-def all_forms() -> dict[str, tuple[Method, ...]]:
-    """`FORMS`, and the first point of a method for every further storage."""
-    forms, seen = dict(FORMS), set()
-    for chain in forms.values():
-        seen |= kinds(described(chain))
-    for name, method in METHODS.items():
-        for label, steps in method.points.items():
-            settings = [{"method": name, **step} for step in steps]
-            chain = tuple(
-                method_from(each["method"], {key: value for key, value in each.items() if key != "method"}) for each in settings
-            )
-            found = kinds(described(chain))
-            if not found <= seen:
-                forms[f"{name}-{label}"] = chain
-                seen |= found
-    return forms
-
-
-def described(chain: tuple[Method, ...]) -> Mapping[str, Any]:
-    """What the chain stores of a weight of 1024 x 1024."""
-    description: dict[str, Any] = Dense.describe((1024, 1024), torch.bfloat16)
-    for method in chain:
-        description = storage_after(method, description, torch.bfloat16)
-    return description
-
-
-def measured(config: LlamaConfig, chain: tuple[Method, ...], options: argparse.Namespace) -> dict[str, Any]:
+def measured(config: LlamaConfig, chain: Chain, options: argparse.Namespace) -> dict[str, Any]:
     """Speed of one form, the kernel of each shape, and the seconds all of it took."""
     started = time.perf_counter()
     torch.manual_seed(0)
@@ -165,7 +117,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for decode.json and decode.md")
     options = parser.parse_args()
     config = LlamaConfig(**SHAPES[options.shape], max_position_embeddings=4096)
-    forms, results, rows = all_forms(), {}, []
+    forms, results, rows = all_forms(FORMS), {}, []
     for name in options.forms or forms:
         results[name] = measured(config, forms[name], options)
         rows += table_rows(name, results[name])

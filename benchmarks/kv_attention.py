@@ -1,6 +1,6 @@
 """One token's attention over a coded cache on a GPU, against bf16 attention over an exact one in the same run.
 
-    python benchmarks/kv_attention.py --output FOLDER [--batches 1,8,32] [--contexts 4096,32768,131072] [--caches qjl,kivi-2]
+    python benchmarks/kv_attention.py --output FOLDER [--points 1x4096,8x32768] [--caches qjl,kivi-2] [--seconds 60]
 
 Heads of Llama-3.1-8B: 32 query heads, 8 key heads of 128, bf16. Codes are drawn at random, as no time depends on them, and lie
 in memory as the cache holds them: all keys in code, the newest 128 values exact. The error is that of the first sequence against
@@ -10,18 +10,21 @@ float64 attention over the same codes; the ratio is to cuDNN's attention through
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from card import Case, measure, measure_card, rotated, write_page
+from card import Case, describe, measure, measure_card, rotated, write_page
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featherweight.kernels.cache_part import CachePart
 from featherweight.kernels.cuda.cache_attention import Shape, attend
+from featherweight.kernels.cuda.compiler import build
 from featherweight.kv_cache import CacheCodec, make_codec
 from featherweight.kv_cache.presets import read_settings
 from featherweight.kv_cache.registry import codec_settings
@@ -48,7 +51,9 @@ def draw_part(codec: CacheCodec, tokens: int, coded: int, batch: int, seed: int)
         if dtype == torch.uint8:
             codes[name] = torch.randint(0, 256, size, generator=generator, device="cuda", dtype=dtype)
             if name == "outliers":  # different ones of a group
-                codes[name].remainder_(DIM // shape[0]).add_(torch.arange(shape[0], device="cuda", dtype=dtype) * (DIM // shape[0]))
+                codes[name].remainder_(DIM // shape[0]).add_(
+                    torch.arange(shape[0], device="cuda", dtype=dtype) * (DIM // shape[0])
+                )
         else:
             spread = torch.rand(size, generator=generator, device="cuda", dtype=dtype) * 0.4 + 0.8
             codes[name] = spread * SPREADS[name](codec)
@@ -119,26 +124,54 @@ def exact_cases(batch: int, tokens: int) -> list[Case]:
             return torch.nn.functional.scaled_dot_product_attention(query, keys, values, enable_gqa=True)[:1]
 
     backends = {"bf16, cuDNN": SDPBackend.CUDNN_ATTENTION, "bf16, FlashAttention": SDPBackend.FLASH_ATTENTION}
-    return [Case(name, [partial(call, backend, *copy) for copy in copies], size, reference=reference) for name, backend in backends.items()]
+    return [
+        Case(name, [partial(call, backend, *copy) for copy in copies], size, reference=reference)
+        for name, backend in backends.items()
+    ]
+
+
+def compile_kernels(names: list[str]) -> None:
+    """Every kernel that the caches take, several at a time."""
+    jobs = set()
+
+    def note(source: str, _: str, constants: Mapping[str, int], *rest: object) -> None:
+        jobs.add((source, tuple(sorted(constants.items()))))
+
+    for name in names:
+        for batch in (1, 8):
+            codecs = cache_codecs(name)
+            query = torch.randn(batch, HEADS, 1, DIM, device="cuda", dtype=torch.bfloat16)
+            keys, values = (draw_part(codec, 512, codec.settled(512), batch, 0) for codec in codecs)
+            attend(query, keys, values, None, SCALING, launch=note)
+    major, minor = torch.cuda.get_device_capability()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda job: build(job[0], dict(job[1]), f"sm_{major}{minor}"), jobs))
 
 
 def main() -> None:
-    """All caches at every batch and context."""
+    """All caches at every point, until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", default="1,8,32")
-    parser.add_argument("--contexts", default="4096,32768,131072")
-    parser.add_argument("--caches", default="qjl-plain,qjl,qjl-first,kivi-2,kivi-4")
+    parser.add_argument("--points", default="1x4096,1x32768,1x131072,8x4096,8x32768,8x131072,32x4096,32x32768,32x131072")
+    parser.add_argument("--caches", default="qjl-plain,qjl,qjl-first,kivi-2,kivi-4,rotated-3,rotated-4")
     parser.add_argument("--replays", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=600, help="begin no point after so many")
+    parser.add_argument("--brief", action="store_true", help="do not measure the card itself")
     parser.add_argument("--output", type=Path, default=Path("kv-attention"))
     options = parser.parse_args()
-    card, rows = measure_card("cuda"), []
-    for batch in map(int, options.batches.split(",")):
-        for tokens in map(int, options.contexts.split(",")):
-            cases = exact_cases(batch, tokens) + [coded_case(name, batch, tokens) for name in options.caches.split(",")]
-            rows += measure(cases, card, {"batch": batch, "context": tokens}, options.replays, cold=False)
-            del cases
-            torch.cuda.empty_cache()
-    write_page(options.output, "kv-attention", "Attention over a coded cache", card, rows)
+    started, names = time.monotonic(), options.caches.split(",")
+    compile_kernels(names)
+    print(f"compiled after {time.monotonic() - started:.1f} s", flush=True)
+    card, rows = describe("cuda") if options.brief else measure_card("cuda"), []
+    for point in options.points.split(","):
+        if time.monotonic() - started > options.seconds:
+            print(f"no time for {point}", flush=True)
+            continue
+        batch, tokens = map(int, point.split("x"))
+        cases = exact_cases(batch, tokens) + [coded_case(name, batch, tokens) for name in names]
+        rows += measure(cases, card, {"batch": batch, "context": tokens}, options.replays, cold=False)
+        del cases
+        torch.cuda.empty_cache()
+        write_page(options.output, "kv-attention", "Attention over a coded cache", card, rows)
 
 
 if __name__ == "__main__":

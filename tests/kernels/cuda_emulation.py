@@ -43,7 +43,7 @@ extern "C" void emulate(unsigned* grid, unsigned threads, void** pointers) {{ la
     options = ["-DEMULATED", *(f"-D{key}={value}" for key, value in constants)]
     stem = Path(_FOLDER.name) / hashlib.sha256(repr((source, name, options)).encode()).hexdigest()[:16]
     stem.with_suffix(".cpp").write_text(text)
-    command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{HERE}", f"-I{SOURCES}", *options]
+    command = [COMPILER, "-std=c++17", "-O0", "-w", "-shared", "-fPIC", f"-I{HERE}", f"-I{SOURCES}", *options]
     run = subprocess.run([*command, f"{stem}.cpp", "-o", f"{stem}.so"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[:6000]
     library = ctypes.CDLL(f"{stem}.so")

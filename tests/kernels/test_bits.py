@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from featherweight.errors import FeatherweightError
-from featherweight.kernels.bits import pack, packed_width, unpack
+from featherweight.kernels.bits import pack, pack_across, packed_width, unpack, unpack_across
 
 
 def naive_pack(codes: list[int], bits: int) -> list[int]:
@@ -37,3 +37,23 @@ def test_errors():
         pack(torch.zeros(3), 4)
     with pytest.raises(FeatherweightError, match="expected: 2 bytes"):
         unpack(torch.zeros(3, dtype=torch.uint8), 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("bits", "count"), [(2, 128), (2, 64), (4, 64), (4, 128), (3, 128), (3, 256), (3, 64), (5, 48), (8, 128)]
+)
+def test_codes_across_words_come_back_and_lie_where_it_says(bits, count):
+    codes = torch.randint(0, 2**bits, (3, 2, count), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    packed = pack_across(codes, bits)
+    assert packed.shape == (3, 2, packed_width(count, bits)) and torch.equal(unpack_across(packed, bits, count), codes)
+    if bits not in (2, 3, 4) or count < 128:
+        return
+    plane = 2 if bits == 3 else bits
+    words = packed[0, 0].contiguous().view(torch.int32).tolist()
+    width = count * plane // 32
+    for index, code in enumerate(codes[0, 0].tolist()):
+        word, field = index % width, index // width
+        found = words[word] >> field * plane & (1 << plane) - 1
+        if bits == 3:
+            found |= (words[width + word // 2] >> 8 * (field // 4) + 4 * (word % 2) + field % 4 & 1) << 2
+        assert found == code

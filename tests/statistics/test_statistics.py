@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from featherweight import FeatherweightError
+from featherweight.statistics.collector import Collector
 from featherweight.statistics.halves import from_upper_half, mirror_, upper_half
 from featherweight.statistics.inputs import InputStatistics
 from featherweight.statistics.store import StatisticsStore, content_key
@@ -42,7 +43,7 @@ def test_activations_that_are_not_finite_are_named(bad: float) -> None:
 
 def test_store_gives_back_what_it_got_and_survives_a_broken_file(tmp_path: Path) -> None:
     store = StatisticsStore(tmp_path)
-    sums = {"a": InputStatistics.from_inputs(torch.randn(5, 4), ALL).symmetric()}
+    sums = {"a": InputStatistics.from_inputs(torch.randn(5, 4), ALL)}
     key = content_key(model="m", block=0)
     store.save(key, sums)
     loaded = store.load(key, {"a": frozenset({"hessian"})})
@@ -63,3 +64,25 @@ def test_half_of_a_symmetric_matrix_tells_the_other(size: int) -> None:
     assert torch.equal(matrix, matrix.T)
     assert upper_half(matrix).numel() == size * (size + 1) // 2
     assert torch.equal(from_upper_half(upper_half(matrix)), matrix)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_sums_added_in_place_are_those_of_one_pass(dtype: torch.dtype) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = (3 * torch.randn(5, 40, 2100, generator=torch.Generator().manual_seed(0))).to(device, dtype)
+    sums = InputStatistics.zeros(2100, ALL, torch.float32, x.device)
+    for part in x.split(2):
+        sums = sums.add_(part)
+    found, exact = sums.finished(), x.double().flatten(0, 1)
+    assert found.count == 200 and found.hessian is not None and torch.equal(found.hessian, found.hessian.T)
+    torch.testing.assert_close(found.hessian.double(), exact.T @ exact, rtol=1e-4, atol=2e-2)
+    torch.testing.assert_close(found.sum_sq, found.hessian.diagonal())
+    assert torch.equal(found.abs_max.double(), exact.abs().amax(0))
+
+
+def test_a_collector_names_the_linear_whose_input_is_not_finite() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+    collector = Collector({"first": "0", "second": "1"}, dict.fromkeys(("first", "second"), ALL), torch.float32)
+    with pytest.raises(FeatherweightError, match="at the input of 0"), collector.attached(model), torch.no_grad():
+        model(torch.tensor([[1.0, float("inf"), 0.0]]))
+    assert not model[0]._forward_pre_hooks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,22 @@ def run(
         return
     for weight in weights:
         print(f"{weight['storage']}: {len(weight['modules'])} weights, {weight['modules'][0]} ...")
-        for entry in weight["kernels"]:
-            print(f"    {'runs' if entry['runs'] else 'not '} {entry['kernel']}: {entry['reason']}")
+        print_kernels(weight["kernels"])
     print(f"decoding on a GPU: the {step['path']} step, {step['reason']}")
+
+
+def print_kernels(kernels: Iterable[Mapping[str, Any]]) -> None:
+    """Each kernel, whether it runs, and why; what lies behind the first that runs is only a fallback."""
+    chosen = False
+    for entry in kernels:
+        word = ("then" if chosen else "runs") if entry["runs"] else "not"
+        chosen = chosen or entry["runs"]
+        print(f"    {word:<4} {entry['kernel']}: {entry['reason']}")
 
 
 def kernels_of(output: str, device: Any) -> list[dict[str, Any]]:
     """For every storage and shape of an output: its modules, and which kernels run for it or why not."""
+    from featherweight.engine.doctor import explained
     from featherweight.integrations.load import read_modules
     from featherweight.packed.base import empty
     from featherweight.packed.lower import explain
@@ -40,8 +50,7 @@ def kernels_of(output: str, device: Any) -> list[dict[str, Any]]:
     for name, description in read_modules(output).items():
         key = f"{describe_storage(description)} {description['shape'][0]}x{description['shape'][1]}"
         if key not in alike:
-            offered = explain(empty(description), device)
-            kernels = [{"kernel": kernel, "runs": runs, "reason": reason} for kernel, runs, reason in offered]
+            kernels = explained(explain(empty(description), device))
             alike[key] = {"storage": key, "modules": [], "kernels": kernels}
         alike[key]["modules"].append(name)
     return list(alike.values())

@@ -13,6 +13,7 @@ from featherweight.cli import (
     compare,
     compress,
     demo,
+    doctor,
     evaluate,
     explain,
     export,
@@ -63,6 +64,7 @@ app.command("fetch")(fetch.run)
 app.command("methods")(methods.run)
 app.command("recipes")(recipes.run)
 app.command("explain")(explain.run)
+app.command("doctor")(doctor.run)
 
 
 def main() -> None:

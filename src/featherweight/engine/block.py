@@ -64,10 +64,9 @@ def gather(
             task.report(
                 Event("warning", task.block, detail=f"{tokens} tokens for the {axis.size} inputs of {axis.consumers[0]}")
             )
-    sums = {name: found.symmetric() for name, found in collector.sums.items()}
     if task.keep:
-        task.store.save(key, sums)
-    return sums
+        task.store.save(key, collector.sums)
+    return collector.sums
 
 
 def needed(plan: Plan, axes: Sequence[Axis]) -> dict[str, frozenset[str]]:

@@ -189,6 +189,11 @@ def _tables(device: torch.device) -> _Tables:
     return _Tables(**{name: tensor.to(device) for name, tensor in every.items()})
 
 
+def base_by_key(device: torch.device) -> Tensor:
+    """The base vector of each key `⌊Σ_i v_i 3^i⌋`, int32, on `device`, kept there; for kernels that search by themselves."""
+    return _tables(device).by_key
+
+
 @cache
 def small_codebook() -> Tensor:
     """256 vectors of E8, 1 bit a value, `[256, 8]` float32: 0, the 240 of norm² 2, and ±2 e_i without −2 e_8."""

@@ -67,22 +67,38 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 
 
 def pack_across(codes: Tensor, bits: int) -> Tensor:
-    """As `pack`; of 2 or 4 bits, where a row fills `w` 32-bit words, eights of them, code `i` lies at field `i // w` of word `i % w`.
+    """As `pack`, but neighbouring codes in the same field of neighbouring 32-bit words: how a tile of a matrix unit wants them.
 
-    So the same field of neighbouring words holds neighbouring codes, which is how a tile of a matrix unit wants them.
+    2 and 4 bits, where a row fills `w` words, eights of them: code `i` is field `i // w` of word `i % w`. 3 bits, where there are
+    whole 128 codes: their lower two bits so, then words of the highest one: of words `2 q` and `2 q + 1`, field `f` in word `q` at
+    bit `8 (f // 4) + 4 (w % 2) + f % 4`. Others lie as `pack` has them.
     """
     words = _words(codes.shape[-1], bits)
-    return pack(codes.unflatten(-1, (-1, words)).transpose(-1, -2).flatten(-2) if words else codes, bits)
+    if bits == 3 and words:
+        high = (codes >> 2).unflatten(-1, (4, 4, words // 2, 2)).permute(*range(codes.ndim - 1), -2, -4, -1, -3).flatten(-4)
+        return torch.cat([pack(_across(codes & 3, words), 2), pack(high, 1)], -1)
+    return pack(_across(codes, words) if words else codes, bits)
 
 
 def unpack_across(packed: Tensor, bits: int, count: int) -> Tensor:
     """The inverse of `pack_across`, as `unpack`."""
-    words, codes = _words(count, bits), unpack(packed, bits, count)
+    words = _words(count, bits)
+    if bits == 3 and words:
+        high = unpack(packed[..., 4 * words :], 1, count).unflatten(-1, (words // 2, 4, 2, 4))
+        high = high.permute(*range(packed.ndim - 1), -3, -1, -4, -2).flatten(-4)
+        return unpack_across(packed[..., : 4 * words], 2, count).add_(high << 2)
+    codes = unpack(packed, bits, count)
     return codes.unflatten(-1, (words, -1)).transpose(-1, -2).flatten(-2) if words else codes
 
 
+def _across(codes: Tensor, words: int) -> Tensor:
+    return codes.unflatten(-1, (-1, words)).transpose(-1, -2).flatten(-2)
+
+
 def _words(count: int, bits: int) -> int:
-    """Words over which a row lies across, 0 where it lies as `pack` has it."""
+    """Words over which a row lies across (of 3 bits: the lower two), 0 where it lies as `pack` has it."""
+    if bits == 3:
+        return count // 16 if count % 128 == 0 else 0
     return count * bits // 32 if bits in (2, 4) and count * bits % 256 == 0 else 0
 
 

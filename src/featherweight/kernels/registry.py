@@ -72,25 +72,77 @@ def _triton_sweep(signature: Signature, device: torch.device) -> tuple[bool, str
 
 
 def _cuda_integer(signature: Signature, device: torch.device) -> tuple[bool, str]:
-    """What `kernels/cuda` reads: plain integer codes, on Hopper and later, where a compiler is at hand."""
+    """What `kernels/cuda` reads of plain integer codes."""
     if signature.get("kind") != "integer":
         return False, f"for integer codes, not for {signature.get('kind')}"
+    return _on_hopper("integer", signature, device)
+
+
+def _in_chunks(storage: str) -> Support:
+    """Weights that a module of `kernels/cuda` reads in chunks."""
+    return lambda signature, device: _on_hopper(storage, signature, device)
+
+
+def _on_hopper(storage: str, signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """What a module of `kernels/cuda` reads, on Hopper and later, where a compiler is at hand."""
+    if against := importlib.import_module(f"{_ROOM}.cuda.{storage}").reason_against(signature):
+        return False, against
     if device.type != "cuda":
         return False, f"written for CUDA, not for {device.type}"
-    from featherweight.kernels.cuda.compiler import missing
-    from featherweight.kernels.cuda.integer import reason_against
-
     if (activations := signature.get("activations", "bfloat16")) not in ("bfloat16", "float16"):
         return False, f"for bfloat16 and float16 activations, not {activations}"
-    if against := reason_against(signature):
-        return False, against
+    from featherweight.kernels.cuda.compiler import missing
+
     if not torch.cuda.is_available():
         return False, "there is no CUDA device here"
     if (capability := torch.cuda.get_device_capability(device)) < (9, 0):
         return False, f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
     if absent := missing():
         return False, absent
-    return True, "16-bit activations without gradients: codes go straight to the matrix unit, or by slabs for many tokens"
+    many = "by slabs" if storage == "integer" else "from dense values"
+    return True, f"16-bit activations without gradients: codes go straight to the matrix unit, or {many} for many tokens"
+
+
+def _inside(kind: str, part: str, how: str) -> Support:
+    """Weights of a kind that run through the kernel of a part of theirs."""
+
+    def supports(signature: Signature, device: torch.device) -> tuple[bool, str]:
+        if signature.get("kind") != kind:
+            return False, f"for {kind} weights, not for {signature.get('kind')}"
+        inner = {**signature[part], "activations": signature.get("activations", "bfloat16")}
+        best = supporting("dequantize_matmul", inner, device)[0]
+        return best.prepares, f"{how}: {best.name}" if best.prepares else "what it holds has no kernel of its own"
+
+    return supports
+
+
+def _triton_groups(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    size = signature.get("group_size", 0)
+    if not 0 < size <= 128 or size % 16:
+        return False, f"groups of a multiple of 16 columns up to 128, not {size}"
+    return _triton_sweep(signature, device)
+
+
+def _triton_fit(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    runs, reason = _triton_sweep({}, device)
+    return runs, "one launch for all groups" if runs else reason
+
+
+def _cuda_lattice(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """Codes of the E8 lattice between Hadamard rotations, on Hopper and later, where a compiler is at hand."""
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    from featherweight.kernels.cuda.compiler import missing
+
+    against: str = importlib.import_module(_LATTICE.replace("prepared", "device")).unsupported(signature)
+    if (activations := signature.get("activations", "bfloat16")) not in ("bfloat16", "float16"):
+        against = f"for bfloat16 and float16 activations, not {activations}"
+    elif not against and not torch.cuda.is_available():
+        against = "there is no CUDA device here"
+    elif not against and (capability := torch.cuda.get_device_capability(device)) < (9, 0):
+        against = f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
+    against = against or missing()
+    return not against, against or "16-bit activations without gradients: rotated, then multiplied from codes; by values if many"
 
 
 def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
@@ -115,6 +167,40 @@ def _triton_step(signature: Signature, device: torch.device) -> tuple[bool, str]
     return True, "part of a fused decode step"
 
 
+def _cpu_integer(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """Any bits, groups and sizes, wherever there is a C compiler; compiles when first asked."""
+    from featherweight.kernels.cpu.compiler import missing
+
+    if signature.get("kind") != "integer":
+        return False, f"for integer codes, not for {signature.get('kind')}"
+    if device.type != "cpu":
+        return False, f"written for CPUs, not for {device.type}"
+    if signature.get("activations") == "float64":
+        return False, "for activations of 16 or 32 bits, not float64"
+    if signature.get("group_index"):
+        return False, "it does not read groups with a stored index"
+    if reason := missing():
+        return False, reason
+    from featherweight.kernels.cpu.integer import told
+
+    return True, told(signature)
+
+
+def _cuda_cache(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """What `kernels/cuda/cache_attention.py` reads: one query over codes of its codecs, on Hopper and later."""
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return False, "for compute capability 9.0 and later"
+    if signature["queries"] != 1 or signature["dtype"] not in ("bfloat16", "float16"):
+        return False, f"for one query of 16 bits, not for {signature['queries']} of {signature['dtype']}"
+    from featherweight.kernels.cuda.cache_layout import unsupported
+    from featherweight.kernels.cuda.compiler import missing
+
+    reason = missing() or unsupported(signature["keys"], signature["values"], signature["head_dim"])
+    return not reason, reason or "one launch for all query heads of a key head, tokens read in code"
+
+
 _ROOM = "featherweight.kernels"
 
 
@@ -126,17 +212,61 @@ def _step_kernels(file: str, function: str) -> tuple[Kernel, ...]:
     )
 
 
+_LATTICE = "featherweight.packed.lattice_prepared"  # beside the storages of which it puts together what it stored
 OPS: dict[str, tuple[Kernel, ...]] = {
     "sweep_block": (
         Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", _triton_sweep),
         Kernel("reference", f"{_ROOM}.reference.sweep_block", "sweep_block", _always),
     ),
+    "sweep_groups": (
+        Kernel("triton", f"{_ROOM}.triton.sweep_groups", "sweep_groups", _triton_groups),
+        Kernel("reference", f"{_ROOM}.reference.sweep_groups", "sweep_groups", _always),
+    ),
+    "fit_groups": (
+        Kernel("triton", f"{_ROOM}.triton.sweep_groups", "fit_groups", _triton_fit),
+        Kernel("reference", f"{_ROOM}.reference.fit_groups", "fit_groups", _always),
+    ),
+    "sweep_vectors": (
+        Kernel("triton", f"{_ROOM}.triton.sweep_vectors", "sweep_vectors", _triton_sweep),
+        Kernel("reference", f"{_ROOM}.reference.sweep_vectors", "sweep_vectors", _always),
+    ),
+    "descend_vectors": (
+        Kernel("triton", f"{_ROOM}.triton.sweep_vectors", "descend_vectors", _triton_sweep),
+        Kernel("reference", f"{_ROOM}.reference.sweep_vectors", "descend_vectors", _always),
+    ),
     "int8_matmul": (
         Kernel("torch", f"{_ROOM}.reference.int8_matmul", "torch_int8_matmul", _int_mm),
         Kernel("reference", f"{_ROOM}.reference.int8_matmul", "int8_matmul", _always),
     ),
+    "integer_matmul": (
+        Kernel("cpu", f"{_ROOM}.cpu.integer", "integer_matmul", _cpu_integer),
+        Kernel("reference", f"{_ROOM}.reference.integer_matmul", "integer_matmul", _always),
+    ),
+    "integer_values": (
+        Kernel("cpu", f"{_ROOM}.cpu.integer", "integer_values", _cpu_integer),
+        Kernel("reference", f"{_ROOM}.reference.integer_matmul", "integer_values", _always),
+    ),
     "dequantize_matmul": (
         Kernel("cuda", f"{_ROOM}.cuda.prepared", "prepare_integer", _cuda_integer, prepares=True),
+        Kernel("cpu", f"{_ROOM}.cpu.integer", "IntegerProduct", _cpu_integer, prepares=True),
+        Kernel("cuda, two levels", "featherweight.packed.chunked", "prepare_two_level", _in_chunks("two_level"), prepares=True),
+        Kernel("cuda, 2:4", "featherweight.packed.chunked", "prepare_two_of_four", _in_chunks("two_of_four"), prepares=True),
+        Kernel("cuda, bitmap", "featherweight.packed.chunked", "prepare_bitmap", _in_chunks("bitmap"), prepares=True),
+        Kernel(
+            "masked codes",
+            "featherweight.packed.around",
+            "prepare_masked_codes",
+            _inside("masked", "values", "all codes, dropped ones on their zero point"),
+            prepares=True,
+        ),
+        Kernel(
+            "sliced",
+            "featherweight.packed.around",
+            "prepare_sliced",
+            _inside("sliced", "inner", "kept inputs gathered once"),
+            prepares=True,
+        ),
+        Kernel("cuda lattice", _LATTICE, "prepare_lattice", _cuda_lattice, prepares=True),
         Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),
     ),
     "embed": _step_kernels("decode_rows", "embed"),
@@ -146,7 +276,10 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     "attend": _step_kernels("decode_attention", "attend"),
     "attend_scratch": _step_kernels("decode_attention", "make_scratch"),
     "choose_token": _step_kernels("decode_choice", "choose_token"),
-    "cache_attention": (Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),),
+    "cache_attention": (
+        Kernel("cuda", f"{_ROOM}.cuda.cache_attention", "cache_attention", _cuda_cache),
+        Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", _always),
+    ),
     "cache_scores": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_scores", _always),),
     "cache_mix": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_mix", _always),),
     "qjl_encode": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_encode", _always),),

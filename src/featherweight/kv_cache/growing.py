@@ -8,6 +8,7 @@ from torch import Tensor
 
 _LEAST = 64  # entries to spare after a copy, at least
 _SPARE = 4  # a quarter of the entries
+_EIGHTS = 8  # rooms are whole eights of entries, so that every sequence and head begins at 16 bytes
 
 
 class Growing:
@@ -35,6 +36,7 @@ class Growing:
         if self._stop + count > self._buffer.shape[2]:
             old, length = self.live, len(self)
             room = length + count + max(_LEAST, (length + count) // _SPARE)
+            room += -room % _EIGHTS
             self._buffer = old.new_empty(*old.shape[:2], room, *old.shape[3:])
             self._buffer[:, :, :length] = old
             self._start, self._stop = 0, length
@@ -50,7 +52,7 @@ class Growing:
     def compact(self) -> None:
         """Give back the memory of a buffer that is more than half empty."""
         if 2 * len(self) + _LEAST < self._buffer.shape[2]:
-            self.change_batch(Tensor.clone)
+            self.change_batch(lambda live: live)
 
     def truncate(self, count: int) -> None:
         """Keep the oldest `count` entries, or all where there are fewer."""
@@ -58,8 +60,11 @@ class Growing:
 
     def change_batch(self, change: Callable[[Tensor], Tensor]) -> None:
         """Replace the entries by `change(entries)`, which selects or repeats along the batch."""
-        self._buffer = change(self.live).contiguous()
-        self._start, self._stop = 0, self._buffer.shape[2]
+        changed = change(self.live)
+        count = changed.shape[2]
+        self._buffer = changed.new_empty(*changed.shape[:2], count + -count % _EIGHTS, *changed.shape[3:])
+        self._buffer[:, :, :count] = changed
+        self._start, self._stop = 0, count
 
     @property
     def nbytes(self) -> int:

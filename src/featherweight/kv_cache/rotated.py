@@ -13,7 +13,7 @@ from featherweight.errors import FeatherweightError
 from featherweight.grids.e8 import BEST_RMS
 from featherweight.grids.e8_codebook import SHIFT, SIZE, codebook, nearest_codes
 from featherweight.grids.uniform import store_scale
-from featherweight.kernels.bits import pack, packed_width
+from featherweight.kernels.bits import pack_across, packed_width
 from featherweight.kernels.reference.rotated import rotated_decode, rotated_levels
 from featherweight.kernels.registry import choose
 from featherweight.kv_cache.codec import CacheCodec, Codes, Constants
@@ -136,7 +136,9 @@ class Rotated(CacheCodec):
 def _scalar_codes(unit: Tensor, levels: Tensor) -> Tensor:
     """Packed codes of the nearest levels."""
     codes = torch.bucketize(unit, (levels[1:] + levels[:-1]) / 2, out_int32=True)
-    return pack(codes.to(torch.uint8), len(levels).bit_length() - 1)
+    if len(levels) == 16:  # see `levels_by_code`
+        codes = torch.where(codes < 8, 15 - codes, codes - 8)
+    return pack_across(codes.to(torch.uint8), len(levels).bit_length() - 1)
 
 
 def _lattice_codes(unit: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from featherweight.masks.patterns import Pattern
 from featherweight.packed.base import PackedWeight
 from featherweight.solvers.damping import Factor
 from featherweight.solvers.decision import Decision
+from featherweight.solvers.fitting import fit_grid
 from featherweight.solvers.result import Solved
 from featherweight.solvers.sweep import sweep
 
@@ -55,12 +56,12 @@ class Hold(Decision):
         """Fit with 0 in the place of what is dropped: every grid has that level, so it costs the fit nothing."""
         first, self.fitted = self.fitted, self.fitted + values.shape[1]
         if not self.fit_on_kept or isinstance(grid, Exact):
-            return grid.fit(values, importance)
+            return fit_grid(grid, values, importance)
         dropped = self.expected(first, values.T, importance)
         if self.feedback is None:
-            return grid.fit(values.masked_fill(dropped.T, 0.0), importance)
+            return fit_grid(grid, values.masked_fill(dropped.T, 0.0), importance)
         inside = self.feedback[first : self.fitted, first : self.fitted]
-        return grid.fit(drop_exactly(values.T, dropped, inside).T.contiguous(), importance)
+        return fit_grid(grid, drop_exactly(values.T, dropped, inside).T.contiguous(), importance)
 
     def expected(self, first: int, values: Tensor, importance: Tensor) -> Tensor:
         """What of a group's columns will be dropped, `[width, rows]`."""

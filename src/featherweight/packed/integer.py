@@ -11,6 +11,7 @@ from torch import Tensor
 
 from featherweight.grids.uniform import decode_uniform
 from featherweight.kernels.bits import pack, packed_width, unpack
+from featherweight.kernels.registry import choose
 from featherweight.packed.base import Layout
 from featherweight.packed.dtypes import dtype_from, dtype_name
 from featherweight.packed.grouped import Grouped, group_count
@@ -154,6 +155,22 @@ class Integer(Grouped):
         zeros = None if self.zeros is None else pack(self.unpacked_zeros()[:, kept], self.bits)
         return replace(self, scales=self.scales[:, kept].contiguous(), zeros=zeros)
 
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The values, `[out, in]`: float32 arithmetic, then rounded to `dtype`, the same bits by every kernel."""
+        if not _is_plain(self.codes):
+            return super().dequantize(dtype)
+        return choose("integer_values", self.description(), self.codes.device)(self, dtype)
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """`x · Wᵀ` by the best kernel; through the dense values where a gradient is wanted."""
+        if not _is_plain(x) or (x.requires_grad and torch.is_grad_enabled()):
+            return super().matmul(x)
+        return choose("integer_matmul", self.description(), x.device)(x, self)
+
+    def decoded(self) -> Tensor:
+        """The values by torch's operations alone, `[out, in]` float32."""
+        return self._values()
+
     def _values(self) -> Tensor:
         codes = unpack(self.codes, self.bits, self.inputs).to(torch.float32)
         scale, zero = self.scales.to(torch.float32), self.unpacked_zeros().to(torch.float32)
@@ -161,3 +178,8 @@ class Integer(Grouped):
             index = self.group_index.long()
             return decode_uniform(codes, scale[:, index], zero if self.symmetric else zero[:, index])
         return decode_uniform(self._by_group(codes), scale[:, :, None], zero[:, :, None]).flatten(1)[:, : self.inputs]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a kernel may read its memory: not a tensor that only records what is done to it."""
+    return type(tensor) in (Tensor, torch.nn.Parameter)

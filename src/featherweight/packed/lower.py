@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from featherweight.packed.base import PackedWeight
 from featherweight.packed.dtypes import dtype_name
 
 OP = "dequantize_matmul"
+INTEGER = "integer_matmul"
 
 
 def lower(weight: PackedWeight, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> Callable[[Tensor], Tensor]:
@@ -46,5 +48,24 @@ def prepare(weight: PackedWeight, dtype: torch.dtype) -> registry.Prepared | Non
 
 
 def explain(weight: PackedWeight, device: torch.device | str) -> list[tuple[str, bool, str]]:
-    """`(kernel, runs, reason)` of every kernel that could multiply by `weight` on `device`, in order of preference."""
-    return registry.explain(OP, weight.description(), device)
+    """`(kernel, runs, reason)` of every kernel that could multiply by `weight` on `device`, in order of preference.
+
+    The last is the composition; it says by which kernel integer codes inside the weight are multiplied.
+    """
+    description = weight.description()
+    *fused, (name, runs, reason) = registry.explain(OP, description, device)
+    chosen = {
+        f"{part['bits']}-bit integers inside by {next(kernel for kernel, does, _ in offered if does)}"
+        for part in _parts(description)
+        if part["kind"] == "integer" and (offered := registry.explain(INTEGER, part, device))
+    }
+    return [*fused, (name, runs, "; ".join((reason, *sorted(chosen))))]
+
+
+def _parts(description: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The descriptions inside one."""
+    for value in description.values():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, Mapping) and "kind" in each:
+                yield each
+                yield from _parts(each)

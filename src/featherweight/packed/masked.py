@@ -122,6 +122,11 @@ class Masked(Described):
         """The values, `[out, in]`, exactly 0 where dropped."""
         return self._whole().dequantize(dtype)
 
+    @staticmethod
+    def written_mask(mask: Tensor, described: Mapping[str, Any]) -> Tensor:
+        """`mask [out, in]` in the form that a description names, "implied" excepted."""
+        return _write_mask(mask, described)
+
     @property
     def values(self) -> PackedWeight:
         """The leaf, whole, with zeros where weights were dropped."""

@@ -68,14 +68,21 @@ class SparseRows(Described):
                 found=float(values.to(torch.float32)[mask].abs().max()),
                 expected="magnitudes below 65504",
             )
-        out, inputs = mask.shape
-        described = cls.describe((out, inputs), len(entries), bits)
+        return cls.from_entries((mask.shape[0], mask.shape[1]), rows, columns, entries)
+
+    @classmethod
+    def from_entries(cls, shape: tuple[int, int], rows: Tensor, columns: Tensor, entries: Tensor) -> SparseRows:
+        """Entries in row-major order, each at its row and column, `[entries]` int64; values float16 or float8_e5m2."""
+        out, inputs = shape
+        described = cls.describe(shape, len(entries), 8 if entries.dtype == VALUE_DTYPES[8] else 16)
         stored: dict[str, Tensor] = {"values": entries}
         if described["form"] == "rows":
-            stored["offsets"] = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+            counts = torch.bincount(rows, minlength=out)
+            stored["offsets"] = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
         elif described["form"] == "tiles":
-            tiles = torch.nn.functional.pad(mask, (0, -inputs % TILE)).view(out, -1, TILE)
-            stored |= {"counts": tiles.sum(-1).to(torch.uint8), "places": (columns % TILE).to(torch.uint8)}
+            across = -(-inputs // TILE)
+            counts = torch.bincount(rows * across + columns // TILE, minlength=out * across)
+            stored |= {"counts": counts.view(out, across).to(torch.uint8), "places": (columns % TILE).to(torch.uint8)}
         else:
             stored["rows"] = rows.to(position_dtype(out))
         if described["form"] != "tiles":

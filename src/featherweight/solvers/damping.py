@@ -57,16 +57,15 @@ class Factor:
         """`Ũ [in, in]`, upper triangular with unit diagonal blocks: `t_j = w_j + Σ_{i<j} E_i Ũ_ij`.
 
         Args:
-            vector_size: columns decided together; the blocks of this size on the diagonal are identities.
+            vector_size: columns decided together, which divide the inputs; the blocks of this size on the diagonal are identities.
         """
         if vector_size == 1:
             return self.upper / self.upper.diagonal()
-        width = self.upper.shape[0]
-        result = torch.empty_like(self.upper)
-        for start in range(0, width, vector_size):
-            part = slice(start, min(start + vector_size, width))
-            result[:, part] = torch.linalg.solve_triangular(self.upper[part, part], self.upper[:, part], upper=True, left=False)
-        return result
+        parts = self.upper.unflatten(1, (-1, vector_size)).transpose(0, 1)  # [vectors, in, vector_size]
+        own = parts.unflatten(1, (-1, vector_size)).diagonal(dim1=0, dim2=1).permute(2, 0, 1)
+        identity = torch.eye(vector_size, dtype=own.dtype, device=own.device).expand_as(own)
+        inverses = torch.linalg.solve_triangular(own, identity, upper=True)
+        return (parts @ inverses).transpose(0, 1).reshape(self.upper.shape)
 
     def damped(self, hessian: Tensor) -> Tensor:
         """`hessian [in, in]` with what was added to it: `R Rᵀ`, in the stored order."""

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from featherweight.grids.base import Grid, GridParameters
 from featherweight.kernels.keeping import Keeping
+from featherweight.solvers.fitting import fit_grid
 
 
 class Decision:
@@ -44,7 +45,7 @@ class Decision:
             values: `[rows, width]` (rows first, as grids take them).
             importance: `r_jj² [width]`.
         """
-        return grid.fit(values, importance)
+        return fit_grid(grid, values, importance)
 
     def keeping(self, first: int, last: int) -> Keeping | None:
         """What the block kernel needs to keep weights of columns `first … last` beside their codes; None rounds all."""

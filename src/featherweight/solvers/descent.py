@@ -9,6 +9,9 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import Grid, GridParameters
+from featherweight.kernels.registry import choose
+from featherweight.kernels.vectors import SIZE, Vectors
+from featherweight.solvers.fitting import vectors_of
 
 #: Columns whose share of `E H` is kept up to date while they are walked.
 BLOCK = 128
@@ -52,56 +55,40 @@ def descend(
     Raises:
         FeatherweightError: a width that vectors of the grid do not fill.
     """
-    size, width = grid.vector_size, weight.shape[1]
-    if width % size:
-        raise FeatherweightError("vectors of this grid do not fill the inputs", found=width, expected=f"a multiple of {size}")
-    state = _State(weight, hessian, grid, codes, decoded, GridParameters(scale, torch.zeros_like(scale)))
+    rule, width = vectors_of(grid, weight.device), weight.shape[1]
+    if rule is None or width % SIZE:
+        raise FeatherweightError("vectors of this grid do not fill the inputs", found=width, expected=f"a multiple of {SIZE}")
+    state = _State(weight, hessian, rule, codes, decoded, scale[:, 0].contiguous())
     objectives = [float((state.error * (hessian @ state.error)).sum(dtype=torch.float64))]
     for _ in range(passes):
         gain = float(state.run_pass())
         objectives.append(objectives[-1] - gain)
         if gain <= SMALLEST_GAIN * objectives[-2]:
             break
-    return Descended(state.codes.T.contiguous(), state.decoded.T.contiguous(), tuple(objectives))
+    done = state.codes.T.contiguous()
+    return Descended(done, grid.decode(done, GridParameters(scale, torch.zeros_like(scale))), tuple(objectives))
 
 
 class _State:
     """Everything held transposed, `[in, rows]`."""
 
-    def __init__(
-        self, weight: Tensor, hessian: Tensor, grid: Grid, codes: Tensor, decoded: Tensor, parameters: GridParameters
-    ) -> None:
-        self.hessian, self.grid, self.parameters = hessian, grid, parameters
-        self.codes, self.decoded = codes.T.clone(), decoded.T.clone()
+    def __init__(self, weight: Tensor, hessian: Tensor, rule: Vectors, codes: Tensor, decoded: Tensor, scale: Tensor) -> None:
+        self.hessian, self.rule, self.scale = hessian, rule, scale
+        self.codes, self.decoded = codes.T.contiguous().clone(), decoded.T.contiguous().clone()
         self.error = (weight - decoded).T.contiguous()
-        size = grid.vector_size
-        blocks = hessian.reshape(len(hessian) // size, size, -1, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        blocks = hessian.reshape(len(hessian) // SIZE, SIZE, -1, SIZE).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         self.inverses = torch.linalg.inv(blocks)
 
     def run_pass(self) -> Tensor:
         """One pass over all vectors; what it lowered the objective by, a float64 scalar."""
-        gain = torch.zeros((), dtype=torch.float64, device=self.error.device)
+        gain = torch.zeros_like(self.scale)
         for start in reversed(range(0, len(self.error), BLOCK)):
-            stop = min(start + BLOCK, len(self.error))
-            pull = self.hessian[start:stop] @ self.error  # (E H)ᵀ
-            for first in reversed(range(start, stop, self.grid.vector_size)):
-                gain += self._round(first, pull, start)
-        return gain
-
-    def _round(self, first: int, pull: Tensor, start: int) -> Tensor:
-        """One vector of columns; `pull` is that of the columns from `start` on, and is kept up to date."""
-        columns = slice(first, first + self.grid.vector_size)
-        inside = slice(columns.start - start, columns.stop - start)
-        index = first // self.grid.vector_size
-        target = self.decoded[columns] + self.inverses[index] @ pull[inside]
-        codes = self.grid.encode(target.T, self.parameters)[:, 0]
-        rounded = self.grid.decode(codes[:, None], self.parameters).T
-        step = rounded - self.decoded[columns]
-        gain = (step * (2 * pull[inside] - self.hessian[columns, columns] @ step)).sum(0)
-        better = gain > 0
-        step = torch.where(better, step, 0.0)
-        self.codes[index] = torch.where(better, codes, self.codes[index])
-        self.decoded[columns] = torch.where(better, rounded, self.decoded[columns])
-        self.error[columns] -= step
-        pull.addmm_(self.hessian[start : start + len(pull), columns], step, alpha=-1)
-        return torch.where(better, gain, 0.0).sum(dtype=torch.float64)
+            part = slice(start, min(start + BLOCK, len(self.error)))
+            vectors = slice(part.start // SIZE, part.stop // SIZE)
+            pull = self.hessian[part] @ self.error  # (E H)ᵀ
+            run = choose("descend_vectors", {"columns": len(pull), "rows": pull.shape[1]}, pull.device)
+            run(
+                pull, self.hessian[part, part], self.inverses[vectors], self.scale, self.rule, self.codes[vectors],
+                self.decoded[part], self.error[part], gain,
+            )  # fmt: skip
+        return gain.sum(dtype=torch.float64)

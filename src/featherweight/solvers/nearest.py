@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from featherweight.grids.base import Grid, GridParameters
+from featherweight.solvers.fitting import fit_groups, fitting_of
 from featherweight.solvers.result import Solved
 
 
@@ -55,10 +56,14 @@ def _round_groups(weight: Tensor, grid: Grid, size: int, importance: Tensor | No
     """Codes `[rows, in]`, scales and zeros `[rows, groups]`, values `[rows, in]`, where `size` divides the width."""
     rows, width = weight.shape
     groups = width // size
-    values = weight.reshape(rows * groups, size)
-    if importance is not None:
-        importance = importance.view(groups, size).repeat(rows, 1) if groups > 1 else importance
-    parameters = grid.fit(values, importance)
+    values, fitting = weight.reshape(rows * groups, size), fitting_of(grid) if weight.is_cuda else None
+    if fitting is None:
+        if importance is not None:
+            importance = importance.view(groups, size).repeat(rows, 1) if groups > 1 else importance
+        parameters = grid.fit(values, importance)
+    else:
+        scale, zero = fit_groups(weight, importance, size, fitting)
+        parameters = GridParameters(scale.view(-1, 1), zero.view(-1, 1))
     codes = grid.encode(values, parameters)
     decoded = grid.decode(codes, parameters)
     scales, zeros = parameters.scale.view(rows, groups), parameters.zero.view(rows, groups)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import gcd
 
 import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import Grid
-from featherweight.kernels.registry import choose
+from featherweight.kernels.fitting import Fitting
+from featherweight.kernels.registry import choose, explain
+from featherweight.kernels.vectors import Vectors
 from featherweight.solvers.damping import Factor
 from featherweight.solvers.decision import Decision, Round
+from featherweight.solvers.fitting import fitting_of, vectors_of
 from featherweight.solvers.groups import Groups, cut_blocks
 from featherweight.solvers.result import Solved
 
@@ -85,6 +89,8 @@ class _Walk:
     target: Tensor = field(init=False)
     codes: Tensor = field(init=False)
     loss: Tensor = field(init=False)
+    fused: Fitting | None = field(init=False)
+    vectors: Vectors | None = field(init=False)
 
     def run(self) -> Solved:
         """Walk all blocks, then put everything back in the stored order."""
@@ -102,10 +108,13 @@ class _Walk:
         views = [] if self.stale else [(start, min(start + self.groups.size, width)) for start in starts]
         if self.decision.span is not None:
             views += [(start, min(start + self.decision.span, width)) for start in range(0, width, self.decision.span)]
+        self.fused, self.vectors = self._fusing(), vectors_of(self.grid, self.weight.device)
         if self.groups.scattered:
             self._fit_scattered()
         for start, stop in cut_blocks(width, self.block, views):
             self._block(start, stop, sorted({view[0] for view in views if start < view[0] < stop}), starts)
+        if self.vectors is not None:  # a kernel's values may differ from those of its codes in the last bit
+            self.target = self.grid.decode(self.codes.T, self.groups.parameters(0)).T
         return Solved(
             self._stored(self.codes) if self.grid.vector_size == 1 else self.codes.T.contiguous(),
             self.groups.scale.T.contiguous(),
@@ -128,6 +137,10 @@ class _Walk:
         """Decide columns `start … stop`, then correct everything to the right by one product."""
         original = self.original[start:stop]
         error = torch.empty_like(original)
+        if self.fused is not None:
+            self._fit_and_walk(start, stop, original, error)
+            self._carry(start, stop, error)
+            return
         edges = [start, *cuts, stop]
         if self.stale:
             self._fit([group for group in starts if start <= group < stop], start)
@@ -138,8 +151,41 @@ class _Walk:
             self._segment(first, last, original[inside], error[inside])
             if last < stop:
                 self.target[last:stop].addmm_(self.feedback[first:last, last:stop].T, error[inside])
+        self._carry(start, stop, error)
+
+    def _carry(self, start: int, stop: int, error: Tensor) -> None:
+        """Correct everything beyond a block for what it is off."""
         if stop < self.target.shape[0]:
             self.target[stop:].addmm_(self.feedback[start:stop, stop:].T, error)
+
+    def _fusing(self) -> Fitting | None:
+        """How groups are fitted, where one kernel fits and walks those of a block."""
+        fitting = fitting_of(self.grid) if isinstance(self.decision, Round) else None
+        if fitting is None or self.stale or self.groups.scattered:
+            return None
+        signature = {"columns": self.block, "rows": len(self.weight), "group_size": self.groups.size}
+        _, runs, _ = explain("sweep_groups", signature, self.weight.device)[0]
+        return fitting if runs else None
+
+    def _fit_and_walk(self, start: int, stop: int, original: Tensor, error: Tensor) -> None:
+        """Fit and decide the groups of a block, in one kernel."""
+        assert self.fused is not None
+        part, size = slice(start, stop), self.groups.size
+        groups = slice(start // size, -(-stop // size))
+        run = choose("sweep_groups", {"columns": stop - start, "rows": len(self.weight), "group_size": size}, error.device)
+        run(
+            self.target[part],
+            original,
+            self.feedback[part, part],
+            self.importance[part],
+            self.groups.scale[groups],
+            self.groups.zero[groups],
+            size,
+            self.fused,
+            self.codes[part],
+            error,
+            self.loss,
+        )
 
     def _fit(self, starts: list[int], now: int) -> None:
         """Fit the grids of the groups that start at `starts`, on the weights as they stand before column `now`."""
@@ -183,6 +229,9 @@ class _Walk:
         if self.decision.span is not None and self.dropped is not None:
             dropped = self.dropped[first - self.span_start : last - self.span_start].contiguous()
         feedback = self.feedback[part, part]
+        if self.vectors is not None and not self.decision.looks_at_columns:
+            self._vectors(first, last, original, error, self.vectors)
+            return
         if self.decision.looks_at_columns or self.grid.rounding is None:
             self._columns(first, original, feedback, dropped, error)
             return
@@ -202,7 +251,16 @@ class _Walk:
             self.loss,
             self.grid.rounding,
             self.decision.keeping(first, last),
+            1 if self.groups.scattered else gcd(first, self.groups.size),
         )
+
+    def _vectors(self, first: int, last: int, original: Tensor, error: Tensor, rule: Vectors) -> None:
+        """Decide columns between two cuts in one kernel, eight at a time."""
+        part, size = slice(first, last), self.grid.vector_size
+        codes = self.codes[first // size : last // size]
+        run = choose("sweep_vectors", {"columns": last - first, "rows": original.shape[1]}, original.device)
+        root, scale = self.factor.upper[part, part], self.groups.scale[self.group_of[first]]
+        run(self.target[part], original, self.feedback[part, part], root, scale, rule, codes, error, self.loss)
 
     def _columns(self, first: int, original: Tensor, feedback: Tensor, dropped: Tensor | None, error: Tensor) -> None:
         """As the kernel, one vector of columns after the other, asking grid and decision about each."""

@@ -13,7 +13,7 @@ from featherweight.statistics.inputs import InputStatistics
 
 
 class Collector:
-    """Sums the inputs of some modules while it is attached.
+    """Sums the inputs of some modules while it is attached; `sums` are whole and checked after that.
 
     Args:
         watched: a module path to hook, by axis name; one consumer stands for all since they read one tensor.
@@ -27,7 +27,11 @@ class Collector:
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[Collector]:
-        """Hooks in place inside the `with`, always removed after it."""
+        """Hooks in place inside the `with`, always removed after it.
+
+        Raises:
+            FeatherweightError: NaN or Inf in an input, at the end: the device is not waited for before.
+        """
         handles = [
             model.get_submodule(path).register_forward_pre_hook(self._hook(axis)) for axis, path in self._watched.items()
         ]
@@ -36,11 +40,9 @@ class Collector:
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _hook(self, axis: str):  # type: ignore[no-untyped-def]
-        def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        for axis, found in self.sums.items():
             try:
-                batch = InputStatistics.from_inputs(arguments[0], self._needs[axis], self._dtype)
+                self.sums[axis] = found.finished()
             except FeatherweightError as problem:
                 raise FeatherweightError(
                     f"{problem.error} at the input of {self._watched[axis]}",
@@ -48,6 +50,12 @@ class Collector:
                     expected=problem.expected,
                     fix=problem.fix,
                 ) from None
-            self.sums[axis] = self.sums[axis] + batch if axis in self.sums else batch
+
+    def _hook(self, axis: str):  # type: ignore[no-untyped-def]
+        def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            x = arguments[0]
+            if axis not in self.sums:
+                self.sums[axis] = InputStatistics.zeros(x.shape[-1], self._needs[axis], self._dtype, x.device)
+            self.sums[axis] = self.sums[axis].add_(x)
 
         return add

@@ -12,6 +12,7 @@ from featherweight.errors import FeatherweightError
 from featherweight.models.axis import ORTHOGONAL
 from featherweight.models.transforms import Diagonal, Transform
 from featherweight.statistics.halves import mirror_
+from featherweight.statistics.products import add_product_
 
 KINDS = frozenset({"sum_sq", "hessian", "abs_max", "samples"})
 
@@ -44,24 +45,56 @@ class InputStatistics:
         Raises:
             FeatherweightError: unknown statistic asked for, or NaN/Inf activations.
         """
+        return cls.zeros(x.shape[-1], needs, dtype, x.device).add_(x).finished()
+
+    @classmethod
+    def zeros(cls, width: int, needs: frozenset[str], dtype: torch.dtype, device: torch.device) -> InputStatistics:
+        """Those of no token yet, to be added up in `dtype`.
+
+        Raises:
+            FeatherweightError: unknown statistic asked for.
+        """
         if needs - KINDS:
             raise FeatherweightError(
                 "unknown statistic", found=", ".join(sorted(needs - KINDS)), expected=", ".join(sorted(KINDS))
             )
-        samples = _sampled(x.detach()).to(dtype) if "samples" in needs else None
-        x = x.detach().reshape(-1, x.shape[-1]).to(dtype)
-        hessian = x.T @ x if "hessian" in needs else None
-        sum_sq = hessian.diagonal().clone() if hessian is not None else (x * x).sum(0)
-        if not bool(torch.isfinite(sum_sq).all()):
+        shapes = {"sum_sq": (width,), "hessian": (width, width), "abs_max": (width,), "samples": (0, 0, width)}
+        kinds = needs | {"sum_sq"} if needs else needs
+        return cls(0, **{kind: torch.zeros(shapes[kind], dtype=dtype, device=device) for kind in sorted(kinds)})
+
+    def add_(self, x: Tensor) -> InputStatistics:
+        """These and those of `x [..., in]`, added up in place: half a Hessian, and nothing checked, until `finished`."""
+        x = x.detach()
+        samples = self.samples
+        if samples is not None:
+            sampled = _sampled(x).to(samples.dtype)
+            samples = torch.cat((samples, sampled)) if len(samples) else sampled
+        x = x.reshape(-1, x.shape[-1])
+        if self.hessian is not None:
+            add_product_(self.hessian, x)
+        elif self.sum_sq is not None:
+            self.sum_sq.add_(x.to(self.sum_sq.dtype).square().sum(0))
+        if self.abs_max is not None:
+            torch.maximum(self.abs_max, x.abs().amax(0).to(self.abs_max.dtype), out=self.abs_max)
+        return replace(self, count=self.count + len(x), samples=samples)
+
+    def finished(self) -> InputStatistics:
+        """The same, whole and checked: the Hessian symmetric to the last bit, `sum_sq` its diagonal.
+
+        Raises:
+            FeatherweightError: NaN or Inf activations.
+        """
+        hessian = None if self.hessian is None else mirror_(self.hessian)
+        sum_sq = self.sum_sq if hessian is None else hessian.diagonal().clone()
+        if sum_sq is not None and not bool(torch.isfinite(sum_sq).all()):
             bad = int((~torch.isfinite(sum_sq)).sum())
             raise FeatherweightError(
                 "activations are not finite",
-                found=f"{bad} of {x.shape[-1]} input features hold NaN or Inf",
+                found=f"{bad} of {len(sum_sq)} input features hold NaN or Inf",
                 expected="finite activations",
                 fix="run in float32 or bfloat16; check the checkpoint and the calibration tokens",
             )
-        abs_max = x.abs().amax(0) if "abs_max" in needs else None
-        return cls(x.shape[0], sum_sq if needs else None, hessian, abs_max, samples)
+        return replace(self, hessian=hessian, sum_sq=sum_sq)
 
     def __add__(self, other: InputStatistics) -> InputStatistics:
         def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -91,10 +124,6 @@ class InputStatistics:
         hessian = None if hessian is None else hessian[:, inputs.to(hessian.device)]
         samples = None if self.samples is None else self.samples[..., inputs.to(self.samples.device)]
         return InputStatistics(self.count, chosen(self.sum_sq), hessian, chosen(self.abs_max), samples)
-
-    def symmetric(self) -> InputStatistics:
-        """The same, its Hessian made symmetric to the last bit in place, as a product need not be."""
-        return self if self.hessian is None else replace(self, hessian=mirror_(self.hessian))
 
     def transformed(self, transform: Transform) -> InputStatistics:
         """Those of `T x`: exact, but that of a map that mixes inputs `sum_sq` needs the Hessian, and `abs_max` is not known."""

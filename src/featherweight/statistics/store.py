@@ -60,7 +60,7 @@ class StatisticsStore:
         return loaded if all(loaded[axis].provides(needs[axis]) for axis in needs) else None
 
     def save(self, key: str, statistics: Mapping[str, InputStatistics]) -> None:
-        """Keep `statistics` under `key`, atomically; their Hessians must be symmetric to the last bit (`InputStatistics.symmetric`)."""
+        """Keep `statistics` under `key`, atomically; their Hessians must be symmetric to the last bit (`InputStatistics.finished`)."""
         path = self._path(key)
         if path is None:
             return

@@ -16,6 +16,12 @@ inline float exchange(float value, int lanes) {
         for (int at = 0; at < 32; at++) *out[at] = in[at ^ in[at]->lanes]->value;
     });
 }
+inline float broadcast(float value, int lane) {
+    struct Given { float value; int lane; };
+    return emulation::together<Given, float>(Given{value, lane}, [](const Given* const* in, float* const* out) {
+        for (int at = 0; at < 32; at++) *out[at] = in[in[at]->lane]->value;
+    });
+}
 inline bool any_lane(bool value) {
     return emulation::together<bool, bool>(value, [](const bool* const* in, bool* const* out) {
         bool any = false;

@@ -20,14 +20,17 @@ from featherweight.kernels.cuda.cache_layout import (
     Arguments,
     Rows,
     Side,
+    identity,
     key_side,
     qjl_table,
+    rotated_tables,
+    row_sums,
     value_side,
 )
 from featherweight.kernels.reference.cache_attention import cache_attention as reference
 
-#: Floats of a head's part beside its sums; threads that prepare a query.
-_STATE, _THREADS = 4, 128
+#: Floats of a head's part beside its sums; threads that prepare a query, and columns of the projection that they take.
+_STATE, _THREADS, _COLUMNS = 4, 128, 32
 
 
 class Launch(Protocol):
@@ -36,7 +39,8 @@ class Launch(Protocol):
     def __call__(
         self, source: str, name: str, constants: Mapping[str, int], grid: tuple[int, int, int], threads: int, shared: int,
         arguments: Sequence[Any], device: torch.device,
-    ) -> None: ...  # fmt: skip
+    ) -> None:  # fmt: skip
+        """Kernel `name` of a source file compiled with `constants`; arguments as the kernel takes them."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,12 @@ class Shape:
     Attributes:
         warps: of a program.
         depth: stages of a warp in shared memory.
-        resident: programs that a multiprocessor holds at once.
+        resident: programs that a multiprocessor's registers must hold at once.
     """
 
-    warps: int = 8
+    warps: int = 4
     depth: int = 3
-    resident: int = 2
+    resident: int = 4
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,12 @@ def launch_on_device(
 ) -> None:  # fmt: skip
     """See `Launch`; on torch's current stream."""
     function = driver.load(source, name, driver.constants_of(constants), device)
-    function.launch(grid, (threads, 1, 1), shared, arguments, overlapped=False)
+    function.launch(grid, (threads, 1, 1), shared, arguments)
 
 
 def cache_attention(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | None, scaling: float) -> Tensor:
     """As `featherweight.kernels.reference.cache_attention`, for one query; sums in float32."""
-    if not _readable(query, keys, values, mask):
+    if not readable(query, keys, values, mask):
         return reference(query, keys, values, mask, scaling)
     return attend(query, keys, values, mask, scaling)
 
@@ -89,13 +93,15 @@ def attend(
 ) -> Tensor:  # fmt: skip
     """As `cache_attention`, with the device's lengths, the shape of the work and the launcher given."""
     batch, heads, _, head_dim = query.shape
-    shape, lengths = shape or Shape(), lengths or Lengths()
+    lengths = lengths or Lengths()
     key_heads = keys.exact.shape[1]
     group = heads // key_heads
     blocks, sides = -(-group // HEADS), (key_side(keys, head_dim), value_side(values, head_dim))
     constants = {"NUMBER": NUMBERS[query.dtype], "HEAD_DIM": head_dim, **sides[0].constants}
     owners = batch * key_heads * blocks
-    parts = _parts(max(lengths.most, values.coded), owners, shape, query.device)
+    stage = sum(-(-side.stage_bytes // 16) * 16 for side in sides)
+    sketch = sides[0].constants.get("SKETCH", 0)
+    shape, parts = _cut(max(lengths.most, values.coded), owners, shape, stage, sketch, query.device)
     out = torch.empty(batch, heads, 1, head_dim, dtype=query.dtype, device=query.device)
     partial = torch.empty(owners * parts * HEADS * (head_dim + _STATE), dtype=torch.float32, device=query.device)
     tickets = _tickets(owners, query.device)
@@ -111,13 +117,17 @@ def attend(
     for side, part, target in zip(sides, (keys, values), (given.keys, given.values), strict=True):
         for index, name in enumerate(side.names):
             target[index] = Rows.of(part.codes[name])
+    if sides[1].constants["VALUES"] == 2:
+        tables = rotated_tables(values.constants, query.dtype)
+        given.levels, given.rotation = tables.values.data_ptr(), tables.back.data_ptr()
     prepared = _prepare(given, keys, sides[0], constants, owners, batch, launch, query.device)
     constants |= {
         **sides[1].constants, "WARPS": shape.warps, "DEPTH": shape.depth, "RESIDENT": shape.resident, "MASKED": int(mask is not None),
     }  # fmt: skip
-    stage = sum(-(-side.stage_bytes // 16) * 16 for side in sides)
     states = 4 * HEADS * (head_dim + _STATE + 8)
-    shared = 4 * HEADS * head_dim + shape.warps * max(shape.depth * stage, states)
+    shared = 4 * HEADS * head_dim + max(
+        shape.warps * max(shape.depth * stage, states), 4 * HEADS * (2 * (shape.warps // HEADS) + 1) * (head_dim + _STATE)
+    )
     grid = (parts, key_heads * blocks, batch)
     launch("cache_attention.cu", "cache_attention", constants, grid, 32 * shape.warps, shared, (given,), query.device)
     del prepared, partial, hidden, tickets  # held until here
@@ -132,17 +142,22 @@ def _prepare(
     if not side.prepared_bytes:
         return None
     prepared = torch.empty(owners * side.prepared_bytes, dtype=torch.uint8, device=device)
-    projection, constant = keys.constants["projection"], unbiased(keys.settings, len(keys.constants["projection"]))
-    if side.constants["OUTLIERS"]:
-        given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], constant).data_ptr()
+    if "SKETCH" in side.constants:
+        projection = keys.constants["projection"]
+        constant, length = unbiased(keys.settings, len(projection)), side.constants["SKETCH"]
+        if side.constants["OUTLIERS"]:
+            given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], constant).data_ptr()
+        constant, reach = constant / length, 6.0
+    elif side.constants["KEYS"] == 3:
+        projection, tables = keys.constants["rotation"], rotated_tables(keys.constants, keys.exact.dtype)
+        given.table, constant, reach = tables.keys.data_ptr(), tables.unit / 2, 1.0
+    else:
+        projection, constant, reach = identity(constants["HEAD_DIM"], device), 0.5, 1.0
     given.prepared = prepared.data_ptr()
-    head_dim = constants["HEAD_DIM"]
-    shared = 4 * (HEADS * head_dim + _THREADS // 32 * HEADS * 2) + side.prepared_bytes
-    pointers = (ctypes.c_void_p(projection.data_ptr()), ctypes.c_void_p(prepared.data_ptr()), ctypes.c_float(constant))
-    launch(
-        "cache_query.cu", "cache_query", {**constants, "THREADS": _THREADS}, (owners // batch, batch, 1), _THREADS, shared,
-        (given, *pointers), device,
-    )  # fmt: skip
+    pointers = [ctypes.c_void_p(each.data_ptr()) for each in (projection, row_sums(projection), prepared)]
+    shared, grid = 4 * HEADS * (constants["HEAD_DIM"] + _THREADS), (projection.shape[1] // _COLUMNS, owners // batch, batch)
+    numbers = (ctypes.c_float(reach), ctypes.c_float(constant))
+    launch("cache_query.cu", "cache_query", constants, grid, _THREADS, shared, (given, *pointers, *numbers), device)
     return prepared
 
 
@@ -153,11 +168,29 @@ def unbiased(settings: Mapping[str, Any], head_dim: int) -> float:
     return math.exp(0.5 * math.log(math.pi / head_dim) + math.lgamma((head_dim + 1) / 2) - math.lgamma(head_dim / 2))
 
 
-def _parts(coded: int, owners: int, shape: Shape, device: torch.device) -> int:
-    """Programs that share the tokens of a head: one for the exact ones, and as many as the device holds at once for the others."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-    wanted = processors * shape.resident // owners
-    return 1 + max(1, min(wanted - 1, -(-coded // (STAGE * shape.warps))))
+def _cut(coded: int, owners: int, shape: Shape | None, shared: int, sketch: int, device: torch.device) -> tuple[Shape, int]:
+    """The shape of the work, and into how many parts a head's tokens fall: the first for exact ones, the others for `coded`.
+
+    Few heads get large programs, one wave of them, as parts have to be added up. Many heads get small ones, and so many parts
+    that all programs run at once or the last wave hardly matters.
+
+    Args:
+        shared: bytes of shared memory for each warp's stage.
+        sketch: signs of a key; long ones need more registers.
+    """
+    processors, memory = 4, 227 << 10
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        processors, memory = found.multi_processor_count, found.shared_memory_per_multiprocessor
+    few = 2 * processors >= 16 * owners
+    if sketch > 256:
+        shape = shape or (Shape(12, 3, 1) if few else Shape(4, 3, 3))
+    shape = shape or (Shape(8, 3, 2) if few else Shape(4, 3, 4))
+    held = min(shape.resident, memory // (shape.warps * shape.depth * shared + 4096))
+    room = processors * max(1, held)
+    evenly = room // owners if room >= 8 * owners else -(-8 * room // owners)
+    wanted = room // owners - 1 if few else evenly
+    return shape, 1 + max(1, min(wanted, -(-coded // (2 * STAGE * shape.warps))))
 
 
 def _first(part: CachePart) -> int:
@@ -165,7 +198,7 @@ def _first(part: CachePart) -> int:
     return 0 if first is None else first.shape[2]
 
 
-def _readable(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | None) -> bool:
+def readable(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | None) -> bool:
     """Whether what the kernel reads lies as it wants it: entries next to each other, everything on 16 bytes."""
     tensors = [query, keys.exact, values.exact, *keys.codes.values(), *values.codes.values()]
     aligned = all(

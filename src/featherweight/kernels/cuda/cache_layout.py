@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -72,6 +73,16 @@ def key_side(part: CachePart, head_dim: int) -> Side:
         steps = -(-sketch // 256)
         names = ("signs", "norm", *(("outlier_signs", "outlier_norm", "outliers") if apart else ()))
         return Side(constants, names, stage, 2048 * steps + 8 * HEADS + 4 * HEADS * head_dim)
+    if settings["codec"] == "rotated":
+        group, packed = settings["group_size"] or 0, part.codes["codes"].shape[-1]
+        constants = {"KEYS": 3, "KEY_BITS": settings["bits"], "KEY_GROUP": group}
+        names = ("codes", "gain", *(("mean",) if group else ()))
+        stage = STAGE * (packed + 2) + (2 * head_dim if group else 0)
+        return Side(constants, names, stage, 1024 + 8 * HEADS + 4 * HEADS * head_dim)
+    if settings["axis"] == "token":
+        stage = STAGE * (head_dim + 4 * (head_dim // settings["group_size"]))
+        constants = {"KEYS": 4, "KEY_GROUP": settings["group_size"]}
+        return Side(constants, ("codes", "scale", "minimum"), stage, 1024 + 8 * HEADS + 4 * HEADS * head_dim)
     constants = {"KEYS": 2, "KEY_BITS": settings["bits"], "KEY_GROUP": settings["group_size"]}
     return Side(constants, ("codes", "scale", "minimum"), STAGE * head_dim * settings["bits"] // 8 + 4 * head_dim)
 
@@ -79,31 +90,120 @@ def key_side(part: CachePart, head_dim: int) -> Side:
 def value_side(part: CachePart, head_dim: int) -> Side:
     """Of values that the kernels read."""
     settings = part.settings
+    if settings["codec"] == "rotated":
+        packed = part.codes["codes"].shape[-1]
+        return Side({"VALUES": 2, "VALUE_BITS": settings["bits"]}, ("codes", "gain"), STAGE * (packed + 2))
     constants = {"VALUES": 1, "VALUE_BITS": settings["bits"], "VALUE_GROUP": settings["group_size"]}
     stage = STAGE * (head_dim * settings["bits"] // 8 + 4 * (head_dim // settings["group_size"]))
     return Side(constants, ("codes", "scale", "minimum"), stage)
 
 
-def supported(keys: Mapping[str, Any], values: Mapping[str, Any], head_dim: int) -> str:
-    """Why the kernels do not read these codecs; "" if they do."""
+def unsupported(keys: Mapping[str, Any], values: Mapping[str, Any], head_dim: int) -> str:
+    """Why the kernels do not read keys and values of codecs with these settings; "" if they do."""
+    return _keys_problem(keys, head_dim) or _values_problem(values, head_dim) or (
+        "" if keys["window"] <= values["window"] else "values stay exact no shorter than keys: window of values ≥ that of keys"
+    )  # fmt: skip
+
+
+def _rotated_problem(settings: Mapping[str, Any], head_dim: int) -> str:
+    if settings["bits"] not in (3, 4) or settings["balance"] or head_dim != 128:
+        return "reads rotated codes of 3 or 4 bits, heads of 128, unbalanced"
+    return ""
+
+
+def _values_problem(values: Mapping[str, Any], head_dim: int) -> str:
+    if values["codec"] == "rotated":
+        return _rotated_problem(values, head_dim) or (
+            "" if values["group_size"] is None else "reads rotated values without means"
+        )
     if values["codec"] != "integer" or values["axis"] != "token" or values["bits"] not in (2, 4, 8):
-        return "values by integers of 2, 4 or 8 bits along channels"
-    if head_dim not in (64, 128) or head_dim * values["bits"] % 256:
-        return "heads of 128, or of 64 with 4 or 8 bits"
+        return "reads values in integers of 2, 4 or 8 bits by token, or rotated"
+    if head_dim not in (64, 128) or head_dim * values["bits"] < 256:
+        return "reads heads of 128, or of 64 with 4 or 8 bits"
     if head_dim % values["group_size"] or head_dim // values["group_size"] not in (1, 2, 4):
-        return "1, 2 or 4 groups of channels in a value"
-    if keys.get("window", 0) > values["window"]:
-        return "a window of values no shorter than that of keys"
+        return "reads values of 1, 2 or 4 groups"
+    return ""
+
+
+def _keys_problem(keys: Mapping[str, Any], head_dim: int) -> str:
+    if keys["codec"] == "rotated":
+        whole = (keys["group_size"] or STAGE) % STAGE == 0
+        return _rotated_problem(keys, head_dim) or ("" if whole else f"reads means of whole {STAGE} tokens")
     if keys["codec"] == "qjl":
         if keys["outliers"] not in (0, 8) or (keys["outliers"] and keys["group_size"] != STAGE):
-            return f"no outliers, or 8 of {STAGE} tokens"
-        return ""
-    if keys["codec"] == "integer" and keys["axis"] == "channel" and keys["bits"] in (2, 4):
-        return "" if keys["group_size"] % STAGE == 0 and head_dim == 128 else f"keys in groups of whole {STAGE} tokens, heads of 128"
-    return f"keys of {keys['codec']} of another kind"
+            return f"reads sketches without outliers, or with 8 for {STAGE} tokens"
+        lengths = [keys["sketch"] or 32 * max(1, round(keys["ratio"] * 4 * head_dim / 32)), keys["outlier_sketch"] or 0]
+        return (
+            ""
+            if lengths[0] in (128, 256, 512) and lengths[1] in (0, 128, 256, 512)
+            else "reads sketches of 128, 256 or 512 signs"
+        )
+    if keys["codec"] == "integer" and keys["axis"] == "token":
+        served = keys["bits"] == 8 and head_dim == 128 and keys["group_size"] in (32, 64, 128)
+        return "" if served else "reads keys by token in 8 bits, groups of 32, 64 or 128 of 128 channels"
+    if keys["codec"] != "integer" or keys["bits"] not in (2, 4):
+        return "reads keys by qjl, rotated, or in integers of 2 or 4 bits by channel"
+    if keys["group_size"] % STAGE or head_dim != 128:
+        return f"reads keys of 128 in groups of whole {STAGE} tokens"
+    return ""
 
 
 _TABLES = WeakTensorKeyDictionary()
+
+
+@dataclass(frozen=True)
+class RotatedTables:
+    """What the kernels take of a rotated codec's constants.
+
+    Attributes:
+        keys: levels as bytes, of 4 bits the positive ones.
+        unit: a byte's.
+        values: levels as `cache_values_levels.cuh` has them.
+        back: the rotation, rows for its columns.
+    """
+
+    keys: Tensor
+    unit: float
+    values: Tensor
+    back: Tensor
+
+
+def rotated_tables(constants: Mapping[str, Tensor], dtype: torch.dtype) -> RotatedTables:
+    """For queries of `dtype`; made once for a rotation."""
+    made = _TABLES.setdefault(constants["rotation"], {})
+    if dtype not in made:
+        device, levels = constants["rotation"].device, constants["levels"].cpu()
+        picked = levels[8:] if len(levels) == 16 else levels
+        units = picked.abs().max() / torch.arange(90, 128)
+        errors = (picked - (picked / units[:, None]).round() * units[:, None]).square().sum(1)
+        unit = units[errors.argmin()]
+        whole = (picked / unit).round().to(torch.int8)
+        halves = levels.to(dtype).view(torch.uint8).view(-1, 2)
+        table = torch.cat(
+            [whole.view(torch.uint8), whole.view(torch.uint8)] if len(levels) == 16 else [halves[:, 0], halves[:, 1]]
+        )
+        values = torch.cat([table, unit.view(1).view(torch.uint8)])
+        made[dtype] = RotatedTables(
+            whole.to(device), float(unit), values.to(device), constants["rotation"].T.contiguous(),
+        )  # fmt: skip
+    tables: RotatedTables = made[dtype]
+    return tables
+
+
+_SUMS = WeakTensorKeyDictionary()
+
+
+@cache
+def identity(size: int, device: torch.device) -> Tensor:
+    """The projection of a query that is read as it is."""
+    return torch.eye(size, device=device)
+
+
+def row_sums(projection: Tensor) -> Tensor:
+    """`[head_dim]`: what all signs being 0 stands for; made once."""
+    if projection not in _SUMS:
+        _SUMS[projection] = projection.sum(1).contiguous()
+    return _SUMS[projection]
 
 
 def qjl_table(projection: Tensor, apart: int, constant: float) -> Tensor:
@@ -127,13 +227,13 @@ def qjl_table(projection: Tensor, apart: int, constant: float) -> Tensor:
 
 
 def _columns(rows: Tensor) -> tuple[Tensor, float]:
-    """`[head_dim, quarter, step, bit, (high, low), half, 4]` int8 and the unit: row entries over each bit's place, in 16 bits."""
+    """`[head_dim, step, bit, quarter, (high, low), half, 4]` int8 and the unit: row entries over each bit's place, in 16 bits."""
     head_dim, length = rows.shape
     unit = float(rows.abs().max()) / 32500
     whole = (rows / unit).view(head_dim, length // 8, 8) / 2.0 ** torch.arange(8, device=rows.device)
     whole = whole.round().to(torch.int32).view(head_dim, 4, length // 128, 4, 8)  # quarter, word, byte, bit
     if length // 128 % 2:
         whole = torch.nn.functional.pad(whole, (0, 0, 0, 0, 0, 1))
-    whole = whole.unflatten(2, (-1, 2)).permute(0, 1, 2, 5, 3, 4)  # head_dim, quarter, step, bit, half, byte
+    whole = whole.unflatten(2, (-1, 2)).permute(0, 2, 5, 1, 3, 4)  # head_dim, step, bit, quarter, half, byte
     low = ((whole + 128) & 255) - 128
     return torch.stack([(whole - low) >> 8, low], 4).to(torch.int8).contiguous(), unit

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from featherweight.errors import FeatherweightError
+from featherweight.kernels.folder import kernel_folder
 
 SOURCES = Path(__file__).parent / "source"
 
@@ -26,7 +27,7 @@ def build(source: str, constants: Mapping[str, int], architecture: str) -> bytes
     library = _library()
     options = ["--std=c++17", f"--gpu-architecture={architecture}", *(f"-D{name}={value}" for name, value in constants.items())]
     key = hashlib.sha256(repr((_version(library), options, source, sorted(_sources().items()))).encode()).hexdigest()
-    kept = _folder() / f"{Path(source).stem}-{key[:32]}.cubin"
+    kept = kernel_folder() / f"{Path(source).stem}-{key[:32]}.cubin"
     if kept.is_file():
         return kept.read_bytes()
     code = _compile(library, source, options)
@@ -125,8 +126,3 @@ def _version(library: ctypes.CDLL) -> tuple[int, int]:
 def _sources() -> dict[str, str]:
     """Text of every file that kernels include, by name."""
     return {path.name: path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir()) if path.suffix in (".cu", ".cuh")}
-
-
-def _folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "featherweight" / "kernels"

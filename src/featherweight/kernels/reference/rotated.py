@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from featherweight.kernels.bits import unpack
+from featherweight.kernels.bits import unpack_across
 
 Codes = Mapping[str, Tensor]
 Constants = Mapping[str, Tensor]
@@ -20,8 +20,9 @@ Constants = Mapping[str, Tensor]
 def rotated_levels(packed: Tensor, constants: Constants) -> Tensor:
     """`c [..., head_dim]` of packed codes `[..., bytes]`.
 
-    Scalar: a code of b bits picks one of `levels [2^b]`. Lattice: of two bytes for eight values the second picks a row of
-    `levels [256, 8]`, the first a row of `signs [256, 8]` that it is multiplied by and one of `shift [256, 1]` that is added.
+    Scalar: a code of b bits picks one of `levels [2^b]`, by `levels_by_code`, and lies as `pack_across` has it. Lattice: of two
+    bytes for eight values the second picks a row of `levels [256, 8]`, the first a row of `signs [256, 8]` that it is multiplied
+    by and one of `shift [256, 1]` that is added.
     """
     levels = constants["levels"]
     if levels.ndim == 2:
@@ -29,7 +30,15 @@ def rotated_levels(packed: Tensor, constants: Constants) -> Tensor:
         signs, shift = constants["signs"][pairs[..., 0]], constants["shift"][pairs[..., 0]]
         return levels[pairs[..., 1]].mul_(signs).add_(shift).flatten(-2)
     bits = len(levels).bit_length() - 1
-    return levels[unpack(packed, bits, packed.shape[-1] * 8 // bits).int()]
+    return levels_by_code(levels)[unpack_across(packed, bits, packed.shape[-1] * 8 // bits).int()]
+
+
+def levels_by_code(levels: Tensor) -> Tensor:
+    """Ascending levels in the order of their codes: the same, but of 16 the positive ones first, then the others falling.
+
+    So the highest bit is the sign, and both signs share a table of eight.
+    """
+    return torch.cat([levels[8:], levels[:8].flip(0)]) if len(levels) == 16 else levels
 
 
 def _coded(codes: Codes, constants: Constants) -> Tensor:

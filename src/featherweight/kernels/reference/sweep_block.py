@@ -27,6 +27,7 @@ def sweep_block(
     loss: Tensor,
     rounding: str | torch.dtype | Narrow = "integer",
     keeping: Keeping | None = None,
+    run: int = 1,
 ) -> None:
     """Round `k` columns one after the other, each corrected by the errors of those before it in the block.
 
@@ -49,6 +50,7 @@ def sweep_block(
             `t_j / s` is rounded (`q_j` is its bit pattern, `z` is 0); or a dtype, to which `t_j` is rounded (no codes are
             written then).
         keeping: weights that are kept beside their codes; None rounds all.
+        run: columns `[i · run, (i + 1) · run)` share a grid, as far as is known without a look at `group`.
     """
     groups, weights, scales, zeros = group.tolist(), importance.tolist(), scale.unbind(), zero.unbind()
     for start in range(0, target.shape[0], SUB_BLOCK):

@@ -9,20 +9,21 @@
 #include "cache_keys_qjl.cuh"
 #elif KEYS == 2
 #include "cache_keys_channel.cuh"
-#else
+#elif KEYS == 3
 #include "cache_keys_levels.cuh"
+#else
+#include "cache_keys_token.cuh"
 #endif
 #if VALUES == 1
 #include "cache_values_integer.cuh"
 #else
 #include "cache_values_levels.cuh"
 #endif
+#include "cache_combine.cuh"
 #include "cache_exact.cuh"
 
 constexpr int STAGE_BYTES = (KEY_STAGE + 15) / 16 * 16 + (VALUE_STAGE + 15) / 16 * 16, VALUES_AT = (KEY_STAGE + 15) / 16 * 16;
-constexpr int STATE = HEAD_DIM + 4;           // floats of a head's part: sums, maximum, weight, and two to spare
 constexpr int QUERY_BYTES = 2 * HEADS * HEAD_DIM * 2;  // columns: each head twice
-static_assert(WARPS >= HEADS, "a warp adds up each head");
 
 // Where a warp is, and what it has.
 struct Walk {
@@ -185,28 +186,6 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
     }
 }
 
-// Weighted sums of `count` states, `stride` floats apart, of four channels of a head.
-struct Total {
-    float4 sums = {0, 0, 0, 0};
-    float best = LOWEST, weight = 0;
-    template <class Load>
-    DEVICE void add(const float* states, int count, int stride, int channel, const Load& load) {
-        float top = best;
-#pragma unroll 8
-        for (int part = 0; part < count; part++) top = fmaxf(top, load(states + part * stride + HEAD_DIM).x);
-        const float before = power(best - top);
-        best = top, weight *= before;
-        sums = {sums.x * before, sums.y * before, sums.z * before, sums.w * before};
-#pragma unroll 8
-        for (int part = 0; part < count; part++) {
-            const float4 end = load(states + part * stride + HEAD_DIM), four = load(states + part * stride + channel);
-            const float factor = power(end.x - top);
-            weight += factor * end.y;
-            sums = {sums.x + factor * four.x, sums.y + factor * four.y, sums.z + factor * four.z, sums.w + factor * four.w};
-        }
-    }
-};
-
 KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid_constant__ Arguments a) {
     SHARED_MEMORY(shared);
     if (!PREPARED) wait_for_inputs();  // else the kernel before, which prepares the query, has waited for all others
@@ -241,6 +220,7 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
     } else {
         const int stages = (walk.coded_values + STAGE - 1) / STAGE, warps = (parts - 1) * WARPS, mine = (part - 1) * WARPS + warp;
         Values values;
+        values.begin(a);
         walk_coded(walk, values, a, ring, (int)((long long)stages * mine / warps), (int)((long long)stages * (mine + 1) / warps));
         wait_for_copies<0>();
         synchronize_block();
@@ -248,14 +228,11 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
     }
     synchronize_block();
 
-    const int head = threadIdx.x / 32, channel = threadIdx.x % 32 * 4;
-    const bool adds = head < HEADS && channel < HEAD_DIM;
     float* partial = a.partial + ((long long)owner * parts + part) * HEADS * STATE;
-    if (adds) {
+    if (warp < HEADS) {
         Total total;
-        total.add(states + head * STATE, WARPS, HEADS * STATE, channel, [](const float* at) { return *(const float4*)at; });
-        *(float4*)(partial + head * STATE + channel) = total.sums;
-        if (channel == 0) *(float4*)(partial + head * STATE + HEAD_DIM) = {total.best, total.weight, 0, 0};
+        total.add(states + warp * STATE, 0, WARPS, 1, HEADS * STATE, walk.lane, [](const float* at) { return *(const float4*)at; });
+        total.store(partial + warp * STATE, walk.lane);
         publish();
     }
     synchronize_block();
@@ -263,12 +240,6 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
     if (threadIdx.x == 0) *last = take_ticket(a.tickets + owner, parts);
     synchronize_block();
     if (!*last) return;
-    if (adds && head < heads) {
-        Total total;
-        total.add(a.partial + (long long)owner * parts * HEADS * STATE + head * STATE, parts, HEADS * STATE, channel,
-                  [](const float* at) { return load_fresh(at); });
-        half_word* target = a.out + ((long long)walk.sequence * (gridDim.y / blocks) * a.group + base_head + head) * HEAD_DIM + channel;
-        const float scale = 1.0f / total.weight;
-        *(uint2*)target = {pair(total.sums.x * scale, total.sums.y * scale), pair(total.sums.z * scale, total.sums.w * scale)};
-    }
+    half_word* out = a.out + ((long long)walk.sequence * (gridDim.y / blocks) * a.group + base_head) * HEAD_DIM;
+    combine(a, a.partial + (long long)owner * parts * HEADS * STATE, states, parts, out, heads, warp, walk.lane);
 }

@@ -14,12 +14,21 @@ constexpr int KEY_APART_NORMS = KEY_APART + (OUTLIERS ? STAGE * OUTLIER_SKETCH /
 constexpr int KEY_OUTLIERS = KEY_APART_NORMS + (OUTLIERS ? STAGE * 2 : 0), KEY_STAGE = KEY_OUTLIERS + (OUTLIERS ? 16 : 0);
 constexpr int PLANES = 8;
 // Of the prepared query: sketch for each lane; of heads 2^k-free factor and offset; then the query itself, high and low.
-constexpr int PREPARED_FACTORS = 32 * STEPS * PLANES * 2 * 4, PREPARED_QUERY = PREPARED_FACTORS + HEADS * 2 * 4;
+constexpr int LANE_BYTES = STEPS * PLANES * 2 * 4, PREPARED_FACTORS = 32 * LANE_BYTES, PREPARED_QUERY = PREPARED_FACTORS + HEADS * 2 * 4;
 constexpr int PREPARED = PREPARED_QUERY + HEADS * 2 * HEAD_DIM * 2;
-// Of the table, for the sketch and then that of outliers: words of channel, quarter, step, bit, (high, low), half; then sums of
+// Of the table, for the sketch and then that of outliers: words of channel, step, bit, quarter, (high, low), half; then sums of
 // rows, of both; then the two units.
-constexpr int TABLE_ROW = STEPS * PLANES * 4, TABLE_APART_ROW = APART_STEPS * PLANES * 4;
-constexpr int TABLE_APART = HEAD_DIM * 4 * TABLE_ROW * 4, TABLE_SUMS = TABLE_APART + HEAD_DIM * 4 * TABLE_APART_ROW * 4;  // bytes
+constexpr int TABLE_ROW = STEPS * PLANES * 16, TABLE_APART_ROW = APART_STEPS * PLANES * 16;
+constexpr int TABLE_APART = HEAD_DIM * TABLE_ROW * 4, TABLE_SUMS = TABLE_APART + HEAD_DIM * TABLE_APART_ROW * 4;  // bytes
+
+// Where sign `index` of the query's sketch goes: lane quarter, its byte, and the place that it is divided by.
+struct Place {
+    int quarter, byte, bit;
+    DEVICE explicit Place(int index) : bit(index % 8) {
+        const int at = index / 32, word_at = at % SIGN_WORDS;  // SIGN_WORDS words to a quarter, two to a product
+        quarter = at / SIGN_WORDS, byte = ((word_at / 2 * PLANES + bit) * 2 + word_at % 2) * 4 + index / 8 % 4;
+    }
+};
 
 template <int WORDS, int PRODUCTS>
 struct Signs {
@@ -71,7 +80,7 @@ struct Keys {
     float factor, offset;
 
     DEVICE void begin(const Arguments& a, const unsigned char* prepared, const half_word*, int lane, int row, int quarter) {
-        read_words((word(&)[STEPS * PLANES * 2])sketch, prepared + lane * STEPS * PLANES * 2 * 4);
+        read_words((word(&)[STEPS * PLANES * 2])sketch, prepared + lane * LANE_BYTES);
         const float2 both = ((const float2*)(prepared + PREPARED_FACTORS))[quarter];
         factor = both.x, offset = both.y;
     }
@@ -103,13 +112,13 @@ struct Keys {
             const half_word* query = (const half_word*)(prepared + PREPARED_QUERY) + row * HEAD_DIM;
             const word asked = query[first] | (word)query[second] << 16;
             float terms[2][4];
-            products<SIGN_WORDS, STEPS>(terms, signs, a.table + (mine * 4 + quarter) * TABLE_ROW * 4, units[0],
+            products<SIGN_WORDS, STEPS>(terms, signs, a.table + (mine * TABLE_ROW + 4 * quarter) * 4, units[0],
                                         (const float*)(a.table + TABLE_SUMS), first, second);
             Signs<APART_WORDS, APART_STEPS> apart[2];
             apart[0].read(stage + KEY_APART, token, quarter);
             apart[1].read(stage + KEY_APART, 16 + token, quarter);
             float others[2][4];
-            products<APART_WORDS, APART_STEPS>(others, apart, a.table + TABLE_APART + (mine * 4 + quarter) * TABLE_APART_ROW * 4,
+            products<APART_WORDS, APART_STEPS>(others, apart, a.table + TABLE_APART + (mine * TABLE_APART_ROW + 4 * quarter) * 4,
                                                units[1], (const float*)(a.table + TABLE_SUMS) + HEAD_DIM, first, second);
 #pragma unroll
             for (int tile = 0; tile < 2; tile++) {
@@ -135,7 +144,7 @@ struct Keys {
         for (int step = 0; step < PRODUCTS; step++) {
 #pragma unroll
             for (int bit = 0; bit < PLANES; bit++) {
-                const uint4 columns = ((const uint4*)rows)[step * PLANES + bit];
+                const uint4 columns = ((const uint4*)rows)[(step * PLANES + bit) * 4];
 #pragma unroll
                 for (int tile = 0; tile < 2; tile++) {
                     word bytes[4];

@@ -1,76 +1,72 @@
-// The query as `cache_keys_qjl.cuh` reads it: its sketch `Sᵀ q` in 16 bits, as two signed bytes, divided by each bit's place.
+// The query as a codec of keys reads it: its product with a projection in 16 bits, as two signed bytes, at the codec's `Place`.
 //
-// Grid: key heads times blocks of HEADS query heads, sequences. Fixed when compiled: as there, and THREADS.
+// Grid: COLUMNS columns of the projection each, key heads times blocks of HEADS query heads, sequences. The projection is asked for
+// before the query is there. A unit of the integers is REACH lengths of the query over 2^15: what a column of the projection and
+// the query make is normal, of the query's length, so nothing is cut off. Fixed when compiled: what the codec names.
+#if KEYS == 1
 #include "cache_keys_qjl.cuh"
+#elif KEYS == 3
+#include "cache_keys_levels.cuh"
+#else
+#include "cache_keys_token.cuh"
+#endif
 
-constexpr int COLUMNS = SKETCH / THREADS;  // of a thread
+constexpr int THREADS = 128, COLUMNS = 32, SHARES = THREADS / COLUMNS, ROWS = HEAD_DIM / SHARES;
+constexpr float LARGEST = 32500.0f;
 
-KERNEL void __launch_bounds__(THREADS) cache_query(const __grid_constant__ Arguments a, const float* projection, unsigned char* prepared,
-                                                   float constant) {
+KERNEL void __launch_bounds__(THREADS) cache_query(const __grid_constant__ Arguments a, const float* projection, const float* row_sums,
+                                                   unsigned char* prepared, float reach, float constant) {
     SHARED_MEMORY(shared);
+    const int lane = threadIdx.x % COLUMNS, share = threadIdx.x / COLUMNS, column = blockIdx.x * COLUMNS + lane;
+    float entries[ROWS];
+#pragma unroll
+    for (int row = 0; row < ROWS; row++) entries[row] = projection[(share * ROWS + row) * SKETCH + column];
     wait_for_inputs();
     release_dependents();
-    float* query = (float*)shared;                              // [HEAD_DIM][HEADS]
-    float* sums = query + HEAD_DIM * HEADS;                     // of a warp: largest and sum, of each head
-    unsigned char* bytes = shared + 4 * (HEAD_DIM * HEADS + THREADS / 32 * HEADS * 2);
-    const int blocks = (a.group + HEADS - 1) / HEADS, block = blockIdx.x % blocks, key_head = blockIdx.x / blocks;
+
+    float* query = (float*)shared;                      // [HEAD_DIM][HEADS]
+    float* sums = query + HEAD_DIM * HEADS;             // [SHARES][HEADS][COLUMNS]
+    const int blocks = (a.group + HEADS - 1) / HEADS, block = blockIdx.y % blocks, key_head = blockIdx.y / blocks;
     const int heads = a.group - block * HEADS < HEADS ? a.group - block * HEADS : HEADS;
-    unsigned char* target = prepared + (long long)(blockIdx.y * gridDim.x + blockIdx.x) * PREPARED;
-    for (int at = threadIdx.x; at < PREPARED_FACTORS / 4; at += THREADS) ((word*)bytes)[at] = 0;
-    for (int at = threadIdx.x; at < HEADS * HEAD_DIM; at += THREADS) {
-        const int head = at / HEAD_DIM < heads ? at / HEAD_DIM : heads - 1, channel = at % HEAD_DIM;
-        const half_word* source = (const half_word*)a.query.of(blockIdx.y, key_head * a.group + block * HEADS + head);
-        const float value = from_number(source[channel]);
-        query[channel * HEADS + at / HEAD_DIM] = value;
-        const float scaled = value * a.scaling;
-        const half_word high = to_number(scaled);
-        half_word* columns = (half_word*)(target + PREPARED_QUERY) + at / HEAD_DIM * 2 * HEAD_DIM + channel;
-        columns[0] = high;
-        columns[HEAD_DIM] = to_number(scaled - from_number(high));
+    unsigned char* target = prepared + (long long)(blockIdx.z * gridDim.y + blockIdx.y) * PREPARED;
+    float length = 0, offset = 0;                       // of head `share`, the lane's part
+#pragma unroll
+    for (int at = 0; at < HEAD_DIM; at += COLUMNS) {
+        const half_word* source = (const half_word*)a.query.of(blockIdx.z, key_head * a.group + block * HEADS + (share < heads ? share : heads - 1));
+        const float value = from_number(source[at + lane]);
+        query[(at + lane) * HEADS + share] = value;
+        length += value * value;
+        offset += value * row_sums[at + lane];
+        if (blockIdx.x == 0) {
+            const half_word high = to_number(value * a.scaling);
+            half_word* columns = (half_word*)(target + PREPARED_QUERY) + share * 2 * HEAD_DIM + at + lane;
+            columns[0] = high;
+            columns[HEAD_DIM] = to_number(value * a.scaling - from_number(high));
+        }
+    }
+    for (int lanes = 1; lanes < 32; lanes *= 2) length += exchange(length, lanes), offset += exchange(offset, lanes);
+    const float unit = sqrtf(length) * reach / LARGEST + 1e-30f;
+    if (blockIdx.x == 0 && lane == 0) {
+        ((float2*)(target + PREPARED_FACTORS))[share] = {2 * unit * constant * a.scaling, offset * constant * a.scaling};
     }
     synchronize_block();
 
-    float u[COLUMNS][HEADS] = {};
-#pragma unroll 16
-    for (int channel = 0; channel < HEAD_DIM; channel++) {
-        const float4 q = ((const float4*)query)[channel];
+    float u[HEADS] = {};
 #pragma unroll
-        for (int column = 0; column < COLUMNS; column++) {
-            const float s = projection[channel * SKETCH + column * THREADS + threadIdx.x];
-            u[column][0] += s * q.x, u[column][1] += s * q.y, u[column][2] += s * q.z, u[column][3] += s * q.w;
-        }
+    for (int row = 0; row < ROWS; row++) {
+        const float4 q = ((const float4*)query)[share * ROWS + row];
+        u[0] += entries[row] * q.x, u[1] += entries[row] * q.y, u[2] += entries[row] * q.z, u[3] += entries[row] * q.w;
     }
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
-    for (int head = 0; head < HEADS; head++) {
-        float largest = 0, sum = 0;
-#pragma unroll
-        for (int column = 0; column < COLUMNS; column++) largest = fmaxf(largest, fabsf(u[column][head])), sum += u[column][head];
-        for (int lanes = 1; lanes < 32; lanes *= 2) largest = fmaxf(largest, exchange(largest, lanes)), sum += exchange(sum, lanes);
-        if (lane == 0) sums[(warp * HEADS + head) * 2] = largest, sums[(warp * HEADS + head) * 2 + 1] = sum;
-    }
+    for (int head = 0; head < HEADS; head++) sums[(share * HEADS + head) * COLUMNS + lane] = u[head];
     synchronize_block();
+    float total = 0;  // of head `share`
 #pragma unroll
-    for (int head = 0; head < HEADS; head++) {
-        float largest = 1e-30f, sum = 0;
-        for (int each = 0; each < THREADS / 32; each++) {
-            largest = fmaxf(largest, sums[(each * HEADS + head) * 2]), sum += sums[(each * HEADS + head) * 2 + 1];
-        }
-        const float unit = largest / 32500.0f;
-        if (threadIdx.x == head) {
-            ((float2*)(target + PREPARED_FACTORS))[head] = {2 * unit * constant / SKETCH * a.scaling, sum * constant / SKETCH * a.scaling};
-        }
-#pragma unroll
-        for (int column = 0; column < COLUMNS; column++) {
-            const int sign = column * THREADS + threadIdx.x, byte = sign / 8, bit = sign % 8;
-            // byte: quarter of SIGN_WORDS words each; two words to a product, four bytes to a word
-            const int word_at = byte / 4 % SIGN_WORDS, quarter = byte / 4 / SIGN_WORDS, step = word_at / 2, half = word_at % 2;
-            const int value = (int)rintf(u[column][head] / (unit * (float)(1 << bit))), low = (value + 128 & 255) - 128;
-            const int at = ((step * PLANES + bit) * 2 + half) * 4 + byte % 4;
-            bytes[((2 * head) * 4 + quarter) * STEPS * PLANES * 8 + at] = (unsigned char)(value - low >> 8);
-            bytes[((2 * head + 1) * 4 + quarter) * STEPS * PLANES * 8 + at] = (unsigned char)low;
-        }
-    }
-    synchronize_block();
-    for (int at = threadIdx.x; at < PREPARED_FACTORS / 16; at += THREADS) ((uint4*)target)[at] = ((const uint4*)bytes)[at];
+    for (int each = 0; each < SHARES; each++) total += sums[(each * HEADS + share) * COLUMNS + lane];
+    const Place place(column);
+    float whole = rintf(total / (unit * (float)(1 << place.bit)));
+    whole = fminf(fmaxf(whole, -LARGEST), LARGEST);
+    const int value = (int)whole, low = (value + 128 & 255) - 128;
+    target[(2 * share * 4 + place.quarter) * LANE_BYTES + place.byte] = (unsigned char)(value - low >> 8);
+    target[((2 * share + 1) * 4 + place.quarter) * LANE_BYTES + place.byte] = (unsigned char)low;
 }

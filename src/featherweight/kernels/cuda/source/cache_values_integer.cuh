@@ -38,6 +38,8 @@ struct Values {
         clear_rows<2 * VALUE_GROUPS>(stage + VALUE_MINIMA, left, lane);
     }
 
+    DEVICE void begin(const Arguments&) {}
+
     DEVICE void rescale(float factor) {
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {

@@ -17,6 +17,7 @@ DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(LEF
 DEVICE void synchronize_warp() { __syncwarp(); }
 
 DEVICE float exchange(float value, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, value, lanes); }
+DEVICE float broadcast(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 DEVICE bool any_lane(bool value) { return __any_sync(0xFFFFFFFFu, value); }
 
 // Rows of an 8 x 8 matrix of 16-bit numbers become its columns.

@@ -1,0 +1,6 @@
+// Products with values in 16 bits of which any are kept; a bit for each weight tells which.
+#define STORAGE "bitmap.cuh"
+#include "numbers.cuh"
+#include "stream.cuh"
+
+EXPORT(multiply_stream)

@@ -1,0 +1,82 @@
+// Activations of a block in shared memory, in the order in which a storage's `multiply` reads them. Where the storage wants fp16
+// (NORMALIZED), bf16 activations become fp16 numbers: those of a chunk and a token times a power of two that brings the largest
+// below 2^11, so that the sum of 16, which GROUP_SUMS asks for, is one as well.
+#pragma once
+
+struct Inputs {
+    float* factors;      // [chunk][token]: what normalising took out
+    half_word* numbers;  // [token][stride]
+    int stride;
+    half_word* groups;   // [chunk][token][16]: sums of 16 consecutive inputs, in the order 2 t, 2 t + 1, 2 t + 8, 2 t + 9 for t = 0 … 3
+
+    // Eight consecutive inputs of a token.
+    static DEVICE uint4 load(const Work& work, int token, int input) {
+        const half_word* x = work.x + (long long)token * work.x_stride;
+        if (!work.gather && input + 8 <= work.inputs) return *(const uint4*)(x + input);
+        word from[8], v[8];
+        if (work.gather) {
+            *(uint4*)from = *(const uint4*)(work.gather + input);
+            *(uint4*)(from + 4) = *(const uint4*)(work.gather + input + 4);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            if (!work.gather) from[i] = input + i;
+            v[i] = from[i] < (word)work.inputs ? x[from[i]] : 0;
+        }
+        return make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16);
+    }
+
+    // A lane's eight inputs of a chunk, put in their places.
+    DEVICE void put(int token, int tokens, int chunk, uint4 v, int lane) const {
+        constexpr bool normalized = NORMALIZED && ACTIVATION == 0;
+        word pairs[4] = {v.x, v.y, v.z, v.w};
+        float scale = 1.0f;
+        if (normalized) {
+            word largest = 0;
+#pragma unroll
+            for (int pair = 0; pair < 4; pair++) largest = max_magnitude(largest, pairs[pair]);
+            int exponent = (int)(largest_in_warp(largest) >> 7);  // of the largest, with bf16's bias
+            int up = exponent == 0 ? 0 : 127 + 10 - exponent;     // x 2^up lies below 2^11
+            up = up > 126 ? 126 : up < -126 ? -126 : up;
+            scale = as_float((word)(127 + up) << 23);
+            if (lane == 0) factors[chunk * 8 * COLUMNS + token] = as_float((word)(127 - up) << 23);
+        }
+        float sum = 0.0f;
+        half_word* to = numbers + token * stride + chunk * CHUNK;
+#pragma unroll
+        for (int pair = 0; pair < 4; pair++) {
+            word number = pairs[pair];
+            if (normalized) number = pack_fp16(as_float(number << 16) * scale, as_float(number & 0xFFFF0000u) * scale);
+            *(word*)(to + pair_place(lane * 8 + pair / 2 * 4, pair % 2)) = number;
+            if (GROUP_SUMS) sum += from_fp16((half_word)(number & 0xFFFFu)) + from_fp16((half_word)(number >> 16));
+        }
+        if (GROUP_SUMS) {
+            sum += from_lane_xor(sum, 1);
+            int group = lane / 2;
+            if (lane % 2 == 0) groups[(chunk * tokens + token) * 16 + group % 8 / 2 * 4 + group / 8 * 2 + group % 2] = to_fp16(sum);
+        }
+    }
+
+    DEVICE void stage(const Work& work, int first_chunk, int chunks, int warp, int lane) const {
+        constexpr int all = WARPS + COLLECTORS, batch = 4;
+        for (int start = warp; start < work.tokens * chunks; start += all * batch) {
+            uint4 loaded[batch];
+#pragma unroll
+            for (int i = 0; i < batch; i++) {
+                int item = start + i * all;
+                if (item < work.tokens * chunks) loaded[i] = load(work, item / chunks, (first_chunk + item % chunks) * CHUNK + lane * 8);
+            }
+#pragma unroll
+            for (int i = 0; i < batch; i++) {
+                int item = start + i * all;
+                if (item < work.tokens * chunks) put(item / chunks, work.tokens, item % chunks, loaded[i], lane);
+            }
+        }
+    }
+
+    // One number as fp32; `place` is where it lies.
+    DEVICE float number(int token, int place) const {
+        float value = from_fp16(numbers[token * stride + place]);
+        return NORMALIZED && ACTIVATION == 0 ? value * factors[place / CHUNK * 8 * COLUMNS + token] : value;
+    }
+};

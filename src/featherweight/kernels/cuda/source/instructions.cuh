@@ -1,0 +1,105 @@
+// Instructions that the lattice's and the Hadamard kernels need beside those of `intrinsics.cuh`.
+#pragma once
+#include "intrinsics.cuh"
+
+#ifdef EMULATED
+#include "emulated_instructions.h"
+#else
+
+// The address of something in shared memory, and the word at an address, OFFSET bytes on.
+DEVICE word shared_address(const void* pointer) { return (word)__cvta_generic_to_shared(pointer); }
+template <int OFFSET>
+DEVICE word load_shared(word address) {
+    word v;
+    asm volatile("ld.shared.u32 %0, [%1 + %2];" : "=r"(v) : "r"(address), "n"(OFFSET));
+    return v;
+}
+
+// All blocks of a cluster have written what others read in their shared memory.
+DEVICE void meet_blocks() {
+    synchronize_block();
+    synchronize_cluster();
+}
+
+// To the second-level cache.
+DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
+// One number, or four, in the shared memory of a block of the cluster.
+DEVICE float load_one_from_cluster(const float* place, int rank) {
+    float v;
+    asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];}"
+                 : "=f"(v) : "r"(shared_address(place)), "r"(rank) : "memory");
+    return v;
+}
+DEVICE float4 load_four_from_cluster(const float* place, int rank) {
+    float4 v;
+    asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\nld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];}"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(shared_address(place)), "r"(rank) : "memory");
+    return v;
+}
+
+DEVICE void add_shared(int* sum, int value) { atomicAdd(sum, value); }
+
+// (a ^ b) & mask in one instruction.
+DEVICE word differing_bits(word a, word b, word mask) {
+    word d;
+    asm("lop3.b32 %0, %1, %2, %3, 0x28;" : "=r"(d) : "r"(a), "r"(b), "r"(mask));
+    return d;
+}
+
+// sums[16 x 8] += a[16 x 32] b[32 x 8]: bytes without sign times bytes with sign.
+DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// sum + the product of four bytes with sign and four others.
+DEVICE int dot_bytes(word a, word b, int sum) {
+    int d;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+    return d;
+}
+
+// Four tiles of 8 x 8 numbers of 16 bits, transposed; each lane names a row of 16 bytes in shared memory.
+DEVICE void load_transposed(word (&d)[4], const half_word* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(shared_address(row)) : "memory");
+}
+
+// Two numbers to 16 bits each, the first in the lower half.
+DEVICE word pack_bf16(float first, float second) {
+    word d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(second), "f"(first));
+    return d;
+}
+DEVICE word pack_fp16(float first, float second) {
+    word d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(second), "f"(first));
+    return d;
+}
+
+DEVICE int round_to_int(float value) {
+    int v;
+    asm("cvt.rni.s32.f32 %0, %1;" : "=r"(v) : "f"(value));
+    return v;
+}
+
+DEVICE float exchange(float value, int lanes_apart) { return __shfl_xor_sync(0xFFFFFFFFu, value, lanes_apart); }
+DEVICE int from_lane(int value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
+DEVICE int exchange(int value, int lanes_apart) { return __shfl_xor_sync(0xFFFFFFFFu, value, lanes_apart); }
+#endif
+
+DEVICE float lower_fp16(word pair) { return from_fp16((half_word)(pair & 0xFFFFu)); }
+DEVICE float upper_fp16(word pair) { return from_fp16((half_word)(pair >> 16)); }
+
+// Two numbers as bf16, or what that leaves of them.
+DEVICE word plane_bf16(float first, float second, bool rest) {
+    word pair = pack_bf16(first, second);
+    return rest ? pack_bf16(first - as_float(pair << 16), second - as_float(pair & 0xFFFF0000u)) : pair;
+}
+
+// `value` at `index` of an array of fp32 (0), bf16 (1) or fp16 (2).
+DEVICE void store_as(void* array, long index, float value, int type) {
+    if (type == 0) ((float*)array)[index] = value;
+    else ((half_word*)array)[index] = type == 1 ? to_bf16(value) : to_fp16(value);
+}

@@ -1,0 +1,288 @@
+// y = x Wᵀ for few tokens from weights that lie in chunks: a chunk holds 16 rows of 256 inputs, all that belongs to them.
+//
+// A block is resident on its multiprocessor for the whole launch. It takes an equal run of all chunks, in the order of
+// the tiles of 16 rows; its warps take the run's chunks in turn. A warp asks for its chunks in the background, STAGES ahead and
+// across the ends of tiles, so that memory never waits for arithmetic. At the end of a tile the warps put their sums down and go
+// on; other warps, the collectors, add them up in their order. A tile whose inputs are cut between blocks is added up by the last
+// block to arrive, in the blocks' order: results repeat bit for bit.
+//
+// Fixed when compiled: COLUMNS (tokens in eights), WARPS, COLLECTORS, STAGES, RESIDENT (blocks that registers leave room for), and
+// what the storage's file asks for. A storage defines
+//   CHUNK_BYTES;  struct Chunk { load(bytes, lane); template<int BLOCK> multiply(sums, x) }   64 inputs at a time;
+//   HELD   whether `multiply` still reads what `load` was shown;
+//   pair_place(input, pair)   where `multiply` reads the first two and the last two of four consecutive inputs of a token;
+//   NORMALIZED   whether it wants bf16 activations as fp16 numbers;
+//   GROUP_SUMS   whether Chunk::finish(sums, groups) wants the sums of every 16 activations;
+//   struct Extra   terms beside the chunks, or none.
+#pragma once
+#include "streaming.cuh"
+
+constexpr int CHUNK = 256, BLOCKS = CHUNK / 64, THREADS = 32 * (WARPS + COLLECTORS), BUFFERS = COLUMNS == 2 ? 2 : 4;
+constexpr int PADDING = 32;  // numbers between the activations of two tokens in shared memory: no bank conflicts
+
+struct Work {
+    const unsigned char* chunks;  // [tiles][chunks of a tile][CHUNK_BYTES]
+    const int* chunk_starts;      // of chunks that differ in length, in 16s of bytes, and the end; or no table
+    const half_word* x;
+    half_word* y;
+    const half_word* bias;
+    const int* gather;            // input that stands at each place, `inputs` for none; or no table
+    const int* list_starts;       // rows of `list` before those of each [tile][segment of chunks], then all
+    const word* list;             // sparse records, a row of 32 at a time
+    float* partial;               // [tiles][slots][COLUMNS][32][4] of tiles that are cut between blocks
+    int* arrivals;                // [tiles], zero between launches
+    int rows, tiles, tile_chunks, split_chunks, segment_chunks, whole_tiles, inputs, tokens, x_stride, y_stride, slots;
+    float factor;                 // of all sums
+};
+
+// Which part of all chunks a block has, and who shares a tile with it. A split is a range of chunks of every tile; blocks of a split
+// take equal runs of its chunks, or of whole tiles.
+struct Run {
+    int split, first_chunk, length, first_block, blocks;  // chunks of a tile in this split; its blocks
+    unsigned grains, grain;                               // runs end where a grain does: so many, of so many chunks
+    DEVICE Run(const Work& work, int index) {
+        split = index;
+        first_chunk = index * work.split_chunks;
+        int left = work.tile_chunks - first_chunk;
+        length = left < work.split_chunks ? left : work.split_chunks;
+        first_block = 0, blocks = gridDim.x;
+        if (length < work.tile_chunks) {
+            blocks = (int)(gridDim.x * (first_chunk + length) / work.tile_chunks);
+            first_block = (int)(gridDim.x * first_chunk / work.tile_chunks);
+            blocks -= first_block;
+        }
+        grain = work.whole_tiles ? length : 1;
+        grains = work.whole_tiles ? work.tiles : length * work.tiles;
+    }
+    DEVICE int start(int block) const { return (int)(grains * (unsigned)(block - first_block) / blocks * grain); }
+    DEVICE int owner(int unit) const { return first_block + (int)(((unit / grain + 1) * blocks - 1) / grains); }
+    DEVICE int first_owner(int tile) const { return owner(tile * length); }
+    DEVICE int owners(int tile) const { return owner((tile + 1) * length - 1) - first_owner(tile) + 1; }
+    DEVICE int end_of(int tile, int end) const { return (tile + 1) * length < end ? (tile + 1) * length : end; }
+};
+
+// Of 16 rows and the tokens; even and odd steps apart, so that the matrix unit need not wait for itself.
+struct Sums {
+    float value[COLUMNS][4], odd[COLUMNS][4];
+};
+
+#include STORAGE
+
+// A warp's chunks in background copies.
+struct Ring {
+    unsigned char* stages;
+    barrier_word* barriers;
+    int slot, parity;
+
+    DEVICE void ask(const Work& work, const Run& run, int unit, int stage) {
+        long long chunk = unit;
+        if (run.length < work.tile_chunks) chunk = (long long)(unit / run.length) * work.tile_chunks + run.first_chunk + unit % run.length;
+        long long start = chunk * CHUNK_BYTES;
+        int bytes = CHUNK_BYTES;
+        if (HELD) {
+            start = 16ll * work.chunk_starts[chunk];
+            bytes = (int)(16ll * work.chunk_starts[chunk + 1] - start);
+        }
+        copy_chunk(stages + stage * CHUNK_BYTES, work.chunks + start, bytes, barriers + stage);
+    }
+    DEVICE const unsigned char* wait() {
+        wait_for(barriers + slot, parity);
+        return stages + slot * CHUNK_BYTES;
+    }
+    DEVICE void refill(const Work& work, const Run& run, int unit, int end, int lane) {
+        synchronize_warp();
+        if (lane == 0 && unit + STAGES * WARPS < end) ask(work, run, unit + STAGES * WARPS, slot);
+        slot++;
+        if (slot == STAGES) slot = 0, parity ^= 1;
+    }
+};
+
+// Where the warps of a block put their sums down for the collectors: four numbers of every lane that has tokens.
+struct Exchange {
+    float4* sums;
+    barrier_word *filled, *emptied;
+    int pairs;  // of tokens
+    DEVICE float4* at(int buffer, int warp, int column, int lane) const {
+        return sums + (((buffer * WARPS + warp) * COLUMNS + column) * 8 + lane / 4) * pairs + lane % 4;
+    }
+};
+
+template <int BLOCK>
+DEVICE void multiply_blocks(Sums& sums, Chunk& chunk, const unsigned char* const (&tokens)[COLUMNS], int lane) {
+    if constexpr (BLOCK < BLOCKS) {
+        uint4 x[COLUMNS][2];
+#pragma unroll
+        for (int column = 0; column < COLUMNS; column++) {
+            x[column][0] = *(const uint4*)(tokens[column] + BLOCK * 128);
+            x[column][1] = *(const uint4*)(tokens[column] + BLOCK * 128 + 64);
+        }
+        chunk.template multiply<BLOCK>(sums, x, lane);
+        multiply_blocks<BLOCK + 1>(sums, chunk, tokens, lane);
+    }
+}
+
+DEVICE void write_outputs(const Work& work, const float (&sums)[COLUMNS][4], int tile, int lane) {
+#pragma unroll
+    for (int column = 0; column < COLUMNS; column++) {
+#pragma unroll
+        for (int part = 0; part < 4; part++) {
+            int token = column * 8 + lane % 4 * 2 + part % 2, row = tile * 16 + lane / 4 + part / 2 * 8;
+            if (token >= work.tokens || row >= work.rows) continue;
+            float bias = work.bias ? from_number(work.bias[row]) : 0.0f;
+            work.y[(long long)token * work.y_stride + row] = to_number(sums[column][part] + bias);
+        }
+    }
+}
+
+// One block's part of a tile that several share: put down. True, with all parts added up, for the last to arrive.
+DEVICE bool share_sums(const Work& work, const Run& run, float (&sums)[COLUMNS][4], int tile, int lane) {
+    int before = 0, all = 0;
+    for (int split = 0; split * work.split_chunks < work.tile_chunks; split++) {
+        int count = Run(work, split).owners(tile);
+        before += split < run.split ? count : 0;
+        all += count;
+    }
+    float* slots = work.partial + (long long)tile * work.slots * COLUMNS * 128 + lane * 4;
+    float* own = slots + (before + blockIdx.x - run.first_owner(tile)) * COLUMNS * 128;
+#pragma unroll
+    for (int entry = 0; entry < 4 * COLUMNS; entry++) store_shared_sum(own + entry / 4 * 128 + entry % 4, sums[entry / 4][entry % 4]);
+    synchronize_warp();
+    int arrived = lane == 0 ? count_arrival(work.arrivals + tile) : 0;
+    if (from_lane(arrived, 0) != all - 1) return false;
+    synchronize_warp();
+    if (lane == 0) work.arrivals[tile] = 0;
+#pragma unroll
+    for (int entry = 0; entry < 4 * COLUMNS; entry++) sums[entry / 4][entry % 4] = 0.0f;
+    for (int slot = 0; slot < all; slot++) {
+#pragma unroll
+        for (int entry = 0; entry < 4 * COLUMNS; entry++)
+            sums[entry / 4][entry % 4] += load_shared_sum(slots + (slot * COLUMNS + entry / 4) * 128 + entry % 4);
+    }
+    return true;
+}
+
+DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, const Inputs& inputs, int collector,
+                    int lane) {
+    int turn = collector, tile = first / run.length + collector;
+    Extra extra(work, run, tile);
+    bool mine = tile * run.length >= first && tile * run.length < end;
+    if (!mine) extra.look_ahead(work, tile + COLLECTORS);
+    extra.begin(work, tile, mine, lane);
+    for (; tile * run.length < end; tile += COLLECTORS, turn += COLLECTORS) {
+        int buffer = turn % BUFFERS, after = tile + COLLECTORS;
+        float more[COLUMNS][4] = {};
+        extra.add(work, more, inputs, lane);
+        extra.begin(work, after, after * run.length < end, lane);
+        wait_for(exchange.filled + buffer, turn / BUFFERS & 1);
+        float total[COLUMNS][4] = {};
+        if (lane % 4 < exchange.pairs) {
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column++) {
+#pragma unroll
+                for (int warp = 0; warp < WARPS; warp++) {
+                    float4 part = *exchange.at(buffer, warp, column, lane);
+                    total[column][0] += part.x;
+                    total[column][1] += part.y;
+                    total[column][2] += part.z;
+                    total[column][3] += part.w;
+                }
+            }
+        }
+        synchronize_warp();
+        if (lane == 0) arrive(exchange.emptied + buffer);
+#pragma unroll
+        for (int entry = 0; entry < 4 * COLUMNS; entry++) total[entry / 4][entry % 4] = work.factor * (total[entry / 4][entry % 4] + more[entry / 4][entry % 4]);
+        bool whole = tile * run.length >= first && (tile + 1) * run.length <= end && run.length == work.tile_chunks;
+        if (whole || share_sums(work, run, total, tile, lane)) write_outputs(work, total, tile, lane);
+    }
+}
+
+// A chunk's sums to those of the tile; where activations were normalised, times what that took out.
+DEVICE void add_part(float (&sums)[COLUMNS][4], const Sums& part, const Inputs& inputs, int chunk, int lane) {
+#pragma unroll
+    for (int column = 0; column < COLUMNS; column++) {
+        float2 factor = make_float2(1.0f, 1.0f);
+        if (NORMALIZED && ACTIVATION == 0) factor = *(const float2*)(inputs.factors + chunk * 8 * COLUMNS + column * 8 + lane % 4 * 2);
+#pragma unroll
+        for (int entry = 0; entry < 4; entry++)
+            sums[column][entry] += (part.value[column][entry] + part.odd[column][entry]) * (entry % 2 ? factor.y : factor.x);
+    }
+}
+
+DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, Ring& ring, const Exchange& exchange,
+                         const Inputs& inputs, int warp, int lane) {
+    const unsigned char* tokens[COLUMNS];
+#pragma unroll
+    for (int column = 0; column < COLUMNS; column++) {
+        int token = column * 8 + lane / 4;
+        tokens[column] = (const unsigned char*)(inputs.numbers + (token < work.tokens ? token : 0) * inputs.stride + lane % 4 * 8);
+    }
+    int unit = first + warp, turn = 0;
+    for (int tile = first / run.length; tile * run.length < end; tile++, turn++) {
+        int start = tile * run.length, stop = run.end_of(tile, end), buffer = turn % BUFFERS;
+        float sums[COLUMNS][4] = {};
+        for (; unit < stop; unit += WARPS) {
+            Chunk chunk;
+            chunk.load(ring.wait(), lane);
+            if (!HELD) ring.refill(work, run, unit, end, lane);
+            const unsigned char* here[COLUMNS];
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column++) here[column] = tokens[column] + (unit - start) * CHUNK * 2;
+            Sums part = {};
+            multiply_blocks<0>(part, chunk, here, lane);
+            if (GROUP_SUMS) {
+                uint2 groups[COLUMNS];
+#pragma unroll
+                for (int column = 0; column < COLUMNS; column++) {
+                    int token = column * 8 + lane / 4;
+                    groups[column] = *(const uint2*)(inputs.groups + ((unit - start) * work.tokens + (token < work.tokens ? token : 0)) * 16 + lane % 4 * 4);
+                }
+                chunk.finish(part, groups);
+            }
+            if (HELD) ring.refill(work, run, unit, end, lane);
+            add_part(sums, part, inputs, unit - start, lane);
+        }
+        if (turn >= BUFFERS) wait_for(exchange.emptied + buffer, (turn / BUFFERS - 1) & 1);
+        if (lane % 4 < exchange.pairs) {
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column++) {
+                const float* sum = sums[column];
+                *exchange.at(buffer, warp, column, lane) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+            }
+        }
+        synchronize_warp();
+        if (lane == 0) arrive(exchange.filled + buffer);
+    }
+}
+
+KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work) {
+    SHARED_MEMORY(memory);
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, split = 0;
+    while (Run(work, split).first_block + Run(work, split).blocks <= (int)blockIdx.x) split++;
+    Run run(work, split);
+    int first = run.start(blockIdx.x), end = run.start(blockIdx.x + 1);
+    barrier_word *barriers = (barrier_word*)(memory + WARPS * STAGES * CHUNK_BYTES), *filled = barriers + WARPS * STAGES;
+    Exchange exchange = {(float4*)(filled + 2 * BUFFERS), filled, filled + BUFFERS, COLUMNS == 2 ? 4 : (work.tokens + 1) / 2};
+    float* factors = (float*)exchange.at(BUFFERS, 0, 0, 0);
+    Inputs inputs = {factors, (half_word*)(factors + work.split_chunks * 8 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr};
+    inputs.groups = inputs.numbers + work.tokens * inputs.stride;
+    Ring ring = {memory + warp * STAGES * CHUNK_BYTES, barriers + warp * STAGES, 0, 0};
+    if (lane == 0) {
+        if (warp < WARPS) {
+            for (int stage = 0; stage < STAGES; stage++) set_barrier(ring.barriers + stage, 1);
+        } else if (warp == WARPS) {
+            for (int buffer = 0; buffer < BUFFERS; buffer++) set_barrier(filled + buffer, WARPS), set_barrier(filled + BUFFERS + buffer, 1);
+        }
+        publish_barriers();
+        for (int stage = 0; warp < WARPS && stage < STAGES; stage++) {
+            int unit = first + warp + stage * WARPS;
+            if (unit < end) ring.ask(work, run, unit, stage);
+        }
+    }
+    release_dependents();
+    wait_for_inputs();
+    inputs.stage(work, run.first_chunk, run.length, warp, lane);
+    synchronize_block();
+    if (warp < WARPS) multiply_run(work, run, first, end, ring, exchange, inputs, warp, lane);
+    else collect(work, run, first, end, exchange, inputs, warp - WARPS, lane);
+}

@@ -1,0 +1,29 @@
+"""What a kernel needs to know to fit the uniform grid of a group of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A uniform grid with integer zero points, fitted group by group; see `featherweight.grids.uniform`.
+
+    Attributes:
+        by: "minmax" or "weighted".
+        symmetric: whether the zero point is the middle code.
+        largest_code: codes run from 0 to this.
+        scale_dtype: in which scales are stored.
+        apply: scale and zero `[rows]` of `values [rows, width]`, `importance [width]`: the definition, in plain torch.
+    """
+
+    by: Literal["minmax", "weighted"]
+    symmetric: bool
+    largest_code: int
+    scale_dtype: torch.dtype
+    apply: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]

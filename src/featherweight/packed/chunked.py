@@ -1,0 +1,200 @@
+"""Weights in the chunks that CUDA kernels stream: from what is stored, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featherweight.kernels.bits import pack, unpack
+from featherweight.kernels.cuda import bitmap, two_level, two_of_four
+from featherweight.kernels.cuda.sparse_list import SparseParts
+from featherweight.kernels.cuda.stream import ACTIVATIONS, MOST_TOKENS, Chunked
+from featherweight.kernels.cuda.two_level import TwoLevelParts
+from featherweight.packed.dense import Dense
+from featherweight.packed.dtypes import dtype_from
+from featherweight.packed.masked import PREFIX, Masked
+from featherweight.packed.sparse_rows import VALUE_DTYPES, SparseRows
+from featherweight.packed.sum import Sum
+from featherweight.packed.two_level import TwoLevel
+
+#: Tokens that are multiplied, 16 at a time; more are left to the dense product.
+FEW_TOKENS = 64
+
+Multiply = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+
+
+class PreparedChunks:
+    """A weight in chunks, in the place of its stored tensors.
+
+    Args:
+        chunked: what lies on the device.
+        multiply: `(x, bias, y)` for up to 16 tokens.
+        rebuild: the packed weight's stored tensors, bit for bit.
+        dtypes: of activations.
+    """
+
+    def __init__(
+        self,
+        chunked: Chunked,
+        multiply: Multiply,
+        rebuild: Callable[[], dict[str, Tensor]],
+        dtypes: tuple[torch.dtype, ...] = tuple(ACTIVATIONS),
+    ) -> None:
+        self.chunked, self._multiply, self._rebuild, self._dtypes = chunked, multiply, rebuild, dtypes
+
+    def runs(self, x: Tensor) -> bool:
+        """Whether `x` can be multiplied: few tokens, in a dtype of the kernel's, no gradients wanted."""
+        few = 0 < x.numel() <= FEW_TOKENS * self.chunked.inputs
+        return few and x.dtype in self._dtypes and not (torch.is_grad_enabled() and x.requires_grad)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The stored tensors of the packed weight, rebuilt."""
+        return self._rebuild()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What lies on the device in their place."""
+        return {name: value for name, value in vars(self.chunked).items() if isinstance(value, Tensor)}
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x [..., in]` to `x · Wᵀ + bias`, `[..., out]`, in the dtype of `x`."""
+        flat = x.reshape(-1, x.shape[-1])
+        if flat.shape[1] % 8:
+            flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8))
+        if flat.stride(-1) != 1 or flat.stride(0) % 8 or flat.data_ptr() % 16:
+            flat = flat.contiguous().clone()
+        bias = None if bias is None else bias.to(x.dtype)
+        y = torch.empty(len(flat), self.chunked.rows, dtype=x.dtype, device=x.device)
+        for first in range(0, len(flat), MOST_TOKENS):
+            self._multiply(flat[first : first + MOST_TOKENS], bias, y[first : first + MOST_TOKENS])
+        return y.view(*x.shape[:-1], self.chunked.rows)
+
+
+def prepare_two_level(weight: TwoLevel | Sum) -> PreparedChunks:
+    """SpQR's weight, with or without its sparse term; the kernel for one token is compiled, as a proof.
+
+    Raises:
+        FeatherweightError: the compiler or the driver refuses.
+    """
+    dense, *terms = weight.terms if isinstance(weight, Sum) else (weight,)
+    assert isinstance(dense, TwoLevel)
+    sparse = next((term for term in terms if isinstance(term, SparseRows)), None)
+    entries = None if sparse is None else SparseParts(*sparse.positions(), sparse.values)
+    encoded = two_level.encode(_parts_of(dense), dense.grid.bits, two_level.second_bits(dense.description()), entries)
+    index = dense.parts.get("group_index")
+    settings = None if sparse is None else sparse.description()
+
+    def rebuild() -> dict[str, Tensor]:
+        parts, entries = two_level.decode(encoded, None if index is None else dense.index())
+        found = TwoLevel(dense.inputs, dense.group_size, dense.grid, _stored_of(dense, parts, index))
+        if settings is None or entries is None:
+            return found.tensors()
+        values = entries.values.to(VALUE_DTYPES[settings["value_bits"]])
+        rows, inputs = settings["shape"]
+        return Sum((found, SparseRows.from_entries((rows, inputs), entries.rows, entries.columns, values))).tensors()
+
+    return _proven(PreparedChunks(encoded.chunked, lambda x, bias, y: two_level.multiply(x, encoded, bias, y), rebuild))
+
+
+def prepare_two_of_four(weight: Masked) -> PreparedChunks:
+    """Two of every four weights, as 4-bit codes or as values; the kernel for one token is compiled, as a proof.
+
+    Raises:
+        FeatherweightError: the compiler or the driver refuses.
+    """
+    described = weight.description()
+    inner, (rows, inputs) = described["values"], described["shape"]
+    stored = {name.removeprefix(PREFIX): tensor for name, tensor in weight.tensors().items()}
+    places = weight.support.view(rows, -1, 4).nonzero()[:, 2].view(rows, inputs // 2).to(torch.uint8)
+    if inner["kind"] == "dense":
+        encoded = two_of_four.encode_values(stored["values"], places)
+    else:
+        zeros = None if inner["symmetric"] else unpack(stored["zeros"], 4, inner["groups"])
+        codes = unpack(stored["codes"], 4, inputs // 2)
+        encoded = two_of_four.encode_codes(codes, places, stored["scales"], zeros, two_of_four.group_of(inner))
+
+    def rebuild() -> dict[str, Tensor]:
+        return _masked_tensors(described, *two_of_four.decode(encoded))
+
+    dtypes = (encoded.scale_dtype,) if encoded.bits == 16 else tuple(ACTIVATIONS)
+    return _proven(
+        PreparedChunks(encoded.chunked, lambda x, bias, y: two_of_four.multiply(x, encoded, bias, y), rebuild, dtypes)
+    )
+
+
+def prepare_bitmap(weight: Masked) -> PreparedChunks:
+    """Values in 16 bits with any mask; the kernel for one token is compiled, as a proof.
+
+    Raises:
+        FeatherweightError: the compiler or the driver refuses.
+    """
+    described, mask = weight.description(), weight.support
+    encoded = bitmap.encode(weight.dequantize(dtype_from(described["values"]["dtype"])), mask)
+
+    def rebuild() -> dict[str, Tensor]:
+        values, mask = bitmap.decode(encoded)
+        return Masked.of(Dense(values), mask, described).tensors()
+
+    return _proven(
+        PreparedChunks(encoded.chunked, lambda x, bias, y: bitmap.multiply(x, encoded, bias, y), rebuild, (encoded.dtype,))
+    )
+
+
+def _proven(prepared: PreparedChunks) -> PreparedChunks:
+    device = prepared.chunked.chunks.device
+    prepared(torch.zeros(1, prepared.chunked.inputs, dtype=prepared._dtypes[0], device=device))
+    return prepared
+
+
+def _parts_of(weight: TwoLevel) -> TwoLevelParts:
+    """Unpacked; zeros that are not coded, or are integers, on a grid of step 1."""
+    grid, stored, (rows, _) = weight.grid, weight.parts, weight.shape
+
+    def second(name: str, bits: int | None) -> tuple[Tensor, Tensor]:
+        assert bits is not None
+        grids = stored[f"{name}_grids"].to(torch.float32).repeat_interleave(grid.second_group_size, 0)[:rows]
+        return unpack(stored[f"{name}_codes"], bits, weight.groups), grids
+
+    scale_codes, scale_grids = second("scale", grid.scale_bits)
+    if grid.symmetric or grid.integer_zeros:
+        middle = torch.full_like(scale_codes, 2 ** (grid.bits - 1))
+        zero_codes = middle if grid.symmetric else unpack(stored["zero_codes"], grid.bits, weight.groups)
+        zero_grids = torch.tensor([1.0, 0.0], device=scale_grids.device).expand_as(scale_grids)
+    else:
+        zero_codes, zero_grids = second("zero", grid.zero_bits)
+    codes = unpack(stored["codes"], grid.bits, weight.inputs)
+    return TwoLevelParts(codes, scale_codes, zero_codes, scale_grids, zero_grids, weight.index())
+
+
+def _stored_of(weight: TwoLevel, parts: TwoLevelParts, index: Tensor | None) -> dict[str, Tensor]:
+    """The tensors that `weight` stored."""
+    grid = weight.grid
+    step = grid.second_group_size
+    stored = {"codes": pack(parts.codes, grid.bits)}
+    assert grid.scale_bits is not None
+    stored["scale_codes"] = pack(parts.scale_codes, grid.scale_bits)
+    stored["scale_grids"] = parts.scale_grids[::step].to(torch.float16).contiguous()
+    if grid.integer_zeros:
+        stored["zero_codes"] = pack(parts.zero_codes, grid.bits)
+    elif not grid.symmetric:
+        assert grid.zero_bits is not None
+        stored["zero_codes"] = pack(parts.zero_codes, grid.zero_bits)
+        stored["zero_grids"] = parts.zero_grids[::step].to(torch.float16).contiguous()
+    return stored if index is None else stored | {"group_index": index}
+
+
+def _masked_tensors(described: dict[str, Any], kept: Tensor, places: Tensor, numbers: list[Tensor]) -> dict[str, Tensor]:
+    """The tensors of a weight so described."""
+    inner, (rows, inputs) = described["values"], described["shape"]
+    mask = torch.zeros(rows, inputs // 4, 4, dtype=torch.bool, device=kept.device)
+    mask.scatter_(2, places.long().view(rows, -1, 2), True)
+    stored = {f"{PREFIX}values": kept} if inner["kind"] == "dense" else {f"{PREFIX}codes": pack(kept, 4)}
+    if inner["kind"] != "dense":
+        apart = max(1, two_of_four.group_of(inner) // two_of_four.GROUPS[-1])
+        scales, *zeros = (each[:, ::apart][:, : inner["groups"]].contiguous() for each in numbers)
+        stored[f"{PREFIX}scales"] = scales
+        if zeros:
+            stored[f"{PREFIX}zeros"] = pack(zeros[0], 4)
+    return {**stored, "mask": Masked.written_mask(mask.view(rows, inputs), described)}

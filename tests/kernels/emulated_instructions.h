@@ -1,0 +1,93 @@
+// What `instructions.cuh` asks of the card beside `intrinsics.cuh`, by plain arithmetic.
+#pragma once
+#include <algorithm>
+using std::min;
+
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+struct int2 { int x, y; };
+DEVICE uint4 make_uint4(word x, word y, word z, word w) { return {x, y, z, w}; }
+DEVICE uint2 make_uint2(word x, word y) { return {x, y}; }
+DEVICE float2 make_float2(float x, float y) { return {x, y}; }
+DEVICE float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+DEVICE int2 make_int2(int x, int y) { return {x, y}; }
+
+// Shared memory begins at address 1024, as on the card.
+DEVICE word shared_address(const void* pointer) { return (word)((const unsigned char*)pointer - fibre_here->shared) + 1024; }
+template <int OFFSET>
+DEVICE word load_shared(word address) { return *(const word*)(fibre_here->shared + address - 1024 + OFFSET); }
+DEVICE void meet_blocks() {
+    synchronize_block();
+    synchronize_cluster();
+}
+DEVICE void prefetch(const void*) {}
+DEVICE float load_one_from_cluster(const float* place, int rank) {
+    size_t offset = (const unsigned char*)place - fibre_here->shared;
+    return *(const float*)(cluster_memory[rank].data() + offset);
+}
+DEVICE float4 load_four_from_cluster(const float* place, int rank) {
+    return {load_one_from_cluster(place, rank), load_one_from_cluster(place + 1, rank), load_one_from_cluster(place + 2, rank),
+            load_one_from_cluster(place + 3, rank)};
+}
+DEVICE void add_shared(int* sum, int value) { *sum += value; }
+
+DEVICE word differing_bits(word a, word b, word mask) { return (a ^ b) & mask; }
+
+DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
+    auto& words = fibre_here->warp->words;
+    int lane = fibre_here->lane;
+    for (int i = 0; i < 4; i++) words[lane][i] = a[i];
+    words[lane][4] = b0;
+    words[lane][5] = b1;
+    synchronize_warp();
+    for (int part = 0; part < 4; part++) {
+        int row = lane / 4, half = part / 2, column = lane % 4 * 2 + part % 2;
+        for (int k = 0; k < 32; k++) {
+            word x = words[row * 4 + k % 16 / 4][half + k / 16 * 2], y = words[column * 4 + k % 16 / 4][4 + k / 16];
+            c[part] += (int)(uint8_t)(x >> k % 4 * 8) * (int8_t)(y >> k % 4 * 8);
+        }
+    }
+    synchronize_warp();
+}
+
+DEVICE int dot_bytes(word a, word b, int sum) {
+    for (int i = 0; i < 32; i += 8) sum += (int)(int8_t)(a >> i) * (int8_t)(b >> i);
+    return sum;
+}
+
+DEVICE void load_transposed(word (&d)[4], const half_word* row) {
+    auto& words = fibre_here->warp->words;
+    memcpy(words[fibre_here->lane], &row, sizeof row);
+    synchronize_warp();
+    for (int tile = 0; tile < 4; tile++) {
+        d[tile] = 0;
+        for (int second = 0; second < 2; second++) {
+            const half_word* from;
+            memcpy(&from, words[tile * 8 + fibre_here->lane % 4 * 2 + second], sizeof from);
+            d[tile] |= (word)from[fibre_here->lane / 4] << 16 * second;
+        }
+    }
+    synchronize_warp();
+}
+
+DEVICE word pack_bf16(float first, float second) { return to_bf16(first) | (word)to_bf16(second) << 16; }
+DEVICE word pack_fp16(float first, float second) { return to_fp16(first) | (word)to_fp16(second) << 16; }
+DEVICE int round_to_int(float value) { return (int)std::nearbyint(value); }
+
+template <class Number>
+DEVICE Number exchange(Number value, int lanes_apart) {
+    auto& words = fibre_here->warp->words;
+    memcpy(words[fibre_here->lane], &value, 4);
+    synchronize_warp();
+    memcpy(&value, words[fibre_here->lane ^ lanes_apart], 4);
+    synchronize_warp();
+    return value;
+}
+DEVICE int from_lane(int value, int lane) {
+    auto& words = fibre_here->warp->words;
+    words[fibre_here->lane][0] = (word)value;
+    synchronize_warp();
+    value = (int)words[lane][0];
+    synchronize_warp();
+    return value;
+}
