@@ -236,10 +236,11 @@ def write_page(folder: Path, name: str, heading: str, card: Card, rows: Sequence
     """`name.csv` with every column, `name.md` with the card's figures above the rows, `name-card.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    if rows:
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
     hidden = ("us_q25", "us_q75", "calls", "replays")
     shown = [column for column in columns if column not in hidden and any(row.get(column) not in (None, "") for row in rows)]
     table = _table(shown, [[row.get(column) for column in shown] for row in rows]) if rows else []

@@ -1,11 +1,11 @@
 """Seconds and peak memory of compressing a whole model, from one random block at its true shape.
 
-    python benchmarks/model_seconds.py --shape llama-2-7b --output results       # on a GPU; 128 x 2048 tokens
+    python benchmarks/model_seconds.py --shape llama-2-7b --output results    # on a GPU; 128 x 2048 tokens
     python benchmarks/model_seconds.py --shape tiny --samples 8 --length 256     # on a CPU, to see that it runs
 
-What the engine does with a block is done once to warm up and then timed by part: its statistics (one forward), its linears (factor,
-walk, packing, what the ledger asks), its outputs (another forward), its file. `model` is the sum of the parts times the blocks: an
-extrapolation, without the embedding, the head and the first reading of the checkpoint.
+What the engine does with a block is done once on a few tokens to warm up, and then timed by part: its statistics (one forward), its
+linears (factor, walk, packing, what the ledger asks), its outputs (another forward), its file. `model` is the sum of the parts
+times the blocks: an extrapolation, without the embedding, the head and the first reading of the checkpoint.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Clock:
 
 @torch.no_grad()
 def measure(name: str, model_folder: str, options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
-    """One chain on the block, the second time."""
+    """One chain on the block, once all kernels are compiled."""
     calibration = {"samples": options.samples, "length": options.length, "batch_size": options.batch_size}
     recipe = Recipe.model_validate({"name": name, "steps": [CHAINS[name]], "calibration": calibration})
     plan = fw.plan(model_folder, recipe)
@@ -79,9 +79,9 @@ def measure(name: str, model_folder: str, options: argparse.Namespace, device: t
     tokens = torch.randint(0, 256, (options.samples, options.length), generator=generator)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     own_gather = block_room.gather
-    for _ in range(2):
+    for part in (tokens[: 2 * options.batch_size], tokens):  # the first warms up
         clock = Clock(device)
-        model, inputs = prepared(plan, tokens, device, dtype)
+        model, inputs = prepared(plan, part, device, dtype)
         block = plan.structure.blocks[0]
         task = BlockTask(
             plan=plan, model=model, block=block, inputs=inputs, prefix="dense", tokens="", store=StatisticsStore(None),
@@ -113,6 +113,8 @@ def measure(name: str, model_folder: str, options: argparse.Namespace, device: t
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(BLOCKS), default="tiny")
+    parser.add_argument("--model", help="folder with a block of that shape, as an earlier run made it with --keep")
+    parser.add_argument("--keep", type=Path, help="only write the random block into this folder")
     parser.add_argument("--device", help="a GPU if there is one")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=2048)
@@ -120,9 +122,12 @@ def main() -> None:
     parser.add_argument("--chains", nargs="*", help="parts of names; all if not given")
     parser.add_argument("--output", type=Path, help="folder for model_seconds.csv and model_seconds.md")
     options = parser.parse_args()
+    if options.keep:
+        random_model(options.shape, options.keep)
+        return
     device, rows = pick_device(options.device), []
     with tempfile.TemporaryDirectory() as folder:
-        model = str(random_model(options.shape, Path(folder) / "model"))
+        model = options.model or str(random_model(options.shape, Path(folder) / "model"))
         for name in CHAINS:
             if options.chains and not any(part in name for part in options.chains):
                 continue

@@ -1,6 +1,6 @@
 """Products with integer codes on CUDA beside bf16 and torch's own 4-bit kernel: one row per shape, width and number of tokens.
 
-    python benchmarks/multiply.py --output benchmarks/multiply             # all shapes; minutes
+    python benchmarks/multiply.py --output benchmarks/multiply-h200        # all shapes; minutes
     python benchmarks/multiply.py --shapes 28672x4096 --bits 4 --tokens 1 16 --output /tmp/multiply
 
 Codes are random, groups of 128 share a bf16 scale. Every case is checked against float64 in the run that is timed.

@@ -19,8 +19,7 @@ from featherweight.engine.shrink_task import Cut, HeadUnit
 from featherweight.engine.verify import verify
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.protocol import Measurement
-from featherweight.export.write import Exported
-from featherweight.export.write import export as write_export
+from featherweight.export.write import export
 from featherweight.finetune.finetune import finetune
 from featherweight.integrations.cache_choice import CacheChoice, choose_cache
 from featherweight.integrations.load import load as load_folder
@@ -149,11 +148,6 @@ def evaluate(
             offline=offline,
             progress=progress,
         )
-
-
-def export(output: str | Path, format: str, folder: str | Path) -> Exported:
-    """Write what `fw compress` made in another format, into a new `folder`; see `featherweight.export.write.export`."""
-    return write_export(Path(output), format, Path(folder))
 
 
 def check_texts(texts: Sequence[str], *, offline: bool = False) -> None:

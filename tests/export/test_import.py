@@ -82,7 +82,8 @@ def test_a_low_rank_term_repairs_what_others_made(tmp_path: Path):
     api.export(ours, "gptq", tmp_path / "theirs")
     first = {"method": "imported", "checkpoint": str(tmp_path / "theirs")}
     errors = {}
-    for name, chain in {"as it is": [first], "repaired": [first, {"method": "low-rank", "rank_bits": 0.3, "activation_aware": False}]}.items():
+    term = {"method": "low-rank", "rank_bits": 0.3, "activation_aware": False}
+    for name, chain in {"as it is": [first], "repaired": [first, term]}.items():
         result = fw.compress(fw.plan("demo", {"name": "r", "steps": chain}, changes=SMALL), tmp_path / name)
         errors[name] = [row.measured["relative_weight_error"] for row in result.rows if row.kind == "linear"]
     assert len(errors["repaired"]) == 28

@@ -89,7 +89,7 @@ def test_trained_signs_lower_the_divergence_and_nothing_else_changes(output: Pat
         task="distill", train=("signs",), length=64, samples=32, held_out=4, batch_size=2, every=8, learning_rate=5e-3
     )
     told = finetune(output, tmp_path / "out", settings, teacher=resolve_model("demo"), device="cpu").told
-    assert told["after"] < 0.95 * told["before"] and told["accuracy"] is None
+    assert told["after"] < 0.97 * told["before"] and told["accuracy"] is None
     fw.verify(tmp_path / "out")
     old, new = (json.loads((folder / "ledger.json").read_text()) for folder in (output, tmp_path / "out"))
     assert new["total"]["predicted_bytes"] - old["total"]["predicted_bytes"] == told["grown_bytes"] > 0

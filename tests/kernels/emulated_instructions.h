@@ -3,7 +3,7 @@
 #include <algorithm>
 using std::min;
 
-struct float2 { float x, y; };
+struct uint2 { word x, y; };
 struct float4 { float x, y, z, w; };
 struct int2 { int x, y; };
 DEVICE uint4 make_uint4(word x, word y, word z, word w) { return {x, y, z, w}; }
@@ -71,7 +71,6 @@ DEVICE void load_transposed(word (&d)[4], const half_word* row) {
 }
 
 DEVICE word pack_bf16(float first, float second) { return to_bf16(first) | (word)to_bf16(second) << 16; }
-DEVICE word pack_fp16(float first, float second) { return to_fp16(first) | (word)to_fp16(second) << 16; }
 DEVICE int round_to_int(float value) { return (int)std::nearbyint(value); }
 
 template <class Number>

@@ -45,9 +45,9 @@ def sparse_parts(rows, inputs, count, seed=1):
     return SparseParts(chosen // inputs, chosen % inputs, torch.randn(count, generator=generator).half())
 
 
-def run(module, weight, x, bias, **cut):
+def run(module, weight, x, bias, shared=200_000):
     y = torch.full((len(x), weight.chunked.rows), float("nan"), dtype=x.dtype)
-    shape = stream.shape_of(*weight.chunked.cut, len(x), weight.chunked.segment, 3, 200_000, cuts=CUTS)
+    shape = stream.shape_of(*weight.chunked.cut, len(x), weight.chunked.segment, 3, shared, cuts=CUTS)
     module.multiply(x, weight, bias, y, shape)
     assert not weight.chunked.arrivals.any()  # ready for the next launch
     return y
@@ -162,3 +162,15 @@ def test_bitmap_layout_gives_everything_back():
     found, there = bitmap.decode(bitmap.encode(values, mask))
     assert torch.equal(there, mask)
     assert torch.equal(found, values * mask)
+
+
+@needs_compiler
+def test_blocks_share_tiles(emulation):  # noqa: F811
+    parts, sparse = two_level_parts(48, 4608, 3, 3, False), sparse_parts(48, 4608, 900)
+    weight = two_level.encode(parts, 3, 3, sparse)
+    shape = stream.shape_of(*weight.chunked.cut, 3, weight.chunked.segment, 3, 40_000, cuts=CUTS)
+    assert shape.split_chunks < 18 and shape.slots > 1
+    dense = values_of(parts)
+    dense[sparse.rows, sparse.columns] += sparse.values.double()
+    x = torch.randn(3, 4608, generator=torch.Generator().manual_seed(4)).bfloat16()
+    check(run(two_level, weight, x, None, shared=40_000), x.double() @ dense.T)

@@ -31,7 +31,10 @@ def rotation(size, inverted=False, seed=3):
 def weight_of(rows, inputs, bits, rank=0, group=64, inverted=False, output=True):
     """A lattice of random codes between rotations, and with a rank a term of 4-bit factors."""
     vectors = (rows, -(-inputs // 8))
-    stored = {"codes": torch.randint(-(2**15), 2**15, vectors, generator=drawn(1)).to(torch.int16), "scale": torch.tensor([0.02])}
+    stored = {
+        "codes": torch.randint(-(2**15), 2**15, vectors, generator=drawn(1)).to(torch.int16),
+        "scale": torch.tensor([0.02]),
+    }
     if bits > 2:
         dtype = torch.int16 if bits == 4 else torch.uint8
         stored["residual"] = torch.randint(0, 256 if bits == 3 else 2**15, vectors, generator=drawn(2)).to(dtype)
@@ -61,12 +64,10 @@ def small_device(emulation, monkeypatch):  # noqa: F811
 @pytest.mark.parametrize(
     ("rows", "inputs", "bits", "rank", "tokens", "dtype", "more"),
     [
-        (64, 512, 2, 0, 1, torch.bfloat16, {}),
-        (96, 256, 2, 37, 3, torch.float16, {"group": None}),
-        (96, 768, 3, 16, 5, torch.float16, {"group": 16}),
+        (64, 512, 2, 0, 1, torch.bfloat16, {"output": False}),
+        (192, 512, 3, 16, 5, torch.float16, {"group": 16}),
         (128, 320, 4, 70, 9, torch.bfloat16, {"inverted": True}),
-        (1024, 3072, 2, 140, 2, torch.bfloat16, {"inverted": True}),
-        (64, 1024, 3, 16, 1, torch.float16, {"output": False}),
+        (64, 1024, 2, 70, 2, torch.bfloat16, {"inverted": True, "group": None}),
     ],
 )
 def test_product_is_that_of_the_weight(small_device, rows, inputs, bits, rank, tokens, dtype, more):
@@ -78,11 +79,11 @@ def test_product_is_that_of_the_weight(small_device, rows, inputs, bits, rank, t
 
 @needs_compiler
 def test_sums_are_exact_in_any_order(small_device):
-    device = to_device(weight_of(256, 1024, 2, 16))
-    x = hadamard.rotate_for_product(torch.randn(2, 1024, generator=drawn()).bfloat16(), device.input, device.right)
+    device = to_device(weight_of(64, 512, 2))
+    x = hadamard.rotate_for_product(torch.randn(1, 512, generator=drawn()).bfloat16(), device.input, None)
     whole = lattice.multiply_rotated(x, device.inner, torch.float32, lattice.Shape(2, 1, 16, 2))
-    assert torch.equal(whole, lattice.multiply_rotated(x, device.inner, torch.float32, lattice.Shape(3, 1, 4, 1)))
-    parts = lattice.multiply_rotated(x, device.inner, torch.float32, lattice.Shape(1, 3, 8, 3))
+    assert torch.equal(whole, lattice.multiply_rotated(x, device.inner, torch.float32, lattice.Shape(3, 1, 2, 1)))
+    parts = lattice.multiply_rotated(x, device.inner, torch.float32, lattice.Shape(1, 2, 2, 1))
     torch.testing.assert_close(parts.sum(0), whole[0], rtol=1e-5, atol=1e-5)
 
 
@@ -91,11 +92,9 @@ def test_sums_are_exact_in_any_order(small_device):
     ("size", "dtype", "to", "inverted"),
     [
         (16, torch.float32, torch.float32, False),
-        (512, torch.bfloat16, torch.bfloat16, True),
-        (8192, torch.float16, torch.float32, False),
-        (192, torch.float32, torch.float16, True),
-        (1536, torch.bfloat16, torch.float32, False),
-        (2432, torch.float16, torch.float32, True),
+        (1024, torch.bfloat16, torch.bfloat16, True),
+        (1536, torch.float32, torch.float16, False),
+        (1216, torch.float16, torch.float32, True),
     ],
 )
 def test_transform_is_that_of_the_map(small_device, size, dtype, to, inverted):
@@ -104,7 +103,9 @@ def test_transform_is_that_of_the_map(small_device, size, dtype, to, inverted):
         x = torch.randn(rows, size, generator=drawn()).to(dtype)
         found = hadamard.rotate(x, to_device(weight).input, to)
         assert found.dtype == to
-        assert error(found, weight.input.apply(x.double())) < {torch.float32: 1e-5, torch.float16: 4e-4, torch.bfloat16: 3e-3}[to]
+        assert (
+            error(found, weight.input.apply(x.double())) < {torch.float32: 1e-5, torch.float16: 4e-4, torch.bfloat16: 3e-3}[to]
+        )
 
 
 def _codes(rows, inputs):
@@ -148,14 +149,15 @@ def test_a_linear_runs_from_the_layout_and_gives_back_what_it_stored(small_devic
     linear = PackedLinear(weight, torch.ones(128), torch.bfloat16)
     linear._take_over(lattice_prepared.prepare_lattice(weight))
     monkeypatch.setattr(lattice_prepared, "SLAB_BYTES", 1)
-    for tokens in (1, 20, 70):
+    for tokens in (1, 35):
         x = torch.randn(2, tokens, 256, generator=drawn()).to(torch.bfloat16)
-        assert error(linear(x), weight.matmul(x.double()) + 1) < (2.5e-3 if tokens < 40 else 1e-2)
+        assert error(linear(x), weight.matmul(x.double()) + 1) < (2.5e-3 if tokens == 1 else 1e-2)
     assert all(torch.equal(linear.state_dict()[name], tensor) for name, tensor in weight.tensors().items())
     assert all(torch.equal(tensor, weight.tensors()[name]) for name, tensor in linear.packed.tensors().items())
-    plain = PackedLinear(weight_of(64, 256, 2), dtype=torch.bfloat16)
-    plain._take_over(lattice_prepared.prepare_lattice(plain.packed))
-    assert all(torch.equal(plain.state_dict()[name], tensor) for name, tensor in weight_of(64, 256, 2).tensors().items())
+    plain = weight_of(64, 512, 2, output=False)
+    again = lattice_prepared.prepare_lattice(plain).stored()
+    assert again.keys() == plain.tensors().keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in plain.tensors().items())
 
 
 def test_what_cannot_run_says_why():
@@ -164,7 +166,7 @@ def test_what_cannot_run_says_why():
     assert "rotations" in unsupported(good["inner"])
     assert "4-bit symmetric" in unsupported(good | {"inner": _with_left(good["inner"], {"bits": 8})})
     assert "multiple of 16" in unsupported(good | {"inner": _with_left(good["inner"], {"group_size": 24})})
-    assert "2^4" in unsupported(Rotated.of(Lattice.from_tensors(Lattice.describe((16, 24), 2), _codes(16, 24)), rotation(24)).description())
+    assert "2^4" in unsupported(weight_of(64, 24, 2).description())
     offered = {name: reason for name, runs, reason in registry.explain(OP, good, "cpu") if not runs}
     assert offered["cuda lattice"] == "written for CUDA, not for cpu"
 
@@ -181,5 +183,5 @@ def test_compiles_for_hopper(bits, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     constants = {"BITS": bits, "COLUMNS": 1, "WARPS": 16, "DEPTH": 2, "RANK": 128}
     assert compiler.build("lattice.cu", constants, "sm_90")[:4] == b"\x7fELF"
-    shape = {"FACTOR": 28, "TWOS": 9, "IN": 0, "OUT": 1, "INVERTED": 1, "FOR_PRODUCT": bits % 2, "THREADS": 512, "CLUSTER": 8, "STEP": 6}
+    shape = {"FACTOR": 28, "TWOS": 9, "IN": 0, "OUT": 1, "INVERTED": 1, "FOR_PRODUCT": bits % 2, "THREADS": 512, "CLUSTER": 8}
     assert compiler.build("hadamard.cu", shape, "sm_90")[:4] == b"\x7fELF"

@@ -144,7 +144,7 @@ def test_a_linear_runs_from_the_layout_and_gives_back_what_it_stored(emulation, 
 
 
 @pytest.mark.parametrize("inputs", [256, 768, 3072, 4096, 11008, 14336, 28672, 65536])
-@pytest.mark.parametrize("tokens", [1, 4, 8, 16, 17, 32, 33, 64])
+@pytest.mark.parametrize("tokens", [1, 4, 5, 8, 9, 16])
 def test_every_cut_fits_a_multiprocessor(inputs, tokens):
     for bits in CELLS:
         weight = DeviceCodes(8192, inputs, bits, 32, torch.empty(512, inputs * bits // 2, device="meta"), None, None)

@@ -73,10 +73,10 @@ def compare(kernel, columns, rows, with_mask, device="cpu", narrow=None, roundin
         assert ours[0].cpu()[theirs[7]].abs().max() == 0
 
 
-CASES = [(1, 5, False), (32, 32, False), (70, 40, True), (128, 33, False)]
-EXACT = [(70, 40, True, "cpu", None, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
+CASES = [(1, 5, False), (32, 32, False), (70, 40, True)]
+EXACT = [(40, 20, True, "cpu", None, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
 NARROW = [(40, 24, True, "cpu", None, E4M3), (20, 33, False, "cpu", None, E2M1)]
-KEEPING = [(16, 40, False, "cpu", False), (70, 33, False, "cpu", True)]
+KEEPING = [(16, 40, False, "cpu", False), (40, 33, False, "cpu", True)]
 
 
 @needs_triton

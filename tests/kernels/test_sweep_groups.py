@@ -12,7 +12,7 @@ import torch
 from featherweight.grids.uniform import UniformGrid
 from featherweight.kernels.reference.fit_groups import fit_groups as fit_reference
 from featherweight.kernels.reference.sweep_groups import sweep_groups as reference
-from featherweight.solvers import sweep as sweep_room
+from featherweight.solvers import decision as decision_room
 from featherweight.solvers.damping import factorise
 from featherweight.solvers.fitting import fitting_of
 from featherweight.solvers.sweep import sweep
@@ -21,10 +21,10 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 #: Columns, rows, group size, grid.
 CASES = [
-    (128, 40, 128, UniformGrid(4)),
-    (96, 33, 32, UniformGrid(3, fit_by="weighted")),
-    (72, 32, 16, UniformGrid(2, symmetric=True, fit_by="weighted", scale_dtype=torch.bfloat16)),
-    (40, 9, 32, UniformGrid(8, symmetric=True, scale_dtype=torch.float32)),
+    (32, 33, 32, UniformGrid(4)),
+    (24, 9, 16, UniformGrid(3, fit_by="weighted")),
+    (16, 20, 16, UniformGrid(2, symmetric=True, fit_by="weighted", scale_dtype=torch.bfloat16)),
+    (24, 9, 16, UniformGrid(8, symmetric=True, scale_dtype=torch.float32)),
 ]
 
 
@@ -67,12 +67,12 @@ def compare(kernel, columns, rows, size, grid, device="cpu"):
 def compare_fits(kernel, device="cpu"):
     """Grids of all groups at once, with and without weighing."""
     generator = torch.Generator().manual_seed(1)
-    weight, importance = torch.randn(40, 96, generator=generator), torch.rand(96, generator=generator)
+    weight, importance = torch.randn(32, 24, generator=generator), torch.rand(24, generator=generator)
     for _, _, _, grid in CASES:
         for weigh in (None, importance):
             there = None if weigh is None else weigh.to(device)
-            ours = kernel(weight.to(device), there, 24, fitting_of(grid))
-            theirs = fit_reference(weight, weigh, 24, fitting_of(grid))
+            ours = kernel(weight.to(device), there, 12, fitting_of(grid))
+            theirs = fit_reference(weight, weigh, 12, fitting_of(grid))
             alike = torch.isclose(ours[0].cpu(), theirs[0], rtol=1e-4) & (ours[1].cpu() == theirs[1])
             assert alike.float().mean() > 0.97
 
@@ -116,12 +116,7 @@ def test_a_walk_with_the_kernel_is_the_walk_without(monkeypatch, size, fit):
         calls.append(arguments)
         reference(*arguments)
 
-    monkeypatch.setattr(sweep_room, "explain", lambda *arguments: [("reference", True, "")])
-    monkeypatch.setattr(
-        sweep_room,
-        "choose",
-        lambda op, *arguments, own=sweep_room.choose: counted if op == "sweep_groups" else own(op, *arguments),
-    )
+    monkeypatch.setattr(decision_room, "accelerated", lambda *arguments: counted)
     fused = sweep(weight, factor, grid, size)
     assert calls and (fused.codes != without.codes).float().mean() < 0.01
     torch.testing.assert_close(fused.loss.sum(), without.loss.sum(), rtol=1e-3, atol=0)

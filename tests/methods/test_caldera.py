@@ -54,6 +54,15 @@ def test_more_iterations_never_hurt():
     assert errors == sorted(errors, reverse=True)
 
 
+def test_polishing_lowers_the_error_and_leaves_the_term_as_it_is():
+    problem = make(((32, 64),))
+    plain, polished = (CALDERA(rank=6, iterations=2, polish=passes).compress(problem)["linear0"] for passes in (0, 10))
+    assert polished.facts["relative_error"] < plain.facts["relative_error"]
+    tensors = plain.weight.tensors(), polished.weight.tensors()
+    kept = {name for name in tensors[0] if torch.equal(tensors[0][name], tensors[1][name])}
+    assert tensors[0].keys() - kept == {"inner_terms_0_codes", "inner_terms_0_scale"}
+
+
 def test_every_part_is_there_even_where_one_alone_was_better():
     """On the lattice, between rotations."""
     problem = make(((16, 24),))  # of full rank, in 16 bits: exact without Q
@@ -144,8 +153,10 @@ def test_it_starts_from_dense_weights():
 
 
 def test_on_the_lattice_between_rotations_it_beats_quip_at_like_bits():
+    """Random weights have no leading directions, so that the low-rank term does better after the first rounding."""
     problem = make(((96, 64), (48, 64)))
-    done, _ = run(problem, CALDERA(rank_bits=0.5, iterations=3))
+    done, facts = run(problem, CALDERA(rank_bits=0.5, iterations=3, order="best"))
+    assert {each["order"] for each in facts.values()} == {"rounded first"}
     assert {weight.kind for weight in done.values()} == {"rotated"}
     assert relative_error(problem, done) < relative_error(
         problem, run(problem, QuIP(bits=2), LowRankCorrection(rank_bits=0.5))[0]

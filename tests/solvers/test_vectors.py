@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from featherweight.errors import FeatherweightError
+from featherweight.grids.base import GridParameters
 from featherweight.grids.e8 import E8Grid
 from featherweight.solvers.damping import factorise
 from featherweight.solvers.descent import descend
@@ -54,7 +55,10 @@ def test_feedback_beats_rounding_and_no_pass_loses(bits):
         done = descend(weight, damped, grid, swept.codes, swept.decoded, parameters.scale)
         assert all(after <= before * (1 + 1e-6) for before, after in zip(done.objectives, done.objectives[1:], strict=False))
         assert objective(weight - done.decoded, damped) == pytest.approx(done.objectives[-1], rel=1e-3)
-        assert torch.equal(grid.decode(done.codes, parameters), done.decoded)
+        stored = GridParameters(done.scale, torch.zeros_like(done.scale))
+        assert torch.equal(grid.decode(done.codes, stored), done.decoded)
+        for factor_off in (0.99, 1.01):
+            assert objective(weight - factor_off * done.decoded, damped) > done.objectives[-1], "no scale is better"
         walked.append(objective(weight - swept.decoded, damped))
         nearest.append(objective(weight - grid.decode(grid.encode(weight, parameters), parameters), damped))
         descended.append(done.objectives[-1])
@@ -66,7 +70,7 @@ def test_with_an_identity_every_vector_is_rounded_by_itself():
     weight, grid = make()[0], E8Grid(2, 1.0)
     hessian = torch.eye(48)
     parameters = grid.fit(weight)
-    (solved,) = solve_vectors([weight], hessian, factorise(hessian), grid, passes=3)
+    (solved,) = solve_vectors([weight], hessian, factorise(hessian), grid)
     assert torch.equal(solved.codes, grid.encode(weight, parameters))
     assert solved.objectives[-1] == pytest.approx(solved.objectives[0])
 

@@ -45,5 +45,5 @@ def _print(
         print_kernels(row["kernels"])
     print(f"\nother ops on {device}, not run")
     for row in ops:
-        print(f"{row['op']}{', ' + row['asked'] if row['asked'] else ''}")
+        print(", ".join(row["ops"]) + (f" with {', '.join(row['asked'])}" if row["asked"] else ""))
         print_kernels(row["kernels"])

@@ -30,12 +30,11 @@ def run(
 
 
 def print_kernels(kernels: Iterable[Mapping[str, Any]]) -> None:
-    """Each kernel, whether it runs, and why; what lies behind the first that runs is only a fallback."""
-    chosen = False
+    """The kernel that runs, after those that were offered the work before it and why they do not."""
     for entry in kernels:
-        word = ("then" if chosen else "runs") if entry["runs"] else "not"
-        chosen = chosen or entry["runs"]
-        print(f"    {word:<4} {entry['kernel']}: {entry['reason']}")
+        print(f"    {'runs' if entry['runs'] else 'not '} {entry['kernel']}: {entry['reason']}")
+        if entry["runs"]:
+            return
 
 
 def kernels_of(output: str, device: Any) -> list[dict[str, Any]]:

@@ -39,11 +39,11 @@ FORMS: dict[str, Chain] = {
     "2:4 masked": (Magnitude(pattern="2:4"),),
     "spqr": (SpQR(outlier_threshold=0.3, max_outlier_share=0.2),),
 }
-#: What the ops beside products are asked about here.
-ASKED: dict[str, dict[str, Any]] = {
-    "sweep_block": {"columns": 128, "rows": 4096},
-    "int8_matmul": {"tokens": 32, "inputs": 4096, "outputs": 4096},
-}
+#: What ops beside products of weights and attention over a coded cache are asked about: each reads its own part.
+ASKED = {
+    "columns": 128, "rows": 1, "group_size": 128, "tokens": 32, "inputs": 4096, "outputs": 4096, "head_dim": 128, "dtype": "bfloat16",
+}  # fmt: skip
+PRODUCTS = ("dequantize_matmul", "integer_matmul", "integer_values")
 
 
 def explained(offered: Iterable[tuple[str, bool, str]]) -> list[dict[str, Any]]:
@@ -90,14 +90,22 @@ def examine(device: torch.device) -> list[dict[str, Any]]:
 
 
 def other_ops(device: torch.device) -> list[dict[str, Any]]:
-    """`op`, what was `asked`, and `kernels` of the ops beside products of weights; nothing is run."""
-    answers = [(op, "", asked) for op, asked in ASKED.items()]
+    """`ops`, what was `asked`, and `kernels` of the ops beside products of weights, alike ones together; nothing is run."""
+    questions = [
+        (op, "", ASKED) for op, kernels in registry.OPS.items() if len(kernels) > 1 and op not in (*PRODUCTS, "cache_attention")
+    ]
     shared = {"head_dim": 128, "queries": 1, "dtype": "bfloat16"}
     for name in PRESETS:
         settings = preset(name, 128).as_dict()
         told = {"keys": settings["keys"], "values": settings["values"], "exact_first": settings.get("exact_first", 0)}
-        answers.append(("cache_attention", name, {**shared, **told}))
-    return [{"op": op, "asked": name, "kernels": explained(registry.explain(op, told, device))} for op, name, told in answers]
+        questions.append(("cache_attention", name, {**shared, **told}))
+    alike: dict[str, dict[str, Any]] = {}
+    for op, asked, told in questions:
+        kernels = explained(registry.explain(op, told, device))
+        found = alike.setdefault(repr((asked and op, kernels)), {"ops": [], "asked": [], "kernels": kernels})
+        found["ops"] = list(dict.fromkeys([*found["ops"], op]))
+        found["asked"] += [asked] if asked else []
+    return list(alike.values())
 
 
 def _examine(name: str, chain: Chain, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

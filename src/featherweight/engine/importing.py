@@ -21,7 +21,7 @@ from featherweight.planning.plan import make_plan
 from featherweight.planning.recipe import load_recipe
 
 
-def import_checkpoint(folder: Path, output: Path, *, report: Callable[[Event], None] = silent) -> Result:
+def import_checkpoint(folder: str | Path, output: str | Path, *, report: Callable[[Event], None] = silent) -> Result:
     """Write the quantized checkpoint in `folder` as an output of ours, codes and scales bit for bit.
 
     Its decoded values are kept beside the output while this runs (`OUTPUT.dense`).
@@ -29,6 +29,7 @@ def import_checkpoint(folder: Path, output: Path, *, report: Callable[[Event], N
     Raises:
         FeatherweightError: a checkpoint that cannot be imported, or an output folder in use.
     """
+    folder, output = Path(folder), Path(output)
     foreign = Foreign.open(folder)
     if output.exists() and any(output.iterdir()):
         raise FeatherweightError("the folder is in use", found=str(output), expected="a new or empty folder")

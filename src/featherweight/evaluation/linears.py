@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.kernels.split import split_product
 
 
 def relative_output_error(
@@ -70,7 +71,7 @@ def _inner(left: Tensor, right: Tensor, hessian: Tensor | None, dtype: torch.dty
     other = right.to(left.device, dtype)
     if hessian is not None:
         weighting = hessian.to(left.device, dtype)
-        one = one * weighting if weighting.dim() == 1 else one @ weighting
+        one = one * weighting if weighting.dim() == 1 else split_product(one, weighting)
     return float((one * other).sum(dtype=torch.float64))
 
 

@@ -62,7 +62,7 @@ def find_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def export(folder: Path, name: str, output: Path) -> Exported:
+def export(folder: str | Path, name: str, output: str | Path) -> Exported:
     """Write the output in `folder` in the format `name` into the empty or new folder `output`.
 
     Codes and scales are carried over bit for bit. Nothing is written before every module is known to be expressible;
@@ -72,7 +72,7 @@ def export(folder: Path, name: str, output: Path) -> Exported:
         FeatherweightError: an unknown format, modules that it cannot express (all reasons at once), an output folder in use,
             or too small a disk.
     """
-    target = find_format(name)
+    target, folder, output = find_format(name), Path(folder), Path(output)
     source = Checkpoint.open(folder, as_stored=target.name == "dense")
     modules = [(name, told, _kind(source.module(name))) for name, told in source.modules.items()]
     refuse(target, reasons(target, modules))

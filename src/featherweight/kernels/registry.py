@@ -123,6 +123,15 @@ def _triton_groups(signature: Signature, device: torch.device) -> tuple[bool, st
     return _triton_sweep(signature, device)
 
 
+def _triton_two_level(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    second = signature.get("second_group_size", 0)
+    if signature.get("group_size") != 16 or signature.get("inputs", 0) % 16:
+        return False, f"groups of 16 columns, not {signature.get('group_size')}, and inputs in sixteens"
+    if second not in (1, 2, 4, 8, 16, 32, 64, 128):
+        return False, f"second groups of a power of two of rows up to 128, not {second}"
+    return _triton_sweep(signature, device)
+
+
 def _triton_fit(signature: Signature, device: torch.device) -> tuple[bool, str]:
     runs, reason = _triton_sweep({}, device)
     return runs, "one launch for all groups" if runs else reason
@@ -134,7 +143,7 @@ def _cuda_lattice(signature: Signature, device: torch.device) -> tuple[bool, str
         return False, f"written for CUDA, not for {device.type}"
     from featherweight.kernels.cuda.compiler import missing
 
-    against: str = importlib.import_module(_LATTICE.replace("prepared", "device")).unsupported(signature)
+    against: str = importlib.import_module(f"{_LATTICE}_device").unsupported(signature)
     if (activations := signature.get("activations", "bfloat16")) not in ("bfloat16", "float16"):
         against = f"for bfloat16 and float16 activations, not {activations}"
     elif not against and not torch.cuda.is_available():
@@ -142,7 +151,10 @@ def _cuda_lattice(signature: Signature, device: torch.device) -> tuple[bool, str
     elif not against and (capability := torch.cuda.get_device_capability(device)) < (9, 0):
         against = f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
     against = against or missing()
-    return not against, against or "16-bit activations without gradients: rotated, then multiplied from codes; by values if many"
+    return (
+        not against,
+        against or "16-bit activations without gradients: rotated, then multiplied from codes; by values if many",
+    )
 
 
 def _int_mm(signature: Signature, device: torch.device) -> tuple[bool, str]:
@@ -212,7 +224,7 @@ def _step_kernels(file: str, function: str) -> tuple[Kernel, ...]:
     )
 
 
-_LATTICE = "featherweight.packed.lattice_prepared"  # beside the storages of which it puts together what it stored
+_LATTICE = "featherweight.packed.lattice"  # beside the storages of which it puts together what it stored
 OPS: dict[str, tuple[Kernel, ...]] = {
     "sweep_block": (
         Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", _triton_sweep),
@@ -221,6 +233,10 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     "sweep_groups": (
         Kernel("triton", f"{_ROOM}.triton.sweep_groups", "sweep_groups", _triton_groups),
         Kernel("reference", f"{_ROOM}.reference.sweep_groups", "sweep_groups", _always),
+    ),
+    "sweep_two_level": (
+        Kernel("triton", f"{_ROOM}.triton.sweep_two_level", "sweep_two_level", _triton_two_level),
+        Kernel("reference", f"{_ROOM}.reference.sweep_two_level", "sweep_two_level", _always),
     ),
     "fit_groups": (
         Kernel("triton", f"{_ROOM}.triton.sweep_groups", "fit_groups", _triton_fit),
@@ -266,7 +282,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
             _inside("sliced", "inner", "kept inputs gathered once"),
             prepares=True,
         ),
-        Kernel("cuda lattice", _LATTICE, "prepare_lattice", _cuda_lattice, prepares=True),
+        Kernel("cuda lattice", f"{_LATTICE}_prepared", "prepare_lattice", _cuda_lattice, prepares=True),
         Kernel("reference", f"{_ROOM}.reference.dequantize_matmul", "dequantize_matmul", _always),
     ),
     "embed": _step_kernels("decode_rows", "embed"),
@@ -319,6 +335,13 @@ def supporting(op: str, signature: Signature, device: torch.device | str) -> lis
         found=dict(signature),
         expected="; ".join(f"{name}: {reason}" for name, _, reason in explain(op, signature, device)),
     )
+
+
+def accelerated(op: str, signature: Signature, device: torch.device | str) -> Callable[..., Any] | None:
+    """The first implementation of `op` that supports `signature` on `device` and is not plain torch; None if there is none."""
+    device = torch.device(device)
+    found = next((kernel for kernel in _implementations(op) if kernel.supports(signature, device)[0]), None)
+    return None if found is None or found.name == "reference" else found.load()
 
 
 def _implementations(op: str) -> tuple[Kernel, ...]:

@@ -29,9 +29,9 @@ from featherweight.solvers.damping import Factor, factorise
 from featherweight.solvers.downdate import downdated
 from featherweight.solvers.low_rank import Fitted, Metric, Rounded
 from featherweight.solvers.sweep import sweep
-from featherweight.solvers.vectors import solve_vectors
+from featherweight.solvers.vectors import polish_vectors, solve_vectors
 
-Order = Literal["low-rank first", "rounded first"]
+Order = Literal["low-rank first", "rounded first", "best"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ class CALDERA(Factored):
         group_size: consecutive inputs that share a scale of `Q` on the uniform grid; None for whole rows.
         hadamard: rotate inputs and outputs by random-signed Hadamard matrices first, as QuIP# does.
         passes: of coordinate descent after each walk on the lattice, at most.
+        polish: of these at the very end, with the low-rank term as it is and in the plain norm, at most; none raises the error.
         iterations: updates of both.
-        order: of the two in an iteration.
+        order: of the two in an iteration; "best" runs both orders and takes the better result, in twice the time. None for what
+            suits the weights of language models on the grid (measured): the low-rank term first on the lattice.
         downdate: fit `Q` in the norm that is left once `L` is free to make up for errors that `R` can reach: the share of that
             which is believed. 1 as the authors; rounded factors make up for less. 0 for the plain norm.
         tune_block: with `hadamard`: after the linears of each input are solved, so many gradient steps on the block's outputs
@@ -72,8 +74,9 @@ class CALDERA(Factored):
     group_size: int | None = 128
     hadamard: bool = True
     passes: int = 1
+    polish: int = 10
     iterations: int = 5
-    order: Order = "rounded first"
+    order: Order | None = None
     downdate: float = 0.9
     tune_block: int = 0
     tune_signs: bool = True
@@ -82,18 +85,20 @@ class CALDERA(Factored):
         """Check the settings."""
         super().__post_init__()
         self.rule()
-        if self.order not in get_args(Order):
+        if self.order is not None and self.order not in get_args(Order):
             raise FeatherweightError("unknown order", found=self.order, expected=", ".join(get_args(Order)))
         if self.tune_block < 0 or (self.tune_block and not self.hadamard):
             raise FeatherweightError(
                 "caldera cannot tune so", found=f"tune_block {self.tune_block}, hadamard {self.hadamard}",
                 expected="tune_block 0 or more, and hadamard: its signs are trained", fix="leave hadamard out",
             )  # fmt: skip
-        if self.iterations < 1 or (self.group_size or 1) < 1 or not 0 <= self.downdate <= 1:
+        counts = self.iterations < 1 or (self.group_size or 1) < 1 or min(self.passes, self.polish) < 0
+        if counts or not 0 <= self.downdate <= 1:
             raise FeatherweightError(
                 "caldera cannot work so", fix="leave them out",
-                found=f"iterations {self.iterations}, group_size {self.group_size}, downdate {self.downdate}",
-                expected="iterations and group_size 1 or more, downdate 0 to 1",
+                found=f"iterations {self.iterations}, group_size {self.group_size}, passes {self.passes}, polish {self.polish}, "
+                f"downdate {self.downdate}",
+                expected="iterations and group_size 1 or more, passes and polish 0 or more, downdate 0 to 1",
             )  # fmt: skip
 
     def rule(self) -> UniformGrid | E8Grid:
@@ -168,20 +173,27 @@ class CALDERA(Factored):
 
     def _solved(self, name: str, weight: Tensor, problem: Problem, metric: Metric, plain: Metric) -> Compressed:
         """One linear, in the basis of the metric."""
+        first = "low-rank first" if self.grid == "lattice" else "rounded first"
+        orders = ("low-rank first", "rounded first") if self.order == "best" else (self.order or first,)
+        tried = [self._alternated(name, weight, problem, metric, plain, order) for order in orders]
+        return min(tried, key=lambda each: float(each.facts["relative_error"]))
+
+    def _alternated(self, name: str, weight: Tensor, problem: Problem, metric: Metric, plain: Metric, order: str) -> Compressed:
         generator = problem.generator(name)
         walk = _Walk(self, metric, weight, name)
         updates: dict[str, Update] = {
             "low-rank": lambda rest, parts: self.fit(rest, metric, generator, name),
             "rounded": walk.round,
         }
-        if self.order == "rounded first":
+        if order == "rounded first":
             updates = dict(reversed(updates.items()))
         found = alternate(weight, updates, plain.energy, self.iterations)
-        rounded = found.parts["rounded"]
+        rounded, low_rank = found.parts["rounded"], found.parts["low-rank"]
         assert isinstance(rounded, PackedWeight)
-        terms = low_rank_terms(found.parts["low-rank"])
-        facts = {"rank": sum(term.rank for term in terms), "damping": walk.damping, **path_facts(found, plain.energy(weight))}
-        facts |= metric.repairs()
+        rounded, error = walk.polish(weight - low_rank.dequantize(), rounded, found.error, plain)
+        terms, energy = low_rank_terms(low_rank), plain.energy(weight)
+        facts = {"rank": sum(term.rank for term in terms), "order": order, "damping": walk.damping, **metric.repairs()}
+        facts |= path_facts(replace(found, error=error), energy)
         return Compressed(Sum((rounded, *terms)), facts)
 
 
@@ -223,6 +235,17 @@ class _Walk:
             return Lattice.from_codes(vectors.codes, vectors.scale, rest.shape[1], method.bits)
         solved = sweep(rest, self.factor, method.rule(), method.group_size, static_groups=True)
         return Integer.from_codes(solved.codes, solved.scales.to(DTYPE), None, method.bits, method.group_size)
+
+    def polish(self, rest: Tensor, rounded: PackedWeight, error: float, plain: Metric) -> tuple[PackedWeight, float]:
+        """`rounded` after the last passes, for `rest [out, in]`, and its error; both as given if that is smaller."""
+        if not self.method.polish or not isinstance(rounded, Lattice):
+            return rounded, error
+        factor = self.factor if self.hessian is self.full else self._factor(self.full)
+        scale, rule = rounded.stored["scale"], self.method.rule()
+        codes, scale = polish_vectors(rest, self.full, factor, rule, rounded.codes, scale, self.method.polish)
+        polished = Lattice.from_codes(codes, scale, rest.shape[1], self.method.bits)
+        after = plain.energy(rest - polished.dequantize())
+        return (polished, after) if after < error else (rounded, error)
 
     def _factor(self, hessian: Tensor) -> Factor:
         """In stored order for vectors of columns, else by falling diagonal."""

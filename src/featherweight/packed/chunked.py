@@ -20,8 +20,8 @@ from featherweight.packed.sparse_rows import VALUE_DTYPES, SparseRows
 from featherweight.packed.sum import Sum
 from featherweight.packed.two_level import TwoLevel
 
-#: Tokens that are multiplied, 16 at a time; more are left to the dense product.
-FEW_TOKENS = 64
+#: Tokens that are multiplied, 16 at a time; for more the values are made dense, which takes longer than so many products.
+FEW_TOKENS = 1024
 
 Multiply = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 

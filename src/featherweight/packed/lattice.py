@@ -66,6 +66,11 @@ class Lattice(Described):
         """A weight's."""
         return int(self.described["bits"])
 
+    @property
+    def codes(self) -> Tensor:
+        """Of `E8Grid(bits)`, `[out, ⌈in / 8⌉]` int32."""
+        return self._codes(slice(None))
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The values, `[out, in]`: float32 arithmetic, then rounded to `dtype`."""
         return self._decode(slice(None), dtype)
@@ -89,7 +94,10 @@ class Lattice(Described):
         return Lattice(self.describe(shape, self.bits), planes | {"scale": self.stored["scale"]})
 
     def _decode(self, rows: slice | Tensor, dtype: torch.dtype) -> Tensor:
+        return (E8Grid(self.bits).units(self._codes(rows)) * self.stored["scale"]).flatten(-2)[:, : self.shape[1]].to(dtype)
+
+    def _codes(self, rows: slice | Tensor) -> Tensor:
         codes = self.stored["codes"][rows].to(torch.int32) & 0xFFFF
         if self.bits > 2:
             codes |= self.stored["residual"][rows].to(torch.int32) << 16
-        return (E8Grid(self.bits).units(codes) * self.stored["scale"]).flatten(-2)[:, : self.shape[1]].to(dtype)
+        return codes

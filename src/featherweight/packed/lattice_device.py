@@ -11,9 +11,9 @@ from torch import Tensor
 
 from featherweight.grids.e8 import RESIDUAL_SCALE
 from featherweight.grids.e8_codebook import codebook, small_codebook, table_on
+from featherweight.kernels.bits import unpack
 from featherweight.kernels.cuda import hadamard, lattice
 from featherweight.kernels.cuda import lattice_layout as layout
-from featherweight.kernels.bits import unpack
 from featherweight.models.axis import ORTHOGONAL
 from featherweight.models.hadamard import construction_named
 from featherweight.packed.base import PackedWeight
@@ -86,7 +86,10 @@ def to_device(weight: Rotated) -> lattice.DeviceRotated:
     assert isinstance(term, LowRank)
     left, right = _codes(term.left), _codes(term.right)
     outer = lattice.DeviceLeft(
-        -(-term.rank // layout.RANKS) * layout.RANKS, _group(term.left), layout.encode_left(left), layout.encode_left_scales(_scales(term.left))
+        -(-term.rank // layout.RANKS) * layout.RANKS,
+        _group(term.left),
+        layout.encode_left(left),
+        layout.encode_left_scales(_scales(term.left)),
     )
     return lattice.DeviceRotated(
         replace(rounded, left=outer), maps["input"], maps["output"],

@@ -19,7 +19,7 @@ from featherweight.packed.rotated import PREFIX, SIDES, Rotated
 from featherweight.packed.sum import Sum
 
 #: Tokens up to which codes are multiplied, sixteen at a time; more go through dense values.
-FEW_TOKENS = 64
+FEW_TOKENS = 32
 
 #: Bytes of the dense values made at a time: they are multiplied from the second-level cache.
 SLAB_BYTES = 24 << 20
@@ -40,6 +40,7 @@ class PreparedLattice:
         """Whether `x` can be multiplied: bf16 or fp16, no gradients wanted."""
         return x.dtype in (torch.bfloat16, torch.float16) and not (torch.is_grad_enabled() and x.requires_grad)
 
+    @torch.compiler.disable
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` to `x · Wᵀ + bias`, `[..., out]`, in the dtype of `x`."""
         flat = x.reshape(-1, x.shape[-1]).contiguous()

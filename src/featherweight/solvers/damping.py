@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.kernels.split import split_product
 
 #: Damping grows by this factor from one failed attempt to the next, up to `LARGEST_DAMPING`.
 ESCALATION, LARGEST_DAMPING, SMALLEST_ESCALATED = 10.0, 1.0, 1e-4
 
-#: Columns multiplied at once by `Factor.row_energy`.
-ENERGY_COLUMNS = 512
+#: Columns multiplied at once by `Factor.row_energy`, on a CPU and elsewhere.
+ENERGY_COLUMNS, ENERGY_COLUMNS_ELSEWHERE = 512, 2048
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ class Factor:
         """
         error = torch.where(self.dead, 0.0, error)[:, self.order]
         energy = torch.zeros(error.shape[0], dtype=torch.float64, device=error.device)
-        for start in range(0, error.shape[1], ENERGY_COLUMNS):
-            stop = min(start + ENERGY_COLUMNS, error.shape[1])
-            energy += (error[:, :stop] @ self.upper[:stop, start:stop]).square_().sum(1, dtype=torch.float64)
+        columns = ENERGY_COLUMNS if error.device.type == "cpu" else ENERGY_COLUMNS_ELSEWHERE
+        for start in range(0, error.shape[1], columns):
+            stop = min(start + columns, error.shape[1])
+            energy += split_product(error[:, :stop], self.upper[:stop, start:stop]).square_().sum(1, dtype=torch.float64)
         return self.without_damping(energy, error)
 
     def without_damping(self, energy: Tensor, error: Tensor) -> Tensor:

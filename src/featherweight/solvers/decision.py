@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 from torch import Tensor
 
 from featherweight.grids.base import Grid, GridParameters
+from featherweight.kernels.fitting import Fitting
 from featherweight.kernels.keeping import Keeping
-from featherweight.solvers.fitting import fit_grid
+from featherweight.kernels.registry import accelerated
+from featherweight.solvers.fitting import fit_grid, fitting_of
+from featherweight.solvers.groups import Groups
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns of a walk that are decided together, as the walk holds them; see `featherweight.kernels.reference.sweep_block`.
+
+    Attributes:
+        first: walked position of the first.
+        target, original, error: `[columns, rows]`.
+        feedback: `[columns, columns]`.
+        importance: `[columns]`.
+        scale, zero: of the groups of the block, written, `[groups, rows]`.
+        codes: written, `[columns, rows]`.
+        loss: added to, `[rows]`.
+    """
+
+    first: int
+    target: Tensor
+    original: Tensor
+    feedback: Tensor
+    importance: Tensor
+    scale: Tensor
+    zero: Tensor
+    codes: Tensor
+    error: Tensor
+    loss: Tensor
 
 
 class Decision:
@@ -47,6 +80,13 @@ class Decision:
         """
         return fit_grid(grid, values, importance)
 
+    def whole_blocks(self, grid: Grid, groups: Groups, block: int) -> Callable[[Block], None] | None:
+        """What fits and decides the groups of a whole block at once, where a kernel does; None for one after the other.
+
+        Asked once, before the walk. `groups` are runs of walked columns; no block of at most `block` columns cuts one.
+        """
+        return None
+
     def keeping(self, first: int, last: int) -> Keeping | None:
         """What the block kernel needs to keep weights of columns `first … last` beside their codes; None rounds all."""
         return None
@@ -65,3 +105,19 @@ class Decision:
 
 class Round(Decision):
     """Round every weight: GPTQ, LDLQ."""
+
+    def whole_blocks(self, grid: Grid, groups: Groups, block: int) -> Callable[[Block], None] | None:
+        """By the kernel for uniform grids."""
+        fitting = fitting_of(grid)
+        if fitting is None:
+            return None
+        signature = {"columns": block, "rows": groups.scale.shape[1], "group_size": groups.size}
+        kernel = accelerated("sweep_groups", signature, groups.scale.device)
+        return None if kernel is None else partial(_round_block, kernel, groups.size, fitting)
+
+
+def _round_block(kernel: Callable[..., None], size: int, fitting: Fitting, block: Block) -> None:
+    kernel(
+        block.target, block.original, block.feedback, block.importance, block.scale, block.zero, size, fitting, block.codes,
+        block.error, block.loss,
+    )  # fmt: skip

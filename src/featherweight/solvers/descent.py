@@ -1,7 +1,8 @@
-"""Rounding again, vector by vector, with everything else as it stands: coordinate descent on the rounded weights."""
+"""Rounding again, vector by vector, with everything else as it stands: coordinate descent on codes and scale."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,18 +28,29 @@ class Descended:
     Attributes:
         codes: `[rows, in / vector_size]`.
         decoded: `[rows, in]` float32.
-        objectives: `tr(E H Eᵀ)` before the first pass and after each.
+        scale: of the grid, `[rows, 1]`.
+        objectives: `tr(E H Eᵀ)` before the first pass, with the best scale, and after each.
     """
 
     codes: Tensor
     decoded: Tensor
+    scale: Tensor
     objectives: tuple[float, ...]
 
 
 def descend(
-    weight: Tensor, hessian: Tensor, grid: Grid, codes: Tensor, decoded: Tensor, scale: Tensor, passes: int = 10
+    weight: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    codes: Tensor,
+    decoded: Tensor,
+    scale: Tensor,
+    passes: int = 10,
+    rows: Sequence[int] | None = None,
 ) -> Descended:
     """Lower `tr((W − Ŵ) H (W − Ŵ)ᵀ)` by rounding each vector of columns anew to what suits the others as they stand.
+
+    Before the first pass and after each the scale becomes that which fits the codes best, `⟨W, V⟩ / ⟨V, V⟩` in the norm of `H`.
 
     From the last vector `k` to the first, `ŵ_k` becomes the rounded `ŵ_k + (E H)_k H_kk⁻¹`, `E = W − Ŵ` (QuIP#'s tuning). The
     nearest point of a lattice is not the best one in the norm of `H_kk`; a row takes it only where its own objective falls,
@@ -51,6 +63,7 @@ def descend(
         codes, decoded: the weight as rounded so far, `[rows, in / vector_size]` and `[rows, in]`.
         scale: of the grid, `[rows, 1]`.
         passes: at most; fewer where a pass gains nothing.
+        rows: of each linear, whose rows have one scale; None for one linear.
 
     Raises:
         FeatherweightError: a width that vectors of the grid do not fill.
@@ -58,24 +71,28 @@ def descend(
     rule, width = vectors_of(grid, weight.device), weight.shape[1]
     if rule is None or width % SIZE:
         raise FeatherweightError("vectors of this grid do not fill the inputs", found=width, expected=f"a multiple of {SIZE}")
-    state = _State(weight, hessian, rule, codes, decoded, scale[:, 0].contiguous())
-    objectives = [float((state.error * (hessian @ state.error)).sum(dtype=torch.float64))]
+    state = _State(weight, hessian, grid, rule, codes, decoded, scale[:, 0].contiguous())
+    linears = [len(weight)] if rows is None else list(rows)
+    objectives = [float((state.error * (hessian @ state.error)).sum(dtype=torch.float64)) - float(state.refit_scale(linears))]
     for _ in range(passes):
-        gain = float(state.run_pass())
+        gain = float(state.run_pass() + state.refit_scale(linears))
         objectives.append(objectives[-1] - gain)
         if gain <= SMALLEST_GAIN * objectives[-2]:
             break
-    done = state.codes.T.contiguous()
-    return Descended(done, grid.decode(done, GridParameters(scale, torch.zeros_like(scale))), tuple(objectives))
+    done, scale = state.codes.T.contiguous(), state.scale[:, None]
+    return Descended(done, grid.decode(done, GridParameters(scale, torch.zeros_like(scale))), scale, tuple(objectives))
 
 
 class _State:
     """Everything held transposed, `[in, rows]`."""
 
-    def __init__(self, weight: Tensor, hessian: Tensor, rule: Vectors, codes: Tensor, decoded: Tensor, scale: Tensor) -> None:
-        self.hessian, self.rule, self.scale = hessian, rule, scale
+    def __init__(
+        self, weight: Tensor, hessian: Tensor, grid: Grid, rule: Vectors, codes: Tensor, decoded: Tensor, scale: Tensor
+    ) -> None:
+        self.hessian, self.grid, self.rule, self.scale = hessian, grid, rule, scale
         self.codes, self.decoded = codes.T.contiguous().clone(), decoded.T.contiguous().clone()
-        self.error = (weight - decoded).T.contiguous()
+        self.weight = weight.T.contiguous()
+        self.error = self.weight - self.decoded
         blocks = hessian.reshape(len(hessian) // SIZE, SIZE, -1, SIZE).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         self.inverses = torch.linalg.inv(blocks)
 
@@ -92,3 +109,18 @@ class _State:
                 self.decoded[part], self.error[part], gain,
             )  # fmt: skip
         return gain.sum(dtype=torch.float64)
+
+    def refit_scale(self, rows: Sequence[int]) -> Tensor:
+        """The best scale of each linear's codes; what it lowered the objective by, a float64 scalar."""
+        pulled = self.hessian @ self.decoded
+        cross, energy = (
+            torch.stack([part.sum() for part in (each * pulled).sum(0, dtype=torch.float64).split(list(rows))])
+            for each in (self.error, self.decoded)
+        )
+        usable = (energy > 0) & (cross > -energy)
+        ratio = torch.where(usable, 1 + cross / torch.where(usable, energy, 1.0), 1.0)
+        self.scale = (self.scale * ratio.repeat_interleave(torch.tensor(list(rows), device=ratio.device))).to(torch.float32)
+        parameters = GridParameters(self.scale[:, None], torch.zeros_like(self.scale)[:, None])
+        self.decoded = self.grid.decode(self.codes.T.contiguous(), parameters).T.contiguous()
+        self.error = self.weight - self.decoded
+        return torch.where(usable, cross.square() / torch.where(usable, energy, 1.0), 0.0).sum()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from featherweight.grids.base import Grid, GridParameters
+from featherweight.grids.base import Grid
 from featherweight.grids.two_level import Quantized, TwoLevelGrid, TwoLevelParameters
 from featherweight.kernels.keeping import LIMITS, Keeping
+from featherweight.kernels.registry import accelerated
+from featherweight.kernels.two_level import GROUP, SecondLevel, TwoLevelFitting
 from featherweight.solvers.damping import Factor
-from featherweight.solvers.decision import Decision
+from featherweight.solvers.decision import Block, Decision
+from featherweight.solvers.groups import Groups
 from featherweight.solvers.result import Solved
 
 
@@ -44,15 +50,53 @@ class KeepOutliers(Decision):
         self.looks_at_columns = budget is not None
         self.fitted: list[TwoLevelParameters] = []
         shape, device = (len(factor.order), rows), factor.order.device
+        self.stored_groups: tuple[Groups, SecondLevel] | None = None
         self.kept = torch.zeros(shape, dtype=torch.bool, device=device)
         self.residuals = torch.zeros(shape, dtype=torch.float16, device=device)
 
-    def start_group(self, grid: Grid, values: Tensor, importance: Tensor) -> GridParameters:
+    def start_group(self, grid: Grid, values: Tensor, importance: Tensor) -> TwoLevelParameters:
         """Fit both levels to `values [rows, width]` without the likely outliers."""
         if not self.fits_all:
             values = replace_likely_outliers(self.grid, values, importance, self.threshold)
         self.fitted.append(self.grid.fit(values, importance))
         return self.fitted[-1]
+
+    def whole_blocks(self, grid: Grid, groups: Groups, block: int) -> Callable[[Block], None] | None:
+        """By the kernel for two-level grids that are fitted by the extremes."""
+        own, rows = self.grid, groups.scale.shape[1]
+        plain = own.fit_by == "minmax" and not (own.round_zero or own.symmetric or own.zero_symmetric)
+        if not plain or self.looks_at_columns or own.scale_bits is None or own.zero_bits is None:
+            return None
+        signature = {"columns": block, "inputs": groups.width, "group_size": groups.size}
+        signature["second_group_size"] = own.second_group_size
+        device = groups.scale.device
+        kernel = accelerated("sweep_two_level", signature, device)
+        if kernel is None:
+            return None
+        gain = None if self.fits_all else self.threshold
+        levels = (2**own.scale_bits - 1, 2**own.zero_bits - 1)
+        fitting = TwoLevelFitting(own.largest_code, *levels, own.second_group_size, gain, self._fit)
+        numbers = len(groups.scale)
+        codes = torch.empty(2, numbers, rows, dtype=torch.uint8, device=device)
+        grids = torch.empty(2, numbers, -(-rows // own.second_group_size), 2, dtype=torch.float16, device=device)
+        self.stored_groups = groups, SecondLevel(codes[0], codes[1], grids[0], grids[1])
+        return partial(self._block, kernel, fitting, self.stored_groups[1])
+
+    def _fit(self, values: Tensor, importance: Tensor) -> tuple[Tensor, Tensor, SecondLevel]:
+        """One group, as kernels are told."""
+        fitted = self.start_group(self.grid, values, importance)
+        scales, zeros = fitted.scales, fitted.zeros
+        assert zeros is not None and scales.codes is not None and zeros.codes is not None
+        assert scales.grids is not None and zeros.grids is not None
+        stored = SecondLevel(scales.codes.T, zeros.codes.T, scales.grids.transpose(0, 1), zeros.grids.transpose(0, 1))
+        return fitted.scale[:, 0], fitted.zero[:, 0], stored
+
+    def _block(self, kernel: Callable[..., None], fitting: TwoLevelFitting, stored: SecondLevel, block: Block) -> None:
+        groups = slice(block.first // GROUP, (block.first + len(block.target)) // GROUP)
+        kernel(
+            block.target, block.original, block.feedback, block.importance, block.scale, block.zero, stored.of(groups), fitting,
+            block.codes, block.error, block.loss, self.keeping(block.first, block.first + len(block.target)),
+        )  # fmt: skip
 
     def keeping(self, first: int, last: int) -> Keeping | None:
         """The threshold, and where to write what is kept."""
@@ -93,8 +137,19 @@ class KeepOutliers(Decision):
 
     def parameters(self) -> tuple[Quantized, Quantized | None]:
         """Scales and zeros of all groups."""
+        if self.stored_groups is not None:
+            groups, second = self.stored_groups
+            return (
+                Quantized(groups.scale.T.contiguous(), second.scale_codes.T.contiguous(), _beside(second.scale_grids)),
+                Quantized(groups.zero.T.contiguous(), second.zero_codes.T.contiguous(), _beside(second.zero_grids)),
+            )
         zeros = [group.zeros for group in self.fitted if group.zeros is not None]
         return Quantized.join([group.scales for group in self.fitted]), Quantized.join(zeros) if zeros else None
+
+
+def _beside(grids: Tensor) -> Tensor:
+    """`[groups, …]` with the groups side by side."""
+    return grids.transpose(0, 1).contiguous()
 
 
 def outlier_scale(weight: Tensor, factor: Factor) -> float:

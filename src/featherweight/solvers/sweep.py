@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import gcd
@@ -11,17 +12,20 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import Grid
-from featherweight.kernels.fitting import Fitting
-from featherweight.kernels.registry import choose, explain
+from featherweight.kernels.registry import choose
+from featherweight.kernels.split import add_split_product_, halves
 from featherweight.kernels.vectors import Vectors
 from featherweight.solvers.damping import Factor
-from featherweight.solvers.decision import Decision, Round
-from featherweight.solvers.fitting import fitting_of, vectors_of
+from featherweight.solvers.decision import Block, Decision, Round
+from featherweight.solvers.fitting import vectors_of
 from featherweight.solvers.groups import Groups, cut_blocks
 from featherweight.solvers.result import Solved
 
 #: Columns between two products with everything to the right.
 BLOCK = 128
+
+#: Weights to the right from which on a GPU that product is done in halves: below, its launches would take longer.
+LARGE = 2**24
 
 
 def sweep(
@@ -89,7 +93,8 @@ class _Walk:
     target: Tensor = field(init=False)
     codes: Tensor = field(init=False)
     loss: Tensor = field(init=False)
-    fused: Fitting | None = field(init=False)
+    split: tuple[Tensor, Tensor] | None = None
+    at_once: Callable[[Block], None] | None = field(init=False)
     vectors: Vectors | None = field(init=False)
 
     def run(self) -> Solved:
@@ -108,7 +113,9 @@ class _Walk:
         views = [] if self.stale else [(start, min(start + self.groups.size, width)) for start in starts]
         if self.decision.span is not None:
             views += [(start, min(start + self.decision.span, width)) for start in range(0, width, self.decision.span)]
-        self.fused, self.vectors = self._fusing(), vectors_of(self.grid, self.weight.device)
+        whole = not self.stale and not self.groups.scattered and self.groups.size <= self.block
+        self.at_once = self.decision.whole_blocks(self.grid, self.groups, self.block) if whole else None
+        self.vectors = vectors_of(self.grid, self.weight.device)
         if self.groups.scattered:
             self._fit_scattered()
         for start, stop in cut_blocks(width, self.block, views):
@@ -137,8 +144,8 @@ class _Walk:
         """Decide columns `start … stop`, then correct everything to the right by one product."""
         original = self.original[start:stop]
         error = torch.empty_like(original)
-        if self.fused is not None:
-            self._fit_and_walk(start, stop, original, error)
+        if self.at_once is not None:
+            self.at_once(self._cut_out(start, stop, error))
             self._carry(start, stop, error)
             return
         edges = [start, *cuts, stop]
@@ -155,33 +162,26 @@ class _Walk:
 
     def _carry(self, start: int, stop: int, error: Tensor) -> None:
         """Correct everything beyond a block for what it is off."""
-        if stop < self.target.shape[0]:
-            self.target[stop:].addmm_(self.feedback[start:stop, stop:].T, error)
+        after = self.target[stop:]
+        if error.is_cuda and after.numel() >= LARGE:
+            self.split = halves(self.feedback) if self.split is None else self.split
+            high, low = (half[start:stop, stop:] for half in self.split)
+            add_split_product_(after, (high, low), error)
+        elif stop < self.target.shape[0]:
+            after.addmm_(self.feedback[start:stop, stop:].T, error)
 
-    def _fusing(self) -> Fitting | None:
-        """How groups are fitted, where one kernel fits and walks those of a block."""
-        fitting = fitting_of(self.grid) if isinstance(self.decision, Round) else None
-        if fitting is None or self.stale or self.groups.scattered:
-            return None
-        signature = {"columns": self.block, "rows": len(self.weight), "group_size": self.groups.size}
-        _, runs, _ = explain("sweep_groups", signature, self.weight.device)[0]
-        return fitting if runs else None
-
-    def _fit_and_walk(self, start: int, stop: int, original: Tensor, error: Tensor) -> None:
-        """Fit and decide the groups of a block, in one kernel."""
-        assert self.fused is not None
+    def _cut_out(self, start: int, stop: int, error: Tensor) -> Block:
+        """The block of columns `start … stop`, `[columns, rows]` each."""
         part, size = slice(start, stop), self.groups.size
         groups = slice(start // size, -(-stop // size))
-        run = choose("sweep_groups", {"columns": stop - start, "rows": len(self.weight), "group_size": size}, error.device)
-        run(
+        return Block(
+            start,
             self.target[part],
-            original,
+            self.original[part],
             self.feedback[part, part],
             self.importance[part],
             self.groups.scale[groups],
             self.groups.zero[groups],
-            size,
-            self.fused,
             self.codes[part],
             error,
             self.loss,

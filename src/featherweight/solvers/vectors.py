@@ -53,7 +53,8 @@ def solve_vectors(
 ) -> list[VectorSolved]:
     """Minimise `tr((W − Ŵ) H (W − Ŵ)ᵀ)` over a vector grid: block LDLQ (`sweep`), then `descend`.
 
-    Each linear has one scale, which the grid fits to it. Inputs are filled up to whole vectors with ones that are never active.
+    Each linear has one scale, which the grid fits to it for the walk, and `descend` to the codes. Inputs are filled up to whole
+    vectors with ones that are never active.
 
     Args:
         weights: `[rows, in]` float32 each, of one input.
@@ -64,17 +65,28 @@ def solve_vectors(
     """
     width = len(hessian)
     fill = -width % grid.vector_size
-    scales = [grid.fit(weight).scale for weight in weights]
-    stacked, scale = pad(torch.cat(list(weights)), (0, fill)), torch.cat(scales)
+    stacked, scale = pad(torch.cat(list(weights)), (0, fill)), torch.cat([grid.fit(weight).scale for weight in weights])
     wider = _filled(factor, fill)
     swept = sweep(stacked, wider, grid, decision=FixedScale(scale))
     damped = wider.damped(pad(hessian, (0, fill, 0, fill)))
-    done = descend(stacked, damped, grid, swept.codes, swept.decoded, scale, passes)
     rows = [len(weight) for weight in weights]
+    done = descend(stacked, damped, grid, swept.codes, swept.decoded, scale, passes, rows)
     return [
         VectorSolved(codes, decoded[:, :width], own[0], done.objectives)
-        for codes, decoded, own in zip(done.codes.split(rows), done.decoded.split(rows), scales, strict=True)
+        for codes, decoded, own in zip(*(each.split(rows) for each in (done.codes, done.decoded, done.scale)), strict=True)
     ]
+
+
+def polish_vectors(
+    weight: Tensor, hessian: Tensor, factor: Factor, grid: Grid, codes: Tensor, scale: Tensor, passes: int
+) -> tuple[Tensor, Tensor]:
+    """Codes and scale of one linear after `passes` of `descend` more; arguments as of `solve_vectors`."""
+    fill = -len(hessian) % grid.vector_size
+    scale = scale.reshape(1, 1).expand(len(weight), 1)
+    damped = _filled(factor, fill).damped(pad(hessian, (0, fill, 0, fill)))
+    decoded = grid.decode(codes, GridParameters(scale, torch.zeros_like(scale)))
+    done = descend(pad(weight, (0, fill)), damped, grid, codes, decoded, scale, passes)
+    return done.codes, done.scale[0]
 
 
 def _filled(factor: Factor, fill: int) -> Factor:

@@ -7,8 +7,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define X86 1
-#define T2 __attribute__((target("avx2,fma")))
-#define T512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx2,fma")))
+#define T2 __attribute__((target("avx2,fma,f16c")))
+#define T512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx2,fma,f16c")))
 #else
 #define X86 0
 #endif
@@ -16,7 +16,7 @@
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 enum { SCALAR, AVX2, AVX512 };
-enum { PADDING = 64 };
+enum { PADDING = 64, AHEAD = 4096 }; /* AHEAD: bytes of codes fetched before they are read; 2048 to 6144 do alike */
 
 /* Mirrored by featherweight.kernels.cpu.library.Job. */
 typedef struct {
@@ -43,6 +43,7 @@ typedef struct {
 
 typedef struct {
     void (*unpack)(const Work *, const uint8_t *, int64_t bytes, int64_t count, uint8_t *codes);
+    void (*widen)(const uint16_t *halves, int64_t count, float *); /* in sixteens */
     void (*parameters)(const Work *, int64_t row, Room *);
     void (*factors)(const Work *, const float *scale, int64_t token, int count, float *factor);
     void (*fix)(Work *, int64_t token);

@@ -9,6 +9,10 @@ static void unpack_scalar(const Work *work, const uint8_t *source, int64_t bytes
     }
 }
 
+static void widen_scalar(const uint16_t *halves, int64_t count, float *target) {
+    for (int64_t i = 0; i < count; i++) target[i] = load(halves, FLOAT16, i);
+}
+
 /* Scale of every block of a row, and scale times zero point; `numbers` takes the stored scales. Loops run in whole vectors: behind
  * what is written all is zero. */
 INLINE void parameters(const Work *work, int64_t row, Room *room) {
@@ -16,11 +20,14 @@ INLINE void parameters(const Work *work, int64_t row, Room *room) {
     int64_t each = job->group_size / job->block, whole = (job->groups + 15) / 16 * 16, size = job->scale_kind == FLOAT32 ? 4 : 2;
     memcpy(room->numbers, (const char *)job->scales + row * job->groups * size, job->groups * size);
     if (job->zeros) work->level->unpack(work, job->zeros + row * job->zero_bytes, job->zero_bytes, job->groups, room->zeros);
-    float *scale = each == 1 ? room->scale : room->group_scale, *shift = each == 1 ? room->shift : room->group_shift;
-    if (job->scale_kind == FLOAT16) for (int64_t i = 0; i < whole; i++) scale[i] = load(room->numbers, FLOAT16, i);
+    float *restrict scale = each == 1 ? room->scale : room->group_scale;
+    float *restrict shift = each == 1 ? room->shift : room->group_shift;
+    const uint8_t *restrict zeros = room->zeros;
+    if (job->scale_kind == FLOAT16) work->level->widen((const uint16_t *)room->numbers, whole, scale);
     else if (job->scale_kind == BFLOAT16) for (int64_t i = 0; i < whole; i++) scale[i] = load(room->numbers, BFLOAT16, i);
     else memcpy(scale, room->numbers, whole * sizeof(float));
-    for (int64_t i = 0; i < whole; i++) shift[i] = scale[i] * room->zeros[i];
+    for (int64_t i = 0; i < whole; i += 16)
+        for (int lane = 0; lane < 16; lane++) shift[i + lane] = scale[i + lane] * zeros[i + lane];
     for (int64_t group = 0, b = 0; each > 1 && group < job->groups; group++)
         for (int64_t end = b + each < work->blocks ? b + each : work->blocks; b < end; b++)
             room->scale[b] = scale[group], room->shift[b] = shift[group];
@@ -41,7 +48,7 @@ INLINE void values(const Job *job, int64_t row, const uint8_t *codes, const uint
 }
 
 /* Scales of a row's blocks times those of some tokens' blocks. */
-INLINE void factors(const Work *work, const float *scale, int64_t token, int count, float *factor) {
+INLINE void factors(const Work *work, const float *restrict scale, int64_t token, int count, float *restrict factor) {
     int64_t stride = work->blocks + PADDING;
     for (int m = 0; m < count; m++)
         for (int64_t b = 0; b < (work->blocks + 15) / 16 * 16; b++) factor[m * stride + b] = scale[b] * work->scale[(token + m) * stride + b];
@@ -101,7 +108,7 @@ INLINE void fix(Work *work, int64_t token) {
         }
 }
 
-/* One instruction set's versions of all of these; `unpack` and `row` are written for each. */
+/* One instruction set's versions of all of these; `unpack`, `widen` and `row` are written for each. */
 #define LEVEL(NAME, TARGET) \
     TARGET static void parameters_##NAME(const Work *work, int64_t row, Room *room) { parameters(work, row, room); } \
     TARGET static void factors_##NAME(const Work *work, const float *scale, int64_t token, int count, float *factor) { \
@@ -113,5 +120,5 @@ INLINE void fix(Work *work, int64_t token) {
     TARGET static void fix_##NAME(Work *work, int64_t token) { fix(work, token); } \
     TARGET static float dot_##NAME(const float *a, const float *b, int64_t count) { return dot(a, b, count); } \
     static const Level NAME = { \
-        unpack_##NAME, parameters_##NAME, factors_##NAME, fix_##NAME, row_##NAME, dot_##NAME, values_##NAME, \
+        unpack_##NAME, widen_##NAME, parameters_##NAME, factors_##NAME, fix_##NAME, row_##NAME, dot_##NAME, values_##NAME, \
     };

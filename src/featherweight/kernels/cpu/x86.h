@@ -16,6 +16,11 @@ T2 static void unpack_avx2(const Work *work, const uint8_t *source, int64_t byte
     unpack_scalar(work, source + at, bytes - at, count - i, codes + i);
 }
 
+T2 static void widen_avx2(const uint16_t *halves, int64_t count, float *target) {
+    for (int64_t i = 0; i < count; i += 8)
+        _mm256_storeu_ps(target + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(halves + i))));
+}
+
 INLINE T2 void row_avx2_of(const Work *work, const uint8_t *codes, const float *factor, int64_t token, const int count, float *result) {
     const Job *job = work->job;
     __m256 total[4];
@@ -77,6 +82,11 @@ T512 static void unpack_avx512(const Work *work, const uint8_t *source, int64_t 
     }
 }
 
+T512 static void widen_avx512(const uint16_t *halves, int64_t count, float *target) {
+    for (int64_t i = 0; i < count; i += 16)
+        _mm512_storeu_ps(target + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(halves + i))));
+}
+
 /* 64 codes times the integers of their activations, in 16 lanes of 4 codes each, float32. */
 INLINE T512 __m512 fixed(const __m512i *planes, const int count) {
     __m512i low = _mm512_add_epi32(_mm512_slli_epi32(planes[count - 2], 8), planes[count - 1]);
@@ -102,6 +112,7 @@ INLINE T512 void row_avx512_of(
         for (int m = 0; m < count; m++)
             for (int p = 0; p < planes; p++) sums[m][p] = _mm512_setzero_si512();
         for (int64_t u = 0; u < units; u++, codes += step, x += 64) {
+            _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
             __m512i code = unpack_64(codes, bits, gather, offset, mask);
             for (int m = 0; m < count; m++)
                 for (int p = 0; p < planes; p++)

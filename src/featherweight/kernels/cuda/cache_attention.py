@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from featherweight.errors import FeatherweightError
 from featherweight.kernels.cache_part import CachePart
 from featherweight.kernels.cuda import driver
 from featherweight.kernels.cuda.cache_layout import (
@@ -22,6 +23,7 @@ from featherweight.kernels.cuda.cache_layout import (
     Side,
     identity,
     key_side,
+    note_failure,
     qjl_table,
     rotated_tables,
     row_sums,
@@ -81,10 +83,16 @@ def launch_on_device(
 
 
 def cache_attention(query: Tensor, keys: CachePart, values: CachePart, mask: Tensor | None, scaling: float) -> Tensor:
-    """As `featherweight.kernels.reference.cache_attention`, for one query; sums in float32."""
-    if not readable(query, keys, values, mask):
-        return reference(query, keys, values, mask, scaling)
-    return attend(query, keys, values, mask, scaling)
+    """As `featherweight.kernels.reference.cache_attention`, for one query; sums in float32.
+
+    What lies in memory as the kernel cannot read it goes to the reference, and all from then on if the kernel does not compile.
+    """
+    if readable(query, keys, values, mask):
+        try:
+            return attend(query, keys, values, mask, scaling)
+        except FeatherweightError as problem:
+            note_failure(keys.settings, values.settings, str(problem).splitlines()[0])
+    return reference(query, keys, values, mask, scaling)
 
 
 def attend(

@@ -98,11 +98,20 @@ def value_side(part: CachePart, head_dim: int) -> Side:
     return Side(constants, ("codes", "scale", "minimum"), stage)
 
 
+_FAILED: dict[str, str] = {}
+
+
+def note_failure(keys: Mapping[str, Any], values: Mapping[str, Any], reason: str) -> None:
+    """From now on `unsupported` gives this reason."""
+    _FAILED[repr((dict(keys), dict(values)))] = reason
+
+
 def unsupported(keys: Mapping[str, Any], values: Mapping[str, Any], head_dim: int) -> str:
     """Why the kernels do not read keys and values of codecs with these settings; "" if they do."""
-    return _keys_problem(keys, head_dim) or _values_problem(values, head_dim) or (
-        "" if keys["window"] <= values["window"] else "values stay exact no shorter than keys: window of values ≥ that of keys"
-    )  # fmt: skip
+    problem = _keys_problem(keys, head_dim) or _values_problem(values, head_dim)
+    if not problem and keys["window"] > values["window"]:
+        problem = "reads values that stay exact no shorter than keys: window of values ≥ that of keys"
+    return problem or _FAILED.get(repr((dict(keys), dict(values))), "")
 
 
 def _rotated_problem(settings: Mapping[str, Any], head_dim: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from featherweight.kernels.cuda.integer import DeviceCodes
-from featherweight.kernels.cuda.layout import STEP
+from featherweight.kernels.cuda.layout import BLOCK, STEP
 from featherweight.kernels.cuda.multiply import SHARED_BYTES, Shape, memory_of
 
 
@@ -14,9 +14,11 @@ def choose_shape(weight: DeviceCodes, tokens: int, processors: int) -> Shape:
 
     Every block stays on its multiprocessor and walks through groups of outputs, its warps side by side along the inputs. Two
     blocks each where the activations leave room for them, one otherwise; where one is too little, a cluster of blocks shares the
-    inputs. Above 16 tokens activations pass through, and more outputs share them.
+    inputs.
     """
     shape = _wanted_shape(-(-weight.inputs // STEP) * STEP, weight.bits, tokens, processors)
+    if tokens <= 4 and shape.tiles == 1 and (weight.group == 0 or weight.group >= BLOCK):  # else registers would not do
+        shape = replace(shape, held=2)
     while shape.input_warps > 1 and memory_of(weight, shape, tokens)[2] > SHARED_BYTES // shape.resident - 1024:
         shape = replace(shape, input_warps=shape.input_warps // 2)
     return shape
@@ -25,10 +27,10 @@ def choose_shape(weight: DeviceCodes, tokens: int, processors: int) -> Shape:
 def _wanted_shape(inputs: int, bits: int, tokens: int, processors: int) -> Shape:
     unit = 512 if bits < 8 and inputs % 512 == 0 else 256
     size = tokens * inputs * 2 * (unit + 32) // unit
-    if tokens > 16:
-        return Shape(256, 1, 8, 2 if tokens <= 32 and inputs > 256 else 1, 1, 1, processors)
     if size <= SHARED_BYTES * 3 // 8:
         return Shape(unit, 1, 1, min(8, inputs // unit), 2, 1, 2 * processors)
+    if tokens <= 8 and inputs >= 2048:
+        return Shape(256, 2, 4, 4, 1, 2, processors // 2 or 1)
     splits = 1
     while splits < 8 and size // splits > SHARED_BYTES * 3 // 4:
         splits *= 2

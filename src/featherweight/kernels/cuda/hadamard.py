@@ -160,7 +160,7 @@ def _launch(
     threads = min(512, max(64, -(-(few if rows <= FEW_ROWS else size // 16) // 32) * 32))
     constants |= {
         "FACTOR": size >> twos, "TWOS": twos, "IN": DTYPES[dtype], "INVERTED": int(rotation.inverted), "THREADS": threads,
-        "CLUSTER": cluster, "STEP": 6 if rows <= FEW_ROWS else 4,
+        "CLUSTER": cluster,
     }  # fmt: skip
     function = driver.load("hadamard.cu", "hadamard", driver.constants_of(constants), device)
     shared = _shared_bytes(size, twos, 2 if dtype == torch.float32 else 1, cluster, arguments.padded_rank)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda import driver
-from featherweight.kernels.cuda.hadamard import DTYPES, MOST_SHARED, DeviceRight, DeviceRotation, Rotated, rotate, rotate_for_product
+from featherweight.kernels.cuda.hadamard import (
+    DTYPES,
+    MOST_SHARED,
+    DeviceRight,
+    DeviceRotation,
+    Rotated,
+    rotate,
+    rotate_for_product,
+)
 
 #: Tokens of one launch.
 MOST_TOKENS = 16

@@ -14,7 +14,7 @@ from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import BLOCK, ROWS
 
 #: Tokens of one launch.
-MOST_TOKENS = 64
+MOST_TOKENS = 16
 
 #: Shared memory of a multiprocessor that blocks can use, each 1 KB less.
 SHARED_BYTES = 227 << 10
@@ -76,7 +76,7 @@ def multiply(
     overlapped: bool = True,
     activation: str | None = None,
 ) -> Tensor:
-    """`y[t, o] = Σ_i x[t, i] W[o, i] + bias[o]` for up to 64 tokens.
+    """`y[t, o] = Σ_i x[t, i] W[o, i] + bias[o]` for up to 16 tokens.
 
     Args:
         x: `[tokens, in]` bf16 or fp16, rows contiguous and 16 bytes aligned.
@@ -144,7 +144,7 @@ def _load(
 
 def _columns(tokens: int) -> int:
     """Eights of tokens that the kernel is compiled for."""
-    return next(columns for columns in (1, 2, 4, 8) if tokens <= 8 * columns)
+    return 1 if tokens <= 8 else 2
 
 
 def _address(tensor: Tensor | None) -> int:

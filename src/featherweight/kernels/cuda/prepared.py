@@ -15,7 +15,10 @@ from featherweight.kernels.cuda.layout import ROWS
 from featherweight.kernels.cuda.multiply import ACTIVATIONS, MOST_TOKENS, dequantize, multiply
 
 #: Bytes of the dense values made at a time for many tokens: they are multiplied from the second-level cache.
-SLAB_BYTES = 24 << 20
+SLAB_BYTES = 16 << 20
+
+#: Tokens up to which reading the codes once for every sixteen of them is faster than that.
+MOST_STREAMED = 64
 
 
 class Stored(Protocol):
@@ -61,9 +64,12 @@ def multiply_any(x: Tensor, bias: Tensor | None, weight: DeviceCodes) -> Tensor:
         flat = flat.clone(memory_format=torch.contiguous_format)
     bias = None if bias is None else bias.to(x.dtype)
     y = torch.empty(len(flat), weight.rows, dtype=x.dtype, device=x.device)
-    if 0 < len(flat) <= MOST_TOKENS:
-        multiply(flat, weight, bias, y, choose_shape(weight, len(flat), processors(x.device)))
-    elif len(flat):
+    if len(flat) <= MOST_STREAMED:
+        for first in range(0, len(flat), MOST_TOKENS):
+            part = flat[first : first + MOST_TOKENS]
+            shape = choose_shape(weight, len(part), processors(x.device))
+            multiply(part, weight, bias, y[first : first + MOST_TOKENS], shape)
+    else:
         _multiply_slabs(flat, bias, weight, y)
     return y.view(*x.shape[:-1], weight.rows)
 

@@ -126,18 +126,6 @@ def correct(
 
 
 @triton.jit
-def warm(feedback, feedback_stride, columns, width: tl.constexpr, rows: tl.constexpr):
-    """Zeros `[rows]`, once all of `feedback` was read: into the first cache, all at once instead of line by line."""
-    across = tl.arange(0, 128)
-    read = tl.zeros([width, 128], dtype=tl.float32)
-    for start in range(0, columns, width):
-        here = start + tl.arange(0, width)
-        mask = (here < columns)[:, None] & (across < columns)[None, :]
-        read += tl.load(feedback + here[:, None] * feedback_stride + across[None, :], mask=mask, other=0.0)
-    return tl.zeros([rows], dtype=tl.float32) + 0.0 * tl.sum(tl.sum(read, 1), 0)
-
-
-@triton.jit
 def feed(values, feedback, feedback_stride, start, step: tl.constexpr, columns, error, width: tl.constexpr, even: tl.constexpr):
     """`values` with the error of column `start + step` carried to those after it."""
     fed = ()

@@ -33,7 +33,7 @@ ROUNDINGS = {"integer": 0, "real": 1, torch.bfloat16: 2, torch.float16: 3, torch
 
 
 @triton.jit
-def _decide(
+def decide(
     t, s, z, dropped, largest_code, has_dropped: tl.constexpr, rounding: tl.constexpr, bits: tl.constexpr,
     mantissa: tl.constexpr, smallest_exponent: tl.constexpr, largest: tl.constexpr,
 ):  # fmt: skip
@@ -63,7 +63,7 @@ def _decide(
 
 
 @triton.jit
-def _keep(t, s, z, r, w_hat, code, largest_code, threshold, limit, narrow: tl.constexpr):
+def keep(t, s, z, r, w_hat, code, largest_code, threshold, limit, narrow: tl.constexpr):
     """`ŵ` and code where a weight is kept, where that is, and its residual."""
     out = r * (t - w_hat) * (t - w_hat) > threshold
     of_zero = (tl.minimum(tl.maximum(z, 0.0), largest_code) + ROUNDER) - ROUNDER
@@ -87,7 +87,7 @@ def walk_columns(
     weights = apart(tl.trans(load_tile(original, original_stride, start, columns, row, inside, width)), width, rows_each)
     if has_dropped:
         drops = apart(tl.trans(load_tile(dropped, dropped_stride, start, columns, row, inside, width)), width, rows_each)
-    all_codes, all_decoded, all_errors = (), (), ()
+    all_codes, all_decoded, all_errors, all_kept, all_left = (), (), (), (), ()
     cost = tl.zeros_like(s)
     for step in tl.static_range(width):
         exists = start + step < columns
@@ -100,11 +100,10 @@ def walk_columns(
         drop = t
         if has_dropped:
             drop = drops[step].to(tl.float32)
-        w_hat, code = _decide(t, s, z, drop, largest_code, has_dropped, rounding, bits, mantissa, smallest_exponent, largest)
+        w_hat, code = decide(t, s, z, drop, largest_code, has_dropped, rounding, bits, mantissa, smallest_exponent, largest)
         if has_keeping:
-            w_hat, code, out, left = _keep(t, s, z, r, w_hat, code, largest_code, threshold, limit, narrow)
-            tl.store(kept + (start + step) * kept_stride + row, out.to(tl.uint8), mask=inside & exists)
-            tl.store(residual + (start + step) * residual_stride + row, left, mask=inside & exists)
+            w_hat, code, out, left = keep(t, s, z, r, w_hat, code, largest_code, threshold, limit, narrow)
+            all_kept, all_left = all_kept + (out.to(tl.float32),), all_left + (left,)
         e = weights[step] - w_hat
         cost += r * (t - w_hat) * (t - w_hat)
         all_codes, all_decoded, all_errors = all_codes + (code,), all_decoded + (w_hat,), all_errors + (e,)
@@ -113,6 +112,9 @@ def walk_columns(
     store_columns(error, error_stride, start, columns, row, inside, all_errors, width, rows_each)
     if rounding < BFLOAT16 or rounding == NARROW:
         store_columns(codes, codes_stride, start, columns, row, inside, all_codes, width, rows_each)
+    if has_keeping:
+        store_columns(kept, kept_stride, start, columns, row, inside, all_kept, width, rows_each)
+        store_columns(residual, residual_stride, start, columns, row, inside, all_left, width, rows_each)
     tl.debug_barrier()  # the errors just stored are loaded again, by other threads, for the next columns
     return cost
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from featherweight.kernels.fitting import Fitting
-from featherweight.kernels.triton.columns import INTEGER, apart, correct, feed, load_tile, store_columns, warm
+from featherweight.kernels.triton.columns import INTEGER, apart, correct, feed, load_tile, store_columns
 from featherweight.kernels.triton.fitting import constants, fit
 from featherweight.kernels.triton.sweep_block import ROWS, SUB_BLOCK, WARPS, walk_columns
 
@@ -43,7 +43,7 @@ def _fit_and_walk(
     """The arguments of `sweep_groups` as pointers; the strides are those of the first dimension."""
     row = tl.program_id(0) * rows_each + tl.arange(0, rows_each)
     inside = row < rows
-    cost = warm(feedback, feedback_stride, columns, width, rows_each)
+    cost = tl.zeros([rows_each], dtype=tl.float32)
     number = 0
     for first in range(0, columns, size):
         last = tl.minimum(first + size, columns)

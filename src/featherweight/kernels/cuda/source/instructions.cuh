@@ -72,11 +72,6 @@ DEVICE word pack_bf16(float first, float second) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(second), "f"(first));
     return d;
 }
-DEVICE word pack_fp16(float first, float second) {
-    word d;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(second), "f"(first));
-    return d;
-}
 
 DEVICE int round_to_int(float value) {
     int v;

@@ -13,6 +13,11 @@ constexpr int CHUNK_BYTES = SCALES_AT + (BITS == 16 ? 0 : GROUPS * 32 + (ZEROS ?
 
 constexpr bool HELD = false;
 
+// The lowest four bits of both halves of `codes`, less `zero`: exact.
+DEVICE word centred(word codes, word zero) {
+    return multiply_add(select_bits(codes, 0x000F000Fu, MAGIC), power_of_two(0), zero | MAGIC | 0x80008000u);
+}
+
 struct Chunk {
     uint4 operands[OPERANDS], places;
 #if BITS != 16
@@ -47,16 +52,15 @@ struct Chunk {
 #else
         const uint4& load = operands[STEP / 4];
         word codes = STEP % 4 == 0 ? load.x : STEP % 4 == 1 ? load.y : STEP % 4 == 2 ? load.z : load.w;
-        ZeroPair zero;
 #if ZEROS
-        zero.set(zeros[STEP * 32 / GROUP]);
+        word both = zeros[STEP * 32 / GROUP], upper = pick_bytes(both, 0, 0x4040u), lower = pick_bytes(both, 0, 0x4141u);
 #else
-        zero.symmetric();
+        word upper = 0x00080008u, lower = upper;
 #endif
-        a[0] = field<0>(codes, zero, 0);
-        a[1] = field<4>(codes, zero, 1);
-        a[2] = field<8>(codes, zero, 0);
-        a[3] = field<12>(codes, zero, 1);
+        a[0] = centred(codes, upper);
+        a[1] = centred(codes >> 4, lower);
+        a[2] = centred(codes >> 8, upper);
+        a[3] = centred(codes >> 12, lower);
 #endif
     }
 

@@ -1,0 +1,39 @@
+"""Products of float32 matrices on a GPU's tensor cores, without TF32: each factor as the sum of two bfloat16 numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def halves(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`matrix` as a sum of two bfloat16 matrices, to 2⁻¹⁷ of each entry."""
+    high = matrix.to(torch.bfloat16)
+    return high, (matrix - high).to(torch.bfloat16)
+
+
+def split_product(left: Tensor, right: Tensor) -> Tensor:
+    """`A B` of `A [m, k]` and `B [k, n]`: in their dtype; of float32 on CUDA to about 2⁻¹⁶, at four times the rate.
+
+    Three products of halves, exact in float32, in which they are added up; that of the two low halves is left out.
+    """
+    if not (left.is_cuda and left.dtype == right.dtype == torch.float32):
+        return left @ right
+    (high, low), (right_high, right_low) = halves(left), halves(right)
+    total = torch.mm(high, right_high, out_dtype=torch.float32)
+    torch.addmm(total, high, right_low, out_dtype=torch.float32, out=total)
+    torch.addmm(total, low, right_high, out_dtype=torch.float32, out=total)
+    return total
+
+
+def add_split_product_(total: Tensor, left: tuple[Tensor, Tensor], right: Tensor) -> None:
+    """`total += Aᵀ B` on CUDA, as `split_product`, in one pass over `total [m, n]`.
+
+    Args:
+        total: float32.
+        left: the halves of `A [k, m]`.
+        right: `B [k, n]`, float32.
+    """
+    (high, low), (right_high, right_low) = left, halves(right)
+    factors = torch.cat((high, low, high)), torch.cat((right_high, right_high, right_low))
+    torch.addmm(total, factors[0].t(), factors[1], out_dtype=torch.float32, out=total)

@@ -1,0 +1,62 @@
+"""vLLM over our checkpoints; runs where vLLM is installed (an environment of its own: docs/serving.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import featherweight as fw
+from common import SMALL
+from featherweight.integrations.vllm_shards import Shard
+from featherweight.packed.dense import Dense
+
+PROMPT = list(range(40, 72))
+STEPS: dict[str, list[dict[str, Any]]] = {
+    "integer": [{"method": "rtn", "bits": 4, "group_size": 32}],
+    "spqr": [{"method": "spqr"}],
+    "masked": [{"method": "magnitude", "pattern": "2:4"}, {"method": "rtn", "bits": 4, "group_size": 32}],
+    "low rank": [{"method": "rtn", "bits": 3, "group_size": 32}, {"method": "low-rank", "rank": 8, "factor_iterations": 1}],
+    "rotated": [{"method": "quip", "bits": 2, "passes": 1}],
+}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_the_same_tokens_as_transformers(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    vllm = pytest.importorskip("vllm")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    folder = fw.compress(fw.plan("demo", {"name": "r", "steps": STEPS[kind]}, changes=SMALL), tmp_path / "out").folder
+    engine = vllm.LLM(str(folder), enforce_eager=True, max_model_len=128, dtype="float32")
+    asked = vllm.SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    found = list(engine.generate({"prompt_token_ids": PROMPT}, asked)[0].outputs[0].token_ids)
+    ours = fw.load(folder, dtype=torch.float32).generate(
+        torch.tensor([PROMPT]), max_new_tokens=16, do_sample=False, eos_token_id=-1
+    )
+    assert found == ours[0, len(PROMPT) :].tolist()
+
+
+def packed(kind: str, tmp_path: Path) -> Any:
+    folder = fw.compress(fw.plan("demo", {"name": "r", "steps": STEPS[kind]}, changes=SMALL), tmp_path / "out").folder
+    return fw.load(folder, dtype=torch.float32).model.layers[1].mlp.down_proj.packed
+
+
+@pytest.mark.parametrize("kind", ["integer", "masked", "rotated"])
+def test_shards_of_two_ranks_make_the_whole(kind: str, tmp_path: Path):
+    weight = packed(kind, tmp_path)
+    rows, inputs = weight.shape
+    x = torch.randn(3, inputs, generator=torch.Generator().manual_seed(0))
+    whole = weight.matmul(x)
+    halves = [slice(0, rows // 2), slice(rows // 2, rows)]
+    by_rows = torch.cat([Shard(weight, part, slice(0, inputs), torch.float32)(x) for part in halves], -1)
+    assert torch.allclose(by_rows, whole, atol=1e-4)
+    cuts = [slice(0, inputs // 2), slice(inputs // 2, inputs)]
+    by_inputs = sum(Shard(weight, slice(0, rows), part, torch.float32)(x[:, part]) for part in cuts)
+    assert torch.allclose(by_inputs, whole, atol=1e-4)
+
+
+def test_a_shard_that_can_be_cut_holds_its_part_only():
+    shard = Shard(Dense(torch.randn(8, 16)), slice(0, 4), slice(0, 8), torch.float32)
+    assert shard.linear.packed.shape == (4, 8)
