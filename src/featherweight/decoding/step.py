@@ -44,8 +44,8 @@ class Step:
         cosine, sine = decoder.rotation(torch.zeros(1, 1, 1, dtype=decoder.dtype, device=device), places)
         self._cosine, self._sine = cosine[0].contiguous(), sine[0].contiguous()
         signature = {"dtype": str(decoder.dtype).removeprefix("torch.")}
-        self._kernels = {op: registry.choose(op, signature, device) for op in
-("embed", "add_norm", "gate", "choose_token")}  # fmt: skip
+        parts = ("embed", "add_norm", "gate", "choose_token")
+        self._kernels = {op: registry.choose(op, signature, device) for op in parts}
         self._attention: dict[int, tuple[Any, Any]] = {}
 
     def run(self, reach: int) -> None:

@@ -179,21 +179,6 @@ def _triton_step(signature: Signature, device: torch.device) -> tuple[bool, str]
     return True, "part of a fused decode step"
 
 
-def _cuda_attend(signature: Signature, device: torch.device) -> tuple[bool, str]:
-    """Clusters of blocks, for caches so short that query heads of one key head may read it each for itself."""
-    from featherweight.kernels.cuda.compiler import missing
-
-    if device.type != "cuda":
-        return False, f"written for CUDA, not for {device.type}"
-    if signature.get("dtype") not in ("bfloat16", "float16"):
-        return False, f"for 16-bit activations, not {signature.get('dtype')}"
-    if signature.get("reach", 0) > 1024 or signature.get("dim") not in (32, 64, 128, 256):
-        return False, f"for heads of 32 to 256 and up to 1024 tokens, not {signature.get('dim')} and {signature.get('reach')}"
-    if (capability := torch.cuda.get_device_capability(device)) < (9, 0):
-        return False, f"for compute capability 9.0 and later, not {capability[0]}.{capability[1]}"
-    return not missing(), missing() or "blocks put their parts together in shared memory"
-
-
 def _cpu_integer(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """Any bits, groups and sizes, wherever there is a C compiler; compiles when first asked."""
     from featherweight.kernels.cpu.compiler import missing
