@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from vllm.config import get_current_vllm_config
-from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
@@ -20,6 +20,9 @@ from featherweight.integrations.vllm_shards import Shard
 from featherweight.packed.base import from_tensors, layout_of
 from featherweight.packed.dense import Dense
 from featherweight.packed.linear import PackedEmbedding
+
+#: This process's layers by name, for operations that the compiler cannot look into: logits are computed outside of vLLM's own context.
+_LAYERS: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
 
 #: Ids under which vLLM hands over the parts of a fused layer, by their place in it.
 _PLACES = {"q": 0, "k": 1, "v": 2}
@@ -128,7 +131,7 @@ class PackedLayer(LinearMethodBase):  # type: ignore[misc]
         """Holders for what will be loaded."""
         self._inputs, self._outputs, self._dtype = input_size_per_partition, output_partition_sizes, params_dtype
         _receive(layer, self._parts, self._config.modules, params_dtype)
-        get_current_vllm_config().compilation_config.static_forward_context[self._prefix] = layer
+        _LAYERS[self._prefix] = layer
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Keep this rank's part of every weight."""
@@ -159,7 +162,7 @@ class PackedVocabulary(QuantizeMethodBase):  # type: ignore[misc]
     def create_weights(self, layer: nn.Module, *sizes: Any, params_dtype: torch.dtype, **extra: Any) -> None:
         """Holders for what will be loaded; none for a head that will share."""
         self._dtype = params_dtype
-        get_current_vllm_config().compilation_config.static_forward_context[self._prefix] = layer
+        _LAYERS[self._prefix] = layer
         if self._prefix in self._config.modules:
             _receive(layer, [self._prefix], self._config.modules, params_dtype)
 
@@ -191,7 +194,7 @@ class PackedVocabulary(QuantizeMethodBase):  # type: ignore[misc]
 @torch.library.custom_op("featherweight::vllm_multiply", mutates_args=())
 def _multiply(x: Tensor, prefix: str, outputs: int) -> Tensor:
     """The product of a layer that is known by its name: to the compiler one operation."""
-    layer = get_forward_context().no_compile_layers[prefix]
+    layer = _LAYERS[prefix]
     held = layer.shares[0].packed if hasattr(layer, "shares") else layer.packed
     if isinstance(held, nn.ModuleList):
         return torch.cat([part(x) for part in held], -1) if len(held) > 1 else held[0](x).clone()
@@ -206,7 +209,7 @@ def _multiply_fake(x: Tensor, prefix: str, outputs: int) -> Tensor:
 
 @torch.library.custom_op("featherweight::vllm_look_up", mutates_args=())
 def _look_up(ids: Tensor, prefix: str, features: int, dtype: torch.dtype) -> Tensor:
-    return get_forward_context().no_compile_layers[prefix].packed(ids).to(dtype)
+    return _LAYERS[prefix].packed(ids).to(dtype)
 
 
 @_look_up.register_fake
