@@ -13,7 +13,17 @@ from torch import Tensor
 
 from featherweight.kernels.cache_part import CachePart
 from featherweight.kernels.cuda import driver
-from featherweight.kernels.cuda.cache_layout import HEADS, NUMBERS, STAGE, Arguments, Rows, Side, key_side, qjl_table, value_side
+from featherweight.kernels.cuda.cache_layout import (
+    HEADS,
+    NUMBERS,
+    STAGE,
+    Arguments,
+    Rows,
+    Side,
+    key_side,
+    qjl_table,
+    value_side,
+)
 from featherweight.kernels.reference.cache_attention import cache_attention as reference
 
 #: Floats of a head's part beside its sums; threads that prepare a query.

@@ -99,7 +99,11 @@ def supported(keys: Mapping[str, Any], values: Mapping[str, Any], head_dim: int)
             return f"no outliers, or 8 of {STAGE} tokens"
         return ""
     if keys["codec"] == "integer" and keys["axis"] == "channel" and keys["bits"] in (2, 4):
-        return "" if keys["group_size"] % STAGE == 0 and head_dim == 128 else f"keys in groups of whole {STAGE} tokens, heads of 128"
+        return (
+            ""
+            if keys["group_size"] % STAGE == 0 and head_dim == 128
+            else f"keys in groups of whole {STAGE} tokens, heads of 128"
+        )
     return f"keys of {keys['codec']} of another kind"
 
 
