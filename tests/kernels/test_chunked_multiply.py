@@ -1,5 +1,7 @@
 """The products of weights in chunks, their own CUDA source run on a CPU, against float64; their layouts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from emulation import emulation, needs_compiler  # noqa: F401
@@ -162,6 +164,16 @@ def test_bitmap_layout_gives_everything_back():
     found, there = bitmap.decode(bitmap.encode(values, mask))
     assert torch.equal(there, mask)
     assert torch.equal(found, values * mask)
+
+
+@needs_compiler
+def test_large_activations_do_not_overflow(emulation):  # noqa: F811
+    parts = two_level_parts(16, 256, 3, 3, False)
+    weight = two_level.encode(parts, 3, 3, None)
+    x = (20000 + torch.randn(1, 256, generator=torch.Generator().manual_seed(5))).half()
+    expected = x.double() @ values_of(parts).T / 4
+    weight = replace(weight, chunked=replace(weight.chunked, factor=weight.chunked.factor / 4))  # or y itself would
+    check(run(two_level, weight, x, None), expected)
 
 
 @needs_compiler

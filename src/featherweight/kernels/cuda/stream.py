@@ -170,7 +170,7 @@ def multiply(
     Args:
         source: file of the storage's kernel.
         constants: what that file wants fixed.
-        x: `[tokens, in]` bf16 or fp16, rows contiguous and 8 bytes aligned.
+        x: `[tokens, in]` bf16 or fp16, rows contiguous and 16 bytes aligned.
         bias: `[out]` in the dtype of `x`.
         y: `[tokens, out]`, written.
         overlapped: let the launch begin before the kernel ahead of it is done.

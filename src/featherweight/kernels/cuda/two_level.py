@@ -20,7 +20,7 @@ VERSION = 1
 #: Place in its half of a code that was taken out of a word: of the first and the last two groups of a block; see `two_level.cuh`.
 PLACES = {2: (4, 6), 3: (3, 6), 4: (4, 4)}
 
-#: Scales are brought below 2^15, so that both S and B are fp16 numbers.
+#: Scales are brought below 2^15 of what codes are multiplied by, so that those are fp16 numbers.
 LARGEST = 15
 
 

@@ -1,5 +1,5 @@
 // Activations of a block in shared memory, in the order in which a storage's `multiply` reads them. Where the storage wants fp16
-// (NORMALIZED), bf16 activations become fp16 numbers: those of a chunk and a token times a power of two that brings the largest
+// (NORMALIZED), activations become fp16 numbers: those of a chunk and a token times a power of two that brings the largest
 // below 2^11, so that the sum of 16, which GROUP_SUMS asks for, is one as well.
 #pragma once
 
@@ -28,15 +28,14 @@ struct Inputs {
 
     // A lane's eight inputs of a chunk, put in their places.
     DEVICE void put(int token, int tokens, int chunk, uint4 v, int lane) const {
-        constexpr bool normalized = NORMALIZED && ACTIVATION == 0;
         word pairs[4] = {v.x, v.y, v.z, v.w};
         float scale = 1.0f;
-        if (normalized) {
+        if (NORMALIZED) {
             word largest = 0;
 #pragma unroll
             for (int pair = 0; pair < 4; pair++) largest = max_magnitude(largest, pairs[pair]);
-            int exponent = (int)(largest_in_warp(largest) >> 7);  // of the largest, with bf16's bias
-            int up = exponent == 0 ? 0 : 127 + 10 - exponent;     // x 2^up lies below 2^11
+            int exponent = (int)(as_word(from_number((half_word)largest_in_warp(largest))) >> 23);
+            int up = exponent == 0 ? 0 : 127 + 10 - exponent;  // x 2^up lies below 2^11
             up = up > 126 ? 126 : up < -126 ? -126 : up;
             scale = as_float((word)(127 + up) << 23);
             if (lane == 0) factors[chunk * 8 * COLUMNS + token] = as_float((word)(127 - up) << 23);
@@ -46,7 +45,7 @@ struct Inputs {
 #pragma unroll
         for (int pair = 0; pair < 4; pair++) {
             word number = pairs[pair];
-            if (normalized) number = pack_fp16(as_float(number << 16) * scale, as_float(number & 0xFFFF0000u) * scale);
+            if (NORMALIZED) number = pack_fp16(from_number((half_word)(number & 0xFFFFu)) * scale, from_number((half_word)(number >> 16)) * scale);
             *(word*)(to + pair_place(lane * 8 + pair / 2 * 4, pair % 2)) = number;
             if (GROUP_SUMS) sum += from_fp16((half_word)(number & 0xFFFFu)) + from_fp16((half_word)(number >> 16));
         }
@@ -77,6 +76,6 @@ struct Inputs {
     // One number as fp32; `place` is where it lies.
     DEVICE float number(int token, int place) const {
         float value = from_fp16(numbers[token * stride + place]);
-        return NORMALIZED && ACTIVATION == 0 ? value * factors[place / CHUNK * 8 * COLUMNS + token] : value;
+        return NORMALIZED ? value * factors[place / CHUNK * 8 * COLUMNS + token] : value;
     }
 };

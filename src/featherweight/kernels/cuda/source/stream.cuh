@@ -11,7 +11,7 @@
 //   CHUNK_BYTES;  struct Chunk { load(bytes, lane); template<int BLOCK> multiply(sums, x) }   64 inputs at a time;
 //   HELD   whether `multiply` still reads what `load` was shown;
 //   pair_place(input, pair)   where `multiply` reads the first two and the last two of four consecutive inputs of a token;
-//   NORMALIZED   whether it wants bf16 activations as fp16 numbers;
+//   NORMALIZED   whether it wants activations as fp16 numbers of a bounded size;
 //   GROUP_SUMS   whether Chunk::finish(sums, groups) wants the sums of every 16 activations;
 //   struct Extra   terms beside the chunks, or none.
 #pragma once
@@ -194,7 +194,7 @@ DEVICE void add_part(float (&sums)[COLUMNS][4], const Sums& part, const Inputs& 
 #pragma unroll
     for (int column = 0; column < COLUMNS; column++) {
         float2 factor = make_float2(1.0f, 1.0f);
-        if (NORMALIZED && ACTIVATION == 0) factor = *(const float2*)(inputs.factors + chunk * 8 * COLUMNS + column * 8 + lane % 4 * 2);
+        if (NORMALIZED) factor = *(const float2*)(inputs.factors + chunk * 8 * COLUMNS + column * 8 + lane % 4 * 2);
 #pragma unroll
         for (int entry = 0; entry < 4; entry++)
             sums[column][entry] += (part.value[column][entry] + part.odd[column][entry]) * (entry % 2 ? factor.y : factor.x);

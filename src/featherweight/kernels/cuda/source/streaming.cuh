@@ -99,7 +99,7 @@ DEVICE word add_upper_half(word a, word pair) {
 }
 #endif
 
-// Largest magnitude of two bf16 numbers and of `most`, as bits.
+// Largest magnitude of two 16-bit numbers and of `most`, as bits.
 DEVICE word max_magnitude(word most, word pair) {
     word low = pair & 0x7FFFu, high = pair >> 16 & 0x7FFFu;
     word larger = low > high ? low : high;
