@@ -2,7 +2,7 @@
 #pragma once
 #include "emulation.h"
 
-struct float2 { float x, y; };
+struct uint2 { word x, y; };
 struct float4 { float x, y, z, w; };
 DEVICE float2 make_float2(float x, float y) { return {x, y}; }
 DEVICE float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
@@ -26,7 +26,7 @@ DEVICE void copy_chunk(void* target, const void* source, int bytes, barrier_word
     arrive(barrier);
 }
 
-DEVICE word from_lane(word value, int lane) {
+DEVICE word word_from_lane(word value, int lane) {
     auto& words = fibre_here->warp->words;
     words[fibre_here->lane][0] = value;
     synchronize_warp();
@@ -35,13 +35,13 @@ DEVICE word from_lane(word value, int lane) {
     return result;
 }
 DEVICE word from_lane_before(word value, int apart) {
-    word other = from_lane(value, fibre_here->lane < apart ? 0 : fibre_here->lane - apart);
+    word other = word_from_lane(value, fibre_here->lane < apart ? 0 : fibre_here->lane - apart);
     return fibre_here->lane < apart ? 0 : other;
 }
-DEVICE float from_lane_xor(float value, int mask) { return as_float(from_lane(as_word(value), fibre_here->lane ^ mask)); }
+DEVICE float from_lane_xor(float value, int mask) { return as_float(word_from_lane(as_word(value), fibre_here->lane ^ mask)); }
 DEVICE word largest_in_warp(word value) {
     for (int mask = 16; mask; mask /= 2) {
-        word other = from_lane(value, fibre_here->lane ^ mask);
+        word other = word_from_lane(value, fibre_here->lane ^ mask);
         value = other > value ? other : value;
     }
     return value;
@@ -56,7 +56,6 @@ DEVICE word multiply_two_fp16(word a, word b) { return multiply_add_fp16(a, b, 0
 template <int HALF>
 DEVICE word multiply_by_half(word a, word pair) { return multiply_two_fp16(a, pick_bytes(pair, 0, HALF ? 0x3232u : 0x1010u)); }
 DEVICE word add_upper_half(word a, word pair) { return add_fp16(a, pick_bytes(pair, 0, 0x3232u)); }
-DEVICE word pack_fp16(float low, float high) { return to_fp16(low) | (word)to_fp16(high) << 16; }
 
 // sums[16 x 8] += a[16 x 32] b[32 x 8]: as `multiply_matrices`, each stored number at the place that the lanes of HALF name.
 template <int HALF>

@@ -4,7 +4,7 @@ import pytest
 import torch
 from emulation import emulation, needs_compiler  # noqa: F401
 
-from featherweight.kernels.cuda import bitmap, stream, two_level
+from featherweight.kernels.cuda import bitmap, compiler, stream, two_level
 from featherweight.kernels.cuda import two_of_four as two_of_four_module
 from featherweight.kernels.cuda.sparse_list import SparseParts
 from featherweight.kernels.cuda.two_level import TwoLevelParts
@@ -122,7 +122,7 @@ FORMS = [
 
 @needs_compiler
 @pytest.mark.parametrize(("bits", "group", "dtype", "zeros"), FORMS)
-@pytest.mark.parametrize(("rows", "inputs", "tokens"), [(40, 1032, 1), (16, 512, 11)])
+@pytest.mark.parametrize(("rows", "inputs", "tokens"), [(20, 520, 1), (16, 256, 11)])
 def test_two_of_four_product(emulation, rows, inputs, tokens, bits, group, dtype, zeros):  # noqa: F811
     weight, dense, _ = two_of_four(rows, inputs, bits, group, dtype, zeros)
     generator = torch.Generator().manual_seed(2)
@@ -174,3 +174,18 @@ def test_blocks_share_tiles(emulation):  # noqa: F811
     dense[sparse.rows, sparse.columns] += sparse.values.double()
     x = torch.randn(3, 4608, generator=torch.Generator().manual_seed(4)).bfloat16()
     check(run(two_level, weight, x, None, shared=40_000), x.double() @ dense.T)
+
+
+@pytest.mark.parametrize(
+    ("source", "constants"),
+    [
+        ("two_level.cu", {"BITS": 3, "SECOND_BITS": 3}),
+        ("two_of_four.cu", {"BITS": 4, "GROUP": 128, "SCALE": 0, "ZEROS": 1}),
+        ("bitmap.cu", {"SLOT_BYTES": 5120}),
+    ],
+)
+def test_chunked_kernels_compile_for_hopper(source, constants):
+    if compiler.missing():
+        pytest.skip(compiler.missing())
+    shape = {"ACTIVATION": 0, "COLUMNS": 2, "WARPS": 8, "COLLECTORS": 2, "STAGES": 2, "RESIDENT": 1}
+    assert compiler.build(source, shape | constants, "sm_90")[:4] == b"\x7fELF"

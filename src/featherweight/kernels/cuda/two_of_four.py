@@ -43,7 +43,7 @@ class DeviceTwoOfFour:
 def multiply(x: Tensor, weight: DeviceTwoOfFour, bias: Tensor | None, y: Tensor, shape: Shape | None = None) -> Tensor:
     """As `stream.multiply`; values must have the dtype of `x`."""
     constants = {
-        "BITS": weight.bits, "GROUP": weight.group, "SCALE": SCALES[weight.scale_dtype], "ZEROS": int(weight.zeros), "UNIT": CHUNK,
+        "BITS": weight.bits, "GROUP": weight.group, "SCALE": SCALES[weight.scale_dtype], "ZEROS": int(weight.zeros),
     }  # fmt: skip
     return stream.multiply("two_of_four.cu", constants, x, weight.chunked, bias, y, shape)
 

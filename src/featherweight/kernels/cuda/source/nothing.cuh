@@ -3,7 +3,6 @@
 
 struct Extra {
     DEVICE Extra(const Work&, const Run&, int) {}
-    DEVICE void look_ahead(const Work&, int) {}
-    DEVICE void begin(const Work&, int, bool, int) {}
+    DEVICE void begin(const Work&, int, bool, int, int) {}
     DEVICE void add(const Work&, float (&)[COLUMNS][4], const Inputs&, int) {}
 };

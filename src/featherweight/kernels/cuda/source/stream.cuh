@@ -148,7 +148,7 @@ DEVICE bool share_sums(const Work& work, const Run& run, float (&sums)[COLUMNS][
     for (int entry = 0; entry < 4 * COLUMNS; entry++) store_shared_sum(own + entry / 4 * 128 + entry % 4, sums[entry / 4][entry % 4]);
     synchronize_warp();
     int arrived = lane == 0 ? count_arrival(work.arrivals + tile) : 0;
-    if (from_lane(arrived, 0) != all - 1) return false;
+    if (word_from_lane(arrived, 0) != all - 1) return false;
     synchronize_warp();
     if (lane == 0) work.arrivals[tile] = 0;
 #pragma unroll
@@ -161,18 +161,10 @@ DEVICE bool share_sums(const Work& work, const Run& run, float (&sums)[COLUMNS][
     return true;
 }
 
-DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, const Inputs& inputs, int collector,
-                    int lane) {
-    int turn = collector, tile = first / run.length + collector;
-    Extra extra(work, run, tile);
-    bool mine = tile * run.length >= first && tile * run.length < end;
-    if (!mine) extra.look_ahead(work, tile + COLLECTORS);
-    extra.begin(work, tile, mine, lane);
-    for (; tile * run.length < end; tile += COLLECTORS, turn += COLLECTORS) {
-        int buffer = turn % BUFFERS, after = tile + COLLECTORS;
-        float more[COLUMNS][4] = {};
-        extra.add(work, more, inputs, lane);
-        extra.begin(work, after, after * run.length < end, lane);
+DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, int collector, int lane) {
+    int turn = collector;
+    for (int tile = first / run.length + collector; tile * run.length < end; tile += COLLECTORS, turn += COLLECTORS) {
+        int buffer = turn % BUFFERS;
         wait_for(exchange.filled + buffer, turn / BUFFERS & 1);
         float total[COLUMNS][4] = {};
         if (lane % 4 < exchange.pairs) {
@@ -191,7 +183,7 @@ DEVICE void collect(const Work& work, const Run& run, int first, int end, const 
         synchronize_warp();
         if (lane == 0) arrive(exchange.emptied + buffer);
 #pragma unroll
-        for (int entry = 0; entry < 4 * COLUMNS; entry++) total[entry / 4][entry % 4] = work.factor * (total[entry / 4][entry % 4] + more[entry / 4][entry % 4]);
+        for (int entry = 0; entry < 4 * COLUMNS; entry++) total[entry / 4][entry % 4] *= work.factor;
         bool whole = tile * run.length >= first && (tile + 1) * run.length <= end && run.length == work.tile_chunks;
         if (whole || share_sums(work, run, total, tile, lane)) write_outputs(work, total, tile, lane);
     }
@@ -218,9 +210,11 @@ DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, R
         tokens[column] = (const unsigned char*)(inputs.numbers + (token < work.tokens ? token : 0) * inputs.stride + lane % 4 * 8);
     }
     int unit = first + warp, turn = 0;
+    Extra extra(work, run, first / run.length);
     for (int tile = first / run.length; tile * run.length < end; tile++, turn++) {
         int start = tile * run.length, stop = run.end_of(tile, end), buffer = turn % BUFFERS;
         float sums[COLUMNS][4] = {};
+        extra.begin(work, tile, start >= first, warp, lane);
         for (; unit < stop; unit += WARPS) {
             Chunk chunk;
             chunk.load(ring.wait(), lane);
@@ -242,6 +236,7 @@ DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, R
             if (HELD) ring.refill(work, run, unit, end, lane);
             add_part(sums, part, inputs, unit - start, lane);
         }
+        extra.add(work, sums, inputs, lane);
         if (turn >= BUFFERS) wait_for(exchange.emptied + buffer, (turn / BUFFERS - 1) & 1);
         if (lane % 4 < exchange.pairs) {
 #pragma unroll
@@ -284,5 +279,5 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     inputs.stage(work, run.first_chunk, run.length, warp, lane);
     synchronize_block();
     if (warp < WARPS) multiply_run(work, run, first, end, ring, exchange, inputs, warp, lane);
-    else collect(work, run, first, end, exchange, inputs, warp - WARPS, lane);
+    else collect(work, run, first, end, exchange, warp - WARPS, lane);
 }

@@ -35,7 +35,7 @@ DEVICE void copy_chunk(void* target, const void* source, int bytes, barrier_word
 }
 
 DEVICE void synchronize_warp() { __syncwarp(); }
-DEVICE word from_lane(word value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
+DEVICE word word_from_lane(word value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 DEVICE word from_lane_before(word value, int apart) {  // 0 for lanes that have none
     word other = __shfl_up_sync(0xFFFFFFFFu, value, apart);
     return threadIdx.x % 32 < apart ? 0 : other;
@@ -95,11 +95,6 @@ DEVICE word multiply_by_half(word a, word pair) {
 DEVICE word add_upper_half(word a, word pair) {
     word d;
     asm("{\n .reg .b16 x, y;\n .reg .b32 yy;\n mov.b32 {x, y}, %2;\n mov.b32 yy, {y, y};\n add.rn.f16x2 %0, %1, yy;\n}" : "=r"(d) : "r"(a), "r"(pair));
-    return d;
-}
-DEVICE word pack_fp16(float low, float high) {
-    word d;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
     return d;
 }
 #endif

@@ -102,7 +102,7 @@ struct Chunk {
     DEVICE void multiply_step(Sums& sums, const uint4 (&x)[COLUMNS][2], int lane) const {
         constexpr int group = 4 * BLOCK + STEP, owner = group % 8 / 2, index = group / 8 * 2 + group % 2;
         const word* words = codes + BLOCK * BITS;
-        word s = from_lane(scale[index], (lane & ~3) + owner), a[4];
+        word s = word_from_lane(scale[index], (lane & ~3) + owner), a[4];
         a[0] = multiply_by_half<0>(code_pair<4 * STEP>(words), s);
         a[1] = multiply_by_half<1>(code_pair<4 * STEP + 1>(words), s);
         a[2] = multiply_by_half<0>(code_pair<4 * STEP + 2>(words), s);
@@ -142,12 +142,13 @@ DEVICE int pair_place(int input, int pair) {
 #include "inputs.cuh"
 
 // Weights beside the codes: a record is an fp16 value, one bit for the row (0, or 1 for the one eight below), 15 for the place of the
-// input in shared memory. Lane l holds records of rows l / 4 and l / 4 + 8. A collector adds those of its tiles.
+// input in shared memory. Lane l holds records of rows l / 4 and l / 4 + 8. The warps of the block that has a tile's first chunk take
+// the rows of its list in turn.
 struct Extra {
-    static constexpr int HELD = 14;  // rows of records asked for at once
+    static constexpr int HELD = 4;  // rows of records that a warp asks for before the tile's chunks
     const int* starts;
     int segments, segment, length, first;  // of a tile, this split's first and their number, its first input
-    int next, end, coming, coming_end;     // rows of the list that are not yet asked for; those of the tile after
+    int next, end, coming, coming_end;     // rows of the list: this warp's next, the tile's end; those of the tile after
     word records[HELD];
 
     DEVICE Extra(const Work& work, const Run& run, int tile) {
@@ -165,22 +166,16 @@ struct Extra {
         coming = here[0];
         coming_end = here[length];
     }
-    DEVICE void ask(const Work& work, int lane) {
+    DEVICE word record(const Work& work, int row, int lane) const { return load_word(work.list + (long long)row * 32 + lane); }
+    DEVICE void begin(const Work& work, int tile, bool mine, int warp, int lane) {
+        next = end = 0;
+        if (!starts) return;
+        if (mine) next = coming + warp, end = coming_end;
 #pragma unroll
         for (int held = 0; held < HELD; held++) {
-            records[held] = first;
-            if (next + held < end) records[held] = load_word(work.list + (long long)(next + held) * 32 + lane);
+            if (next + held * WARPS < end) records[held] = record(work, next + held * WARPS, lane);
         }
-        next += HELD;
-    }
-    // Ask for the first records of a tile; the block that has its first chunk adds the list.
-    DEVICE void begin(const Work& work, int tile, bool mine, int lane) {
-        next = end = 0;
-        if (!starts || !mine) return;
-        next = coming;
-        end = coming_end;
-        ask(work, lane);
-        look_ahead(work, tile + COLLECTORS);
+        look_ahead(work, tile + 1);
     }
     DEVICE void add_record(float (&found)[2][8 * COLUMNS], word record, const Inputs& inputs, int tokens) const {
         int place = (int)(record & 0x7FFF) - first;
@@ -194,18 +189,14 @@ struct Extra {
         }
     }
     DEVICE void add(const Work& work, float (&sums)[COLUMNS][4], const Inputs& inputs, int lane) {
-        if (end == 0) return;
+        if (next >= end) return;
         float found[2][8 * COLUMNS] = {};
-        for (;;) {
-            word now[HELD];
 #pragma unroll
-            for (int held = 0; held < HELD; held++) now[held] = records[held];
-            bool more = next < end;
-            if (more) ask(work, lane);
-#pragma unroll
-            for (int held = 0; held < HELD; held++) add_record(found, now[held], inputs, work.tokens);
-            if (!more) break;
+        for (int held = 0; held < HELD; held++) {
+            if (next < end) add_record(found, records[held], inputs, work.tokens);
+            next += WARPS;
         }
+        for (; next < end; next += WARPS) add_record(found, record(work, next, lane), inputs, work.tokens);
         float inverse = 1.0f / work.factor;
 #pragma unroll
         for (int token = 0; token < 8 * COLUMNS; token++) {
