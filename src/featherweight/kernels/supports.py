@@ -64,9 +64,10 @@ def on_hopper(storage: str, signature: Signature, device: torch.device) -> tuple
 def inside(kind: str, part: str, how: str) -> Support:
     """Weights of a kind that run through the kernel of a part of theirs."""
 
-    from featherweight.kernels.registry import supporting  # which names this function
 
     def supports(signature: Signature, device: torch.device) -> tuple[bool, str]:
+        from featherweight.kernels.registry import supporting  # which names this function
+
         if signature.get("kind") != kind:
             return False, f"for {kind} weights, not for {signature.get('kind')}"
         inner = {**signature[part], "activations": signature.get("activations", "bfloat16")}
