@@ -13,6 +13,7 @@ from featherweight.engine.compress import Result, pick_device
 from featherweight.engine.compress import compress as run_plan
 from featherweight.engine.importing import import_checkpoint
 from featherweight.engine.progress import Event, silent
+from featherweight.engine.push import push
 from featherweight.engine.shrink import Shrunk
 from featherweight.engine.shrink import shrink as run_shrink
 from featherweight.engine.shrink_task import Cut, HeadUnit
@@ -43,6 +44,7 @@ __all__ = [
     "import_checkpoint",
     "load",
     "plan",
+    "push",
     "score",
     "shrink",
     "verify",

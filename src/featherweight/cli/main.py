@@ -24,6 +24,7 @@ from featherweight.cli import (
     layers,
     methods,
     plan,
+    push,
     recipes,
     report,
     search,
@@ -55,6 +56,7 @@ app.command("statistics")(statistics.run)
 app.command("verify")(verify.run)
 app.command("import")(importing.run)
 app.command("export")(export.run)
+app.command("push")(push.run)
 app.command("eval")(evaluate.run)
 app.command("report")(report.run)
 app.command("bench")(bench.run)
