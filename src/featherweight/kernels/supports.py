@@ -64,10 +64,6 @@ def on_hopper(storage: str, signature: Signature, device: torch.device) -> tuple
 def inside(kind: str, part: str, how: str) -> Support:
     """Weights of a kind that run through the kernel of a part of theirs."""
 
-<<<<<<< HEAD
-=======
-
->>>>>>> h9
     def supports(signature: Signature, device: torch.device) -> tuple[bool, str]:
         from featherweight.kernels.registry import supporting  # which names this function
 
