@@ -38,7 +38,11 @@ STORAGES = (
 
 
 @pytest.mark.parametrize(
-    ("model", "recipe"), [*(("demo", name) for name in sorted(shipped_recipes())), *((str(OPT), name) for name in STORAGES)]
+    ("model", "recipe"),
+    [
+        *(("demo", name) for name in sorted(shipped_recipes()) if name != "caldera-paper-2bit"),
+        *((str(OPT), name) for name in STORAGES),
+    ],
 )
 def test_predicted_bytes_are_the_files_bytes(model: str, recipe: str, tmp_path: Path) -> None:
     searching = {  # bytes do not depend on it

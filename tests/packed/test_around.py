@@ -73,9 +73,9 @@ def test_explain_says_which_kernel_runs_inside(monkeypatch):
     inner = Integer.describe((32, 64), 4, 32, symmetric=True, scale_dtype=torch.float16)
     described = Sliced.describe((48, 64), Masked.describe(inner, 32 * 32, "row"))
     reasons = {name: (runs, reason) for name, runs, reason in explain(empty(described), "cpu")}
-    assert reasons["sliced"] == (False, "what it holds has no kernel of its own")
+    assert reasons["sliced"] == (False, "written for CUDA, not for cpu: composed of what it holds")
     always = registry.Kernel("fast", "nowhere", "nothing", lambda signature, device: (signature["kind"] == "integer", ""), True)
     offered = (always, *registry.OPS["dequantize_matmul"])
     monkeypatch.setitem(registry.OPS, "dequantize_matmul", offered)
-    reasons = {name: (runs, reason) for name, runs, reason in explain(empty(described), "cpu")}
+    reasons = {name: (runs, reason) for name, runs, reason in explain(empty(described), "cuda")}
     assert reasons["sliced"] == (True, "kept inputs gathered once: masked codes")

@@ -43,6 +43,8 @@ def in_chunks(storage: str) -> Support:
 
 def on_hopper(storage: str, signature: Signature, device: torch.device) -> tuple[bool, str]:
     """What a module of `kernels/cuda` reads, on Hopper and later, where a compiler is at hand."""
+    if "kind" not in signature:
+        return False, "no description of a weight"
     if against := importlib.import_module(f"featherweight.kernels.cuda.{storage}").reason_against(signature):
         return False, against
     if device.type != "cuda":
@@ -69,6 +71,8 @@ def inside(kind: str, part: str, how: str) -> Support:
 
         if signature.get("kind") != kind:
             return False, f"for {kind} weights, not for {signature.get('kind')}"
+        if device.type != "cuda":
+            return False, f"written for CUDA, not for {device.type}: composed of what it holds"
         inner = {**signature[part], "activations": signature.get("activations", "bfloat16")}
         best = supporting("dequantize_matmul", inner, device)[0]
         return best.prepares, f"{how}: {best.name}" if best.prepares else "what it holds has no kernel of its own"

@@ -28,7 +28,8 @@ class Imported(Method):
 
     name: ClassVar[str] = "imported"
     summary: ClassVar[str] = "codes and scales of a GPTQ, AWQ or compressed-tensors checkpoint; a start for other steps"
-    points: ClassVar[Mapping[str, tuple[Mapping[str, Any], ...]]] = {}
+    source: ClassVar[str] = "the layouts of AutoGPTQ, AutoAWQ and compressed-tensors"
+    points: ClassVar[Mapping[str, tuple[Mapping[str, Any], ...]]] = {}  # none without a checkpoint
 
     checkpoint: str = ""
 
