@@ -155,7 +155,7 @@ def test_the_made_up_layer_orders_methods_as_the_papers_do():
     assert 0 < error(RTN(bits=8)) < error(GPTQ(bits=4)) < error(RTN(bits=4)) < error(GPTQ(bits=2))
     assert error(SparseGPT()) < error(Magnitude())
     assert error() == 0 and behaviour((), torch.bfloat16).per_weight == 0
-    assert behaviour((RTN(bits=4),), torch.bfloat16).per_weight > 2  # at least the decoded weight
+    assert behaviour((RTN(bits=4),), torch.bfloat16).per_weight >= 2  # the decoded weight
     assert behaviour((SpQR(),), torch.bfloat16).per_feature > 0  # its outliers multiply in float32
 
 

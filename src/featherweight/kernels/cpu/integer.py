@@ -107,7 +107,7 @@ class IntegerProduct:
             step = max(64, SLAB // (self.weight.inputs * dtype.itemsize))
             for first in range(0, self._rows, step):
                 values = integer_values(self.weight, dtype, slice(first, first + step))
-                y[:, first : first + step] = torch.nn.functional.linear(tokens, values)
+                torch.mm(tokens, values.T, out=y[:, first : first + step])
         y = y.view(*x.shape[:-1], self._rows).to(x.dtype)
         return y if bias is None else y.add_(bias)
 
