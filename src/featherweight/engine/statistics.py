@@ -79,13 +79,14 @@ def gather_statistics(
     store = StatisticsStore(statistics or cache_folder() / "statistics")
     model = build_skeleton(plan.source.config())
     place_outside(model, plan, {}, dtype, place)
-    inputs = capture(model, plan.structure, windows.tokens.to(place), plan.recipe.calibration.batch_size)
+    spill = store.room if plan.recipe.engine.activations == "disk" else None
+    inputs = capture(model, plan.structure, windows.tokens.to(place), plan.recipe.calibration.batch_size, spill)
     kept = []
     for done, block in enumerate(plan.structure.blocks, 1):
         materialize(model, block, plan.weights, dtype, place)
         task = BlockTask(plan, model, block, inputs, "dense", windows.sha256, store, True, report, dtype)
         kept += _block(task, needs)
-        inputs.advance([inputs.run(model, block, index) for index in range(len(inputs.hidden))])
+        inputs.advance(inputs.run(model, block, index) for index in range(len(inputs.hidden)))
         model.get_submodule(block).to("meta")
         report(Event("block written", block, done=done, total=len(plan.structure.blocks)))
     return kept

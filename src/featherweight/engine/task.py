@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +45,7 @@ class BlockTask:
     keep: bool
     report: Callable[[Event], None]
     dtype: torch.dtype
-    reference: list[Tensor] | None = None
+    reference: Sequence[Tensor] | None = None
 
 
 @dataclass
