@@ -32,7 +32,7 @@ from featherweight.planning.quantities import parse_bytes
 
 COLUMNS = ("verb", "recipe", "model_mb", "limit_mb", "predicted_mb", "anonymous_mb", "seconds", "outcome")
 SHAPE = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 16}
-CALIBRATION = ["--samples", "16", "--length", "128"]
+CALIBRATION = ["--samples", "8", "--length", "128"]
 
 
 def make_checkpoint(folder: Path, size: int) -> int:
@@ -149,7 +149,7 @@ def predicted(folder: Path, recipe: str) -> int | None:
     from featherweight import api
     from featherweight.planning.estimate import estimate
 
-    changes: dict[str, Any] = {"calibration.samples": 16, "calibration.length": 128, "engine.activations": "disk"}
+    changes: dict[str, Any] = {"calibration.samples": 8, "calibration.length": 128, "engine.activations": "disk"}
     return estimate(api.plan(folder / "model", recipe, changes=changes)).host_bytes
 
 

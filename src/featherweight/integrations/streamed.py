@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def load_streamed(folder: Path, *, device: str | None = None, dtype: torch.dtype
         module = model.get_submodule(path)
         module.register_forward_pre_hook(lambda *_, part=part: part.load())
         module.register_forward_hook(lambda *_, part=part: part.drop(), always_call=True)
-    model.register_state_dict_post_hook(lambda _, state, prefix, __: _fill(state, prefix, read))
+    model.register_state_dict_post_hook(lambda _, state, *__: _fill(state, read))
     setattr(model, STREAMED, True)
     if section.get("kv_cache") and model.can_generate():
         attach_cache(model, CacheSettings.from_dict(section["kv_cache"]["settings"]), section["kv_cache"]["constants"])
@@ -103,9 +103,9 @@ class Part:
         """Read them, and bring buffers that no file holds to the device."""
         for name, (names, _) in self.tensors.items():
             owner = self.model.get_submodule(name.rpartition(".")[0])
-            packed = isinstance(owner, PackedModule) and name.rpartition(".")[2] in owner._buffers
-            values = self.read(name)
-            put_tensor(self.model, names, values.to(self.device, None if packed else self.dtype))
+            values, packed = self.read(name), isinstance(owner, PackedModule) and name.rpartition(".")[2] in owner._buffers
+            converted = values if packed or not values.is_floating_point() else values.to(self.dtype)
+            put_tensor(self.model, names, converted.to(self.device))
         for owner in self.model.get_submodule(self.path).modules():
             for leaf in owner._non_persistent_buffers_set:
                 buffer = owner._buffers.get(leaf)
@@ -147,11 +147,8 @@ def _place_packed(model: nn.Module, modules: Mapping[str, dict[str, Any]], folde
     return read
 
 
-def _fill(state: dict[str, Tensor], prefix: str, read: Read) -> None:
+def _fill(state: dict[str, Tensor], read: Read) -> None:
     """Stored tensors, mapped, in the place of those that are not loaded."""
-    for name in _missing(state):
-        state[name] = read(name[len(prefix) :])
-
-
-def _missing(state: Mapping[str, Tensor]) -> Iterator[str]:
-    yield from [name for name, tensor in state.items() if isinstance(tensor, Tensor) and tensor.device.type == "meta"]
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.device.type == "meta":
+            state[name] = read(name)
