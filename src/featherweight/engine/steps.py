@@ -19,6 +19,7 @@ from featherweight.evaluation.linears import relative_output_error
 from featherweight.methods.base import Compressed, Method, Problem
 from featherweight.methods.inside import compress_inside, storage_after
 from featherweight.models.axes import Axis
+from featherweight.models.freed import return_freed_memory
 from featherweight.packed.base import PackedWeight, described_bytes
 from featherweight.packed.placing import place
 from featherweight.statistics.inputs import InputStatistics
@@ -39,8 +40,9 @@ def compress_axes(
                 _run_step(task, part, index, method, names, settings)
             part.seconds += time.perf_counter() - started
         _check_budgets(task, parts, index, before)
-    for part in parts:
-        _put_in_place(task, part, result)
+    while parts:
+        _put_in_place(task, parts.pop(0), result)
+        return_freed_memory()
 
 
 def _tune(task: BlockTask, parts: Sequence[Part], index: int) -> dict[str, Any]:
