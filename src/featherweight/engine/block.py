@@ -63,7 +63,9 @@ def gather(
     stored = task.store.load(key, needs)
     if all(task.ranks.gather(stored is not None)) and stored is not None:
         task.report(Event("statistics reused", task.block, detail="no token was read for them"))
-        return {axis: each if task.ranks.rank in holders[axis] else InputStatistics(each.count) for axis, each in stored.items()}
+        return {
+            axis: each if task.ranks.rank in holders[axis] else InputStatistics(each.count) for axis, each in stored.items()
+        }
     sums = _gathered(task, axes, needs)
     with task.phases.timed("reduce"):
         sums = merge_statistics(task.ranks, sums, holders)
@@ -95,9 +97,7 @@ def _holders(task: BlockTask, axes: Sequence[Axis]) -> dict[str, Sequence[int]]:
     """The ranks that need an axis's statistics."""
     if task.keep or any(method.tunes for method in _methods(task.plan, axes)):
         return {axis.name: range(task.ranks.count) for axis in axes}
-    return {
-        axis.name: sorted({task.owners[name] for name in axis.consumers if name in task.owners}) or [0] for axis in axes
-    }
+    return {axis.name: sorted({task.owners[name] for name in axis.consumers if name in task.owners}) or [0] for axis in axes}
 
 
 def needed(plan: Plan, axes: Sequence[Axis]) -> dict[str, frozenset[str]]:

@@ -48,9 +48,7 @@ def block_run(
 
     def run(batch: int, overrides: Mapping[str, Tensor]) -> Tensor:
         shared = _share_gradients(task.ranks, overrides)
-        replaced = dict(
-            _parameter(task, linears[name], outside[name](weight)) for name, weight in {**stored, **shared}.items()
-        )
+        replaced = dict(_parameter(task, linears[name], outside[name](weight)) for name, weight in {**stored, **shared}.items())
         inputs = _inputs(task)
         call = inputs.calls[task.block][batch]
         return call.run(
@@ -73,7 +71,7 @@ def block_run(
     )
 
 
-class _Sum(torch.autograd.Function):
+class _Sum(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
     """The sum over ranks; what all ranks make of it is alike, and so is its gradient."""
 
     @staticmethod
@@ -85,7 +83,7 @@ class _Sum(torch.autograd.Function):
         return gradient, None
 
 
-class _SumGradients(torch.autograd.Function):
+class _SumGradients(torch.autograd.Function):  # type: ignore[misc]
     """Tensors that all ranks have alike, and whose gradients are summed over ranks: all in one node, so in one order."""
 
     @staticmethod

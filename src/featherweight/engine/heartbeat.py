@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 
@@ -39,10 +40,8 @@ class Heartbeat:
 
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
         if problem is not None:
-            try:
+            with suppress(RuntimeError):  # rank 0 keeps the store, and may be gone
                 self._store.set("ended", f"rank {self._rank}: {str(problem).splitlines()[0] if str(problem) else kind}")
-            except RuntimeError:  # rank 0 keeps the store, and may be gone
-                pass
         self._over.set()
         self._thread.join(GRACE)
 

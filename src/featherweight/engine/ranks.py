@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,8 +61,12 @@ class Ranks:
             device = _own_gpu(local)
         ranks = cls(*_join(device), device)
         name = ranks.on_first(lambda: os.urandom(8).hex())
-        with Heartbeat(name, ranks.rank, ranks.count) as ranks._heartbeat:
-            yield ranks
+        try:
+            with Heartbeat(name, ranks.rank, ranks.count) as ranks._heartbeat:
+                yield ranks
+        except BaseException:
+            atexit.unregister(dist.destroy_process_group)  # it would wait for the others
+            raise
 
     @property
     def first(self) -> bool:
@@ -77,7 +82,9 @@ class Ranks:
         told = self.gather(dict(facts))
         differing = [key for key in facts if any(each.get(key) != told[0].get(key) for each in told)]
         if differing:
-            shown = (f"{key}: " + ", ".join(f"{each.get(key)} on rank {rank}" for rank, each in enumerate(told)) for key in differing)
+            shown = (
+                f"{key}: " + ", ".join(f"{each.get(key)} on rank {rank}" for rank, each in enumerate(told)) for key in differing
+            )
             raise FeatherweightError(
                 "the ranks would not compress the same", found="; ".join(shown), expected="equal on every rank",
                 fix="start the same command on the same files and versions everywhere",
@@ -246,6 +253,7 @@ def _join(device: torch.device) -> tuple[int, int]:
 
             store, rank, count = next(iter(rendezvous("env://", timeout=ARRIVAL)))
             dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+            atexit.register(dist.destroy_process_group)
         except RuntimeError as problem:
             raise FeatherweightError(
                 "the ranks did not find each other", found=str(problem).splitlines()[0],

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from featherweight.engine.block import gather
 from featherweight.data.windows import Windows
+from featherweight.engine.block import gather
 from featherweight.engine.compress import agree, calibration_tokens, compute_dtype, pick_device
 from featherweight.engine.outside import place_outside
 from featherweight.engine.progress import Event, silent
