@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 import featherweight as fw
 from featherweight.engine.compress import Result, compress, pick_device
-from featherweight.engine.ranks import launched, leads
+from featherweight.engine.launch import launched, leads
 from featherweight.packed.base import from_tensors
 
 SHAPES = {

@@ -41,7 +41,7 @@ def run(
 ) -> None:
     """Compress MODEL by RECIPE into OUTPUT, reload it and prove that it repeats its logits."""
     from featherweight import api
-    from featherweight.engine.ranks import leads
+    from featherweight.engine.launch import leads
     from featherweight.reports.tables import print_measurements, print_result
 
     first = leads()

@@ -58,6 +58,7 @@ class Result:
             "rows": [row.as_dict() for row in self.rows],
             "total": {**vars(self.totals), "seconds": self.seconds, "resumed_shards": self.resumed},
             "proof": self.proof,
+            "phases": dict(self.phases),
         }
 
 

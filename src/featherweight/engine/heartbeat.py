@@ -13,7 +13,7 @@ from types import TracebackType
 import torch.distributed as dist
 
 #: Seconds between two beats; without one for so long a rank is taken for dead; so long a rank may take to end by itself.
-BEAT, LOST, GRACE = 1.0, 20.0, 5.0
+BEAT, LOST, GRACE = 1.0, 30.0, 5.0
 
 
 class Heartbeat:

@@ -15,13 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from featherweight.engine.heartbeat import Heartbeat
+from featherweight.engine.launch import launched
 from featherweight.errors import FeatherweightError
 
 #: How long ranks wait for each other at the start, and at most while one of them computes; a dead one is noticed in seconds.
 ARRIVAL, PATIENCE = timedelta(minutes=5), timedelta(hours=12)
-
-#: What `torchrun` tells a process.
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 #: Bytes at whose multiples tensors lie in a message.
 ALIGNMENT = 16
@@ -213,16 +211,6 @@ class Ranks:
                 expected=f"{self.count} ranks until the end",
                 fix="mend what that rank says; the same command goes on after the last finished block, with any number of ranks",
             ) from None
-
-
-def launched() -> int:
-    """How many processes this one was started with: 1, or what `torchrun` says."""
-    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in LAUNCHED) else 1
-
-
-def leads() -> bool:
-    """Whether this process is the first of its launch: the one that writes and prints."""
-    return launched() == 1 or os.environ["RANK"] == "0"
 
 
 def _own_gpu(local: int) -> torch.device:
