@@ -12,7 +12,6 @@ from torch import Tensor
 from featherweight.data.corpus import Corpus
 from featherweight.errors import FeatherweightError
 
-
 #: Texts of at most so many characters are kept encoded, so many for each tokenizer; shorter ones are encoded anew.
 KEPT_LENGTHS, KEPT = range(1 << 10, 1 << 23), 512
 
