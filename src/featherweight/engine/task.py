@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,7 @@ class BlockTask:
     keep: bool
     report: Callable[[Event], None]
     dtype: torch.dtype
-    reference: list[Tensor] | None = None
+    reference: Sequence[Tensor] | None = None
     ranks: Ranks = field(default_factory=Ranks)
     phases: Phases = field(default_factory=lambda: Phases(torch.device("cpu")))
     owners: Mapping[str, int] = field(default_factory=dict)

@@ -69,7 +69,7 @@ def materialize(model: nn.Module, prefix: str, weights: Weights, dtype: torch.dt
     module = _module(model, prefix)
     for name, aliases in tied_names(model).items():
         if any(_is_under(alias, prefix) for alias in aliases):
-            _place(model, aliases, _checked(weights.read(name), name, dtype).to(device))
+            put_tensor(model, aliases, _checked(weights.read(name), name, dtype).to(device))
     for buffer_owner, leaf in _transient_buffers(module):
         buffer = buffer_owner._buffers[leaf]
         assert buffer is not None  # `_transient_buffers` lists those that are there
@@ -86,7 +86,7 @@ def release(model: nn.Module, prefix: str) -> None:
     state = model.state_dict(keep_vars=True)
     for name, aliases in tied_names(model).items():
         if any(_is_under(alias, prefix) for alias in aliases) and state[name].device.type != "meta":
-            _place(model, aliases, torch.empty_like(state[name], device="meta"))
+            put_tensor(model, aliases, torch.empty_like(state[name], device="meta"))
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:
@@ -103,7 +103,7 @@ def _is_under(name: str, prefix: str) -> bool:
     return not prefix or name.startswith(prefix + ".")
 
 
-def _place(model: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:
+def put_tensor(model: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:
     """Make `tensor` what all `names` stand for."""
     parameter: nn.Parameter | None = None
     for name in names:

@@ -101,6 +101,7 @@ class EngineSettings(_Part):
         accumulate: dtype of the statistics' sums.
         compute: dtype in which blocks run; "auto" is float32 on a CPU and the checkpoint's elsewhere.
         keep_statistics: of the "first" block, of "all", or "none", for the next run on the same model and data.
+        activations: where the calibration's hidden states between two blocks lie: in "memory", or on the "disk" of the output.
     """
 
     true_sequential: bool = False
@@ -109,6 +110,11 @@ class EngineSettings(_Part):
     accumulate: Literal["float32", "float64"] = "float32"
     compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     keep_statistics: Literal["first", "all", "none"] = "first"
+    activations: Literal["memory", "disk"] = "memory"
+
+
+#: Settings of the engine that change no bit of the output.
+OUTSIDE_THE_RESULT = ("keep_statistics", "activations")
 
 
 class Recipe(_Part):

@@ -30,8 +30,9 @@ def print_plan(plan: Plan, cost: Estimate) -> None:
     if plan.cache is not None:
         console.print(cache_line(plan.cache), highlight=False)
     console.print(
-        f"cost: host {human_bytes(cost.host_bytes)}, disk {human_bytes(cost.disk_bytes)}, "
-        f"{cost.operations / 1e12:.2f} TFLOP, about {cost.seconds:.0f} s of matrix work here",
+        f"cost: memory {human_bytes(cost.host_bytes)}, disk {human_bytes(cost.disk_bytes)}"
+        + (f" and {human_bytes(cost.spill_bytes)} of activations while it runs, " if cost.spill_bytes else ", ")
+        + f"{cost.operations / 1e12:.2f} TFLOP, about {cost.seconds:.0f} s of matrix work here",
         highlight=False,
     )
 
