@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -12,6 +13,7 @@ from featherweight.engine.steps import compress_axes
 from featherweight.engine.task import BlockResult, BlockTask
 from featherweight.methods.base import Method
 from featherweight.models.axes import Axis
+from featherweight.models.experts import all_tokens_for
 from featherweight.packed.base import PackedWeight
 from featherweight.planning.plan import Plan
 from featherweight.statistics.collector import Collector
@@ -47,26 +49,53 @@ def gather(
         inputs=[str(task.inputs.hidden[0].dtype), task.inputs.hidden[0].device.type],
         block=task.block,
         prefix=[task.prefix, _digest(done.packed)],
+        **({"expert_tokens": settings.engine.expert_tokens} if any(axis.expert for axis in axes) else {}),
     )
     stored = task.store.load(key, needs)
     if stored is not None:
         task.report(Event("statistics reused", task.block, detail="no token was read for them"))
         return stored
-    watched = {axis.name: axis.consumers[0] for axis in axes if axis.name in needs}
-    collector = Collector(watched, needs, getattr(torch, settings.engine.accumulate))
-    with collector.attached(task.model), torch.no_grad():
-        for index in range(len(task.inputs.hidden)):
-            task.inputs.run(task.model, task.block, index)
-            task.report(Event("gather", task.block, done=index + 1, total=len(task.inputs.hidden)))
-    for axis in axes:
-        if axis.name in needs and collector.sums[axis.name].count < axis.size:
-            tokens = collector.sums[axis.name].count
+    watched = [axis for axis in axes if axis.name in needs]
+    sums = _sums(task, watched, needs)
+    sums |= _of_all_tokens(task, watched, needs, sums)
+    for axis in watched:
+        if sums[axis.name].count < axis.size:
+            tokens = sums[axis.name].count
             task.report(
                 Event("warning", task.block, detail=f"{tokens} tokens for the {axis.size} inputs of {axis.consumers[0]}")
             )
     if task.keep:
-        task.store.save(key, collector.sums)
+        task.store.save(key, sums)
+    return sums
+
+
+def _sums(task: BlockTask, axes: Sequence[Axis], needs: Mapping[str, frozenset[str]]) -> dict[str, InputStatistics]:
+    """What comes by when the block runs on every batch; no entry for an expert to which nothing comes."""
+    assert task.inputs is not None
+    accumulate = getattr(torch, task.plan.recipe.engine.accumulate)
+    collector = Collector({axis.name: axis.consumers[0] for axis in axes}, needs, accumulate)
+    with collector.attached(task.model), torch.no_grad():
+        for index in range(len(task.inputs.hidden)):
+            task.inputs.run(task.model, task.block, index)
+            task.report(Event("gather", task.block, done=index + 1, total=len(task.inputs.hidden)))
     return collector.sums
+
+
+def _of_all_tokens(
+    task: BlockTask, axes: Sequence[Axis], needs: Mapping[str, frozenset[str]], sums: Mapping[str, InputStatistics]
+) -> dict[str, InputStatistics]:
+    """For experts that saw too few tokens, the statistics of all tokens of the block as these experts would see them."""
+    seen = {axis.name: sums[axis.name].count if axis.name in sums else 0 for axis in axes if axis.expert}
+    least = task.plan.recipe.engine.expert_tokens
+    starved = {axis.expert for axis in axes if axis.expert and seen[axis.name] < max(1.0, least * axis.size)}
+    if not starved:
+        return {}
+    counts = [count for axis, count in ((axis, seen[axis.name]) for axis in axes if axis.expert in starved)]
+    detail = f"{len(starved)} experts saw {min(counts)} to {max(counts)} tokens: calibrated on all tokens instead"
+    task.report(Event("note", task.block, detail=detail))
+    with all_tokens_for(task.model, starved):
+        found = _sums(task, [axis for axis in axes if axis.expert in starved], needs)
+    return {name: replace(each, routed=seen[name]) for name, each in found.items()}
 
 
 def needed(plan: Plan, axes: Sequence[Axis]) -> dict[str, frozenset[str]]:

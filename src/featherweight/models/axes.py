@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError
 from featherweight.models.axis import Axis, Producer
+from featherweight.models.experts import Expert, Experts
 from featherweight.models.probe import meta_call, sample_calls
 from featherweight.models.structure import is_linear
 
@@ -33,10 +35,12 @@ class Trace:
     Attributes:
         reads: (module path, tensor), in the order of execution, of every module with tensors of its own.
         writes: the paths of modules that scale by a vector (norms), by the tensor that they return.
+        experts: module path of the expert that each linear within one belongs to.
     """
 
     reads: list[tuple[str, Key]] = field(default_factory=list)
     writes: dict[Key, str] = field(default_factory=dict)
+    experts: dict[str, str] = field(default_factory=dict)
     _alive: list[Tensor] = field(default_factory=list)
 
     def key(self, tensor: Tensor) -> Key:
@@ -77,7 +81,9 @@ def trace_block(model: nn.Module, block: str, call: BlockCall, hidden: Tensor) -
     module = model.get_submodule(block)
     handles = []
     for path, part in module.named_modules():
-        if path and next(part.parameters(recurse=False), None) is not None:
+        if isinstance(part, Expert):
+            trace.experts |= {f"{block}.{path}.{name}": f"{block}.{path}" for name, _ in part.named_children()}
+        if path and (isinstance(part, Experts) or next(part.parameters(recurse=False), None) is not None):
             handles.append(part.register_forward_pre_hook(_note_reads(trace, f"{block}.{path}"), with_kwargs=True))
             if not is_linear(part) and getattr(getattr(part, "weight", None), "ndim", 0) == 1:
                 handles.append(part.register_forward_hook(_note_write(trace, f"{block}.{path}")))
@@ -107,11 +113,12 @@ def axes_of(trace: Trace, structure: Structure, block: str) -> tuple[Axis, ...]:
     for path, key in trace.reads:
         readers.setdefault(key, []).append(path)
     runs = [path for path, _ in trace.reads if path in sizes]
-    odd = [name for name in sizes if runs.count(name) != 1]
+    times = Counter(runs)
+    odd = [name for name in sizes if times[name] != 1]
     if odd:
         raise FeatherweightError(
             f"{len(odd)} linears of {block} do not run exactly once when the block runs",
-            found=", ".join(f"{name}: {runs.count(name)} times" for name in odd[:6]),
+            found=", ".join(f"{name}: {times[name]} times" for name in odd[:6]),
             expected="each linear of a block runs once",
             fix="this family is not supported yet",
         )
@@ -120,7 +127,8 @@ def axes_of(trace: Trace, structure: Structure, block: str) -> tuple[Axis, ...]:
         consumers = tuple(path for path in paths if path in sizes)
         if consumers:
             others = tuple(dict.fromkeys(path for path in paths if path not in sizes and not _holds_any(path, consumers)))
-            axes.append(Axis(f"{consumers[0]}.input", block, sizes[consumers[0]], consumers, others))
+            expert = trace.experts.get(consumers[0], "")
+            axes.append(Axis(f"{consumers[0]}.input", block, sizes[consumers[0]], consumers, others, expert=expert))
     order = {name: index for index, name in enumerate(runs)}
     return tuple(sorted(axes, key=lambda axis: order[axis.consumers[0]]))
 

@@ -17,6 +17,7 @@ from featherweight.errors import FeatherweightError
 from featherweight.models.axes import axes_of, trace_block
 from featherweight.models.axis import DIAGONAL, ORTHOGONAL, PERMUTATION, Axis, Producer
 from featherweight.models.draw import draw_transform
+from featherweight.models.experts import first_expert
 from featherweight.models.folding import check_foldable, folded_tensors
 from featherweight.models.probe import DoublePrecision, RandomBlock, sample_calls
 from featherweight.models.rows import following_rows, moving_rows
@@ -87,11 +88,13 @@ def find_producers(model: nn.Module, structure: Structure, block: str) -> tuple[
     axes = axes_of(trace, structure, block)
     keys = dict(trace.reads)
     probe = Probe.make(model, structure, block)
-    found = []
+    found: list[Axis] = []
     for index, axis in enumerate(axes):
         norm = trace.writes.get(keys[axis.consumers[0]])
-        earlier = [name for before in axes[:index] for name in before.consumers]
-        if axis.others:
+        earlier = [name for before in axes[:index] if before.expert == axis.expert for name in before.consumers]
+        if axis.expert and axis.expert != first_expert(axis.expert):
+            found.append(_like_the_first(axis, found))
+        elif axis.others:
             found.append(axis)
         elif norm is not None:
             found.append(_with_norm(probe, axis, norm))
@@ -213,16 +216,24 @@ def _all(axis: Axis, kind: str, producers: list[Producer]) -> Axis:
     return replace(axis, producers=tuple(replace(producer, admits=frozenset({kind})) for producer in producers))
 
 
-def _moved(axis: Axis, first: str, block: str) -> Axis:
-    """The same axis in another block."""
+def _like_the_first(axis: Axis, found: list[Axis]) -> Axis:
+    """The axis of an expert as that of the first one was found to be."""
+    first = first_expert(axis.expert)
+    moved = (_moved(each, first, axis.expert) for each in found if each.expert == first)
+    return next(each for each in moved if each.name == axis.name)
+
+
+def _moved(axis: Axis, first: str, second: str) -> Axis:
+    """The same axis in another block, or in another expert."""
 
     def move(name: str) -> str:
-        return block + name.removeprefix(first)
+        return second + name.removeprefix(first) if name == first or name.startswith(f"{first}.") else name
 
     return replace(
         axis,
         name=move(axis.name),
-        block=block,
+        block=move(axis.block),
+        expert=move(axis.expert),
         consumers=tuple(map(move, axis.consumers)),
         others=tuple(map(move, axis.others)),
         producers=tuple(replace(producer, name=move(producer.name)) for producer in axis.producers),
