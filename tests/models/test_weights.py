@@ -54,7 +54,9 @@ def test_names_that_only_transformers_knows_are_left_to_it(tmp_path):
     for separate in (False, True):
         weights = open_weights(tmp_path, build_skeleton(reference.config, fused_experts=not separate))
         assert isinstance(weights, LazyWeights if separate else LoadedWeights)
-    assert torch.equal(weights.read("model.layers.1.mlp.experts.2.up_proj.weight"), state["model.layers.1.mlp.experts.gate_up_proj"][2, 48:])
+    assert torch.equal(
+        weights.read("model.layers.1.mlp.experts.2.up_proj.weight"), state["model.layers.1.mlp.experts.gate_up_proj"][2, 48:]
+    )
     fused = open_weights(tmp_path, build_skeleton(reference.config, fused_experts=True))
     assert torch.equal(fused.read("model.layers.1.mlp.experts.down_proj"), state["model.layers.1.mlp.experts.down_proj"])
 

@@ -19,6 +19,7 @@ from featherweight.methods.magnitude import Magnitude
 from featherweight.methods.rtn import RTN
 from featherweight.methods.sparsegpt import SparseGPT
 from featherweight.methods.spqr import SpQR
+from featherweight.models.experts import separate_experts
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.source import ModelSource, resolve_config, resolve_model
 from featherweight.planning.fit import fit, require_any
@@ -65,13 +66,18 @@ def test_a_trace_is_what_the_allocator_sees(family):
     config = AutoConfig.for_model(family, **FAMILIES[family])
     trace = Tracer(build_skeleton(config), batch=2).at(40)
     torch.manual_seed(0)
-    peak, past = allocated(AutoModelForCausalLM.from_config(config, dtype=config.dtype).eval(), 2, 40)
+    model = AutoModelForCausalLM.from_config(config, dtype=config.dtype).eval()
+    separate_experts(model)
+    peak, past = allocated(model, 2, 40)
     held = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for layer in past.layers
         for tensor in (layer.keys, layer.values)
     }
-    assert trace.prefill == pytest.approx(peak, rel=0.01)
+    if family == "mixtral":  # which tokens an expert gets, shapes do not tell: as if one got all
+        assert peak <= trace.prefill <= 1.5 * peak
+    else:
+        assert trace.prefill == pytest.approx(peak, rel=0.01)
     assert 0 <= trace.cache - sum(held.values()) <= 64  # and a few numbers that sliding windows count with
     if family == "llama":
         assert trace.cache == 2 * 2 * 2 * 8 * 40 * 4 * 2  # layers, keys and values, heads, head size, tokens, bytes, sequences

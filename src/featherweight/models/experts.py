@@ -6,7 +6,7 @@ gate and up one after the other or in turn, with biases or without. No family is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +99,14 @@ class FusedExperts:
                     cuts[f"{expert}.{name}.bias"] = Cut(f"{fused}_bias", expert, rows, False)
         return cuts
 
+    def fuse(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The fused tensors of all experts' own, which are named as in `cuts`."""
+        like = next(iter(tensors.values()))
+        fused = {name: like.new_empty(shape) for name, shape in self.shapes().items()}
+        for name, cut in self.cuts().items():
+            cut.of(fused[cut.fused][cut.expert]).copy_(tensors[name])
+        return fused
+
     def join(self, gate: Tensor, up: Tensor) -> Tensor:
         """Outputs of both projections as the fused one would give them, `[tokens, 2 intermediate]`."""
         return torch.cat((gate, up), -1) if self.concatenated else torch.stack((gate, up), -1).flatten(-2)
@@ -174,7 +182,7 @@ class Experts(nn.Module):  # type: ignore[misc]
         """The sum of some experts on all tokens: what can be told without values, or of one expert for all."""
         output = torch.zeros_like(hidden_states)
         for number in numbers:
-            output = output + self.get_submodule(str(number))(hidden_states.clone())
+            output.add_(self.get_submodule(str(number))(hidden_states.clone()))
         return output
 
     def _visits(self, index: Tensor) -> Iterator[tuple[int, Tensor]]:

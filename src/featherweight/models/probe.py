@@ -117,7 +117,9 @@ class RandomBlock:
     def make(cls, model: nn.Module, block: str, generator: torch.Generator) -> RandomBlock:
         """A block of the same shapes with weights of unit gain."""
         module = model.get_submodule(block)
-        others = tuple(f"{path}.{number}." for path, bank in find_experts(module).items() for number in range(1, bank.layout.count))
+        others = tuple(
+            f"{path}.{number}." for path, bank in find_experts(module).items() for number in range(1, bank.layout.count)
+        )
         values = {
             f"{block}.{name}": _random(name, tensor, torch.float64, generator)
             for name, tensor in module.named_parameters()

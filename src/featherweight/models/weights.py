@@ -210,7 +210,8 @@ def open_weights(folder: Path, model: PreTrainedModel) -> Weights:
             places[name] = Place(found[0], shapes[name])
         elif name in fused:
             found = [disk for disk in spellings(fused[name].disk, prefix) if disk in stored]
-            places |= {name: replace(fused[name], disk=disk) for disk in found[:1]}
+            if found:
+                places[name] = replace(fused[name], disk=found[0])
         used.update(found)
         _check_duplicates(folder, [stored[disk] for disk in found], names)
     missing = [name for name in aliases if name not in places]
