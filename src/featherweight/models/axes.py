@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from featherweight.models.replay import BlockCall
     from featherweight.models.structure import Structure
 
-__all__ = ["Axis", "Producer", "Trace", "find_axes", "find_producers", "trace_block"]
+__all__ = ["Axis", "Producer", "Trace", "alike_blocks", "find_axes", "find_producers", "moved", "trace_block"]
 
 _SHAPE = (2, 3)  # samples and tokens of the traced call; more than one of each, so that no reshape is a no-op by accident
 
@@ -52,6 +52,8 @@ class Trace:
 def find_axes(model: nn.Module, structure: Structure) -> dict[str, tuple[Axis, ...]]:
     """By block, the axes that its linears read, in the order of execution; producers are left empty.
 
+    Blocks of the same class and shapes are traced once.
+
     Args:
         model: a skeleton will do.
         structure: of this model.
@@ -60,8 +62,12 @@ def find_axes(model: nn.Module, structure: Structure) -> dict[str, tuple[Axis, .
         FeatherweightError: a block cannot be called without data; or one of its linears runs never, or more than once.
     """
     hidden, calls = sample_calls(model, structure, _SHAPE, torch.float32, torch.Generator().manual_seed(0))
-    traces = {block: trace_block(model, block, calls[block], hidden) for block in structure.blocks}
-    return {block: axes_of(trace, structure, block) for block, trace in traces.items()}
+    firsts = alike_blocks(model, structure)
+    known = {
+        block: axes_of(trace_block(model, block, calls[block], hidden), structure, block)
+        for block in dict.fromkeys(firsts.values())
+    }
+    return {block: tuple(moved(axis, first, block) for axis in known[first]) for block, first in firsts.items()}
 
 
 def find_producers(model: nn.Module, structure: Structure, block: str) -> tuple[Axis, ...]:
@@ -131,6 +137,35 @@ def axes_of(trace: Trace, structure: Structure, block: str) -> tuple[Axis, ...]:
             axes.append(Axis(f"{consumers[0]}.input", block, sizes[consumers[0]], consumers, others, expert=expert))
     order = {name: index for index, name in enumerate(runs)}
     return tuple(sorted(axes, key=lambda axis: order[axis.consumers[0]]))
+
+
+def alike_blocks(model: nn.Module, structure: Structure) -> dict[str, str]:
+    """For every block the first one of the same class and shapes."""
+    known: dict[tuple[object, ...], str] = {}
+    firsts = {}
+    for block in structure.blocks:
+        module = model.get_submodule(block)
+        parts = tuple((path, type(part).__name__) for path, part in module.named_modules())
+        signature = (parts, tuple((name, tuple(tensor.shape)) for name, tensor in module.named_parameters()))
+        firsts[block] = known.setdefault(signature, block)
+    return firsts
+
+
+def moved(axis: Axis, first: str, second: str) -> Axis:
+    """The same axis in another block, or in another expert."""
+
+    def move(name: str) -> str:
+        return second + name.removeprefix(first) if name == first or name.startswith(f"{first}.") else name
+
+    return replace(
+        axis,
+        name=move(axis.name),
+        block=move(axis.block),
+        expert=move(axis.expert),
+        consumers=tuple(map(move, axis.consumers)),
+        others=tuple(map(move, axis.others)),
+        producers=tuple(replace(producer, name=move(producer.name)) for producer in axis.producers),
+    )
 
 
 def _holds_any(path: str, names: tuple[str, ...]) -> bool:

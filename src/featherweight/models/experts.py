@@ -126,16 +126,23 @@ class Expert(nn.Module):  # type: ignore[misc]
     def __init__(self, layout: FusedExperts, tensors: dict[str, Tensor], activate: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self._layout, self._activate = layout, activate
-        for name, (rows, columns) in layout.sizes.items():
-            linear = nn.Linear(columns, rows, layout.bias, device="meta")
-            for leaf in dict(linear.named_parameters()):
-                setattr(linear, leaf, nn.Parameter(tensors[f"{name}.{leaf}"], requires_grad=False))
-            self.add_module(name, linear)
+        for name in layout.sizes:
+            self.add_module(name, _linear(tensors[f"{name}.weight"], tensors.get(f"{name}.bias")))
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [tokens, hidden]` to `[tokens, hidden]`."""
         first = self._layout.join(self.gate_proj(x), self.up_proj(x)) if self._layout.gated else self.up_proj(x)
         return self.down_proj(self._activate(first))
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """An `nn.Linear` of tensors that are there; its own constructor would draw values first, thousands of times."""
+    linear = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(linear)
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+    return linear
 
 
 class Experts(nn.Module):  # type: ignore[misc]
@@ -162,14 +169,12 @@ class Experts(nn.Module):  # type: ignore[misc]
             self.add_module(str(number), Expert(layout, tensors, activate))
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """The weighted sum of each token's experts, `[tokens, hidden]`; on the meta device, of all experts.
+        """The weighted sum of each token's experts, `[tokens, hidden]`; without values every expert gets as many tokens as there are.
 
         Args:
             hidden_states: `[tokens, hidden]`.
             top_k_index, top_k_weights: experts of each token and their weights, `[tokens, chosen]`.
         """
-        if hidden_states.is_meta:
-            return self.visit_all(hidden_states, range(self.layout.count))
         output = torch.zeros_like(hidden_states)
         weights = top_k_weights.flatten()
         for number, visits in self._visits(top_k_index):
@@ -178,17 +183,18 @@ class Experts(nn.Module):  # type: ignore[misc]
             output.index_add_(0, tokens, (values * weights[visits, None]).to(output.dtype))
         return output
 
-    def visit_all(self, hidden_states: Tensor, numbers: range = range(1)) -> Tensor:
-        """The sum of some experts on all tokens: what can be told without values, or of one expert for all."""
-        output = torch.zeros_like(hidden_states)
-        for number in numbers:
-            output.add_(self.get_submodule(str(number))(hidden_states.clone()))
+    def first_alone(self, hidden_states: Tensor, *routing: Tensor) -> Tensor:
+        """What the first expert makes of all tokens, `[tokens, hidden]`, whatever the routing."""
+        output: Tensor = self.get_submodule("0")(hidden_states.clone())
         return output
 
     def _visits(self, index: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Every expert that has something to look at, with the places of its visits in the flat `index`."""
         chosen = index.flatten()
         order = chosen.argsort(stable=True)
+        if index.is_meta:
+            yield from ((number, order[: len(index)]) for number in range(self.layout.count))
+            return
         counts = torch.bincount(chosen, minlength=self.layout.count).tolist()
         for number, visits in enumerate(order.split(counts)[: self.layout.count]):
             if len(visits) or number in self.wide:

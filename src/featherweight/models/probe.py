@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from featherweight.errors import FeatherweightError
-from featherweight.models.experts import Experts, find_experts
+from featherweight.models.experts import find_experts
 from featherweight.models.replay import BlockCall, override_forwards, record_calls
 from featherweight.models.structure import is_linear
 
@@ -93,10 +93,7 @@ def meta_call(block: nn.Module, call: BlockCall, hidden: Tensor) -> None:
 def with_first_expert(block: nn.Module) -> dict[str, Callable[..., Any]]:
     """Forwards that send all tokens to the first of the block's experts, for all of which it stands."""
 
-    def first(experts: Experts) -> Callable[..., Any]:
-        return lambda hidden, *args: experts.visit_all(hidden)
-
-    return {path: first(experts) for path, experts in find_experts(block).items()}
+    return {path: experts.first_alone for path, experts in find_experts(block).items()}
 
 
 @dataclass

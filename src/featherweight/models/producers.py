@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError
-from featherweight.models.axes import axes_of, trace_block
+from featherweight.models.axes import alike_blocks, axes_of, moved, trace_block
 from featherweight.models.axis import DIAGONAL, ORTHOGONAL, PERMUTATION, Axis, Producer
 from featherweight.models.draw import draw_transform
 from featherweight.models.experts import first_expert
@@ -111,19 +111,7 @@ def find_all_producers(model: nn.Module, structure: Structure) -> dict[str, tupl
     """
     firsts = alike_blocks(model, structure)
     known = {first: find_producers(model, structure, first) for first in dict.fromkeys(firsts.values())}
-    return {block: tuple(_moved(axis, first, block) for axis in known[first]) for block, first in firsts.items()}
-
-
-def alike_blocks(model: nn.Module, structure: Structure) -> dict[str, str]:
-    """For every block the first one of the same class and shapes."""
-    known: dict[tuple[object, ...], str] = {}
-    firsts = {}
-    for block in structure.blocks:
-        module = model.get_submodule(block)
-        parts = tuple((path, type(part).__name__) for path, part in module.named_modules())
-        signature = (parts, tuple((name, tuple(tensor.shape)) for name, tensor in module.named_parameters()))
-        firsts[block] = known.setdefault(signature, block)
-    return firsts
+    return {block: tuple(moved(axis, first, block) for axis in known[first]) for block, first in firsts.items()}
 
 
 def _with_norm(probe: Probe, axis: Axis, norm: str) -> Axis:
@@ -219,22 +207,5 @@ def _all(axis: Axis, kind: str, producers: list[Producer]) -> Axis:
 def _like_the_first(axis: Axis, found: list[Axis]) -> Axis:
     """The axis of an expert as that of the first one was found to be."""
     first = first_expert(axis.expert)
-    moved = (_moved(each, first, axis.expert) for each in found if each.expert == first)
-    return next(each for each in moved if each.name == axis.name)
-
-
-def _moved(axis: Axis, first: str, second: str) -> Axis:
-    """The same axis in another block, or in another expert."""
-
-    def move(name: str) -> str:
-        return second + name.removeprefix(first) if name == first or name.startswith(f"{first}.") else name
-
-    return replace(
-        axis,
-        name=move(axis.name),
-        block=move(axis.block),
-        expert=move(axis.expert),
-        consumers=tuple(map(move, axis.consumers)),
-        others=tuple(map(move, axis.others)),
-        producers=tuple(replace(producer, name=move(producer.name)) for producer in axis.producers),
-    )
+    alike = (moved(each, first, axis.expert) for each in found if each.expert == first)
+    return next(each for each in alike if each.name == axis.name)
