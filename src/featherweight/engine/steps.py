@@ -173,6 +173,7 @@ def _measured(part: Part, name: str, stored: PackedWeight, seconds: float) -> di
     hessian = part.seen.hessian if part.seen is not None else None
     return {
         **part.current[name].facts,
+        **_expert_facts(part),
         "stored_bytes": stored.nbytes,
         "component_bits": {part_name: 8 * tensor.nbytes / original.numel() for part_name, tensor in stored.tensors().items()},
         "relative_error": None if hessian is None else relative_output_error(original, restored, hessian),
@@ -180,3 +181,12 @@ def _measured(part: Part, name: str, stored: PackedWeight, seconds: float) -> di
         "sparsity": float((values == 0).float().mean()),
         "seconds": seconds,
     }
+
+
+def _expert_facts(part: Part) -> dict[str, Any]:
+    """Of an expert, the tokens that were sent to it, and whether its statistics are of those."""
+    if not part.axis.expert or part.seen is None:
+        return {}
+    if part.seen.routed is None:
+        return {"tokens": part.seen.count, "calibrated_on": "its own tokens"}
+    return {"tokens": part.seen.routed, "calibrated_on": "all tokens"}
