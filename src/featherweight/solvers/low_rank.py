@@ -15,8 +15,8 @@ from featherweight.errors import FeatherweightError
 #: Rounds of subspace iteration, and least columns beyond the rank, of the randomised decomposition.
 POWERS, OVERSAMPLING = 4, 8
 
-#: What is added to the diagonal of normal equations, relative to its mean.
-RIDGE = 1e-6
+#: What is added to the diagonal of normal equations, relative to its mean; and to that of a Gram matrix in float64.
+RIDGE, SHIFT = 1e-6, 1e-12
 
 
 class Rounded(Protocol):
@@ -139,11 +139,26 @@ def _leading_randomized(target: Tensor, metric: Metric, rank: int, generator: to
     weighed = metric.weigh(target)
     basis = weighed @ torch.randn(inputs, width, generator=generator).to(target.device)
     for _ in range(POWERS):
-        basis = weighed @ (target.T @ torch.linalg.qr(basis).Q)
-    basis = torch.linalg.qr(basis).Q
+        basis = weighed @ (target.T @ orthonormal(basis))
+    basis = orthonormal(basis)
     core = ((basis.T @ weighed) @ (target.T @ basis)).to(torch.float64)
     vectors = torch.linalg.eigh((core + core.T) / 2).eigenvectors
     return basis @ vectors[:, -rank:].flip(1).to(torch.float32)
+
+
+def orthonormal(basis: Tensor) -> Tensor:
+    """A basis `[rows, columns]` of the same span, orthonormal to float32, by two rounds of a shifted Cholesky factorisation.
+
+    Far faster on a GPU than Householder reflections, and nothing waits for the device (Fukaya et al. 2020, arXiv:1809.11085).
+    Columns beyond the rank become arbitrary directions, or 0 where all are 0.
+    """
+    exact = basis.to(torch.float64)
+    for _ in range(2):
+        gram = exact.T @ exact
+        gram.diagonal().add_((SHIFT * gram.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny))
+        lower = torch.linalg.cholesky_ex(gram).L
+        exact = torch.linalg.solve_triangular(lower, exact.T, upper=False).T
+    return exact.to(basis.dtype)
 
 
 @dataclass(frozen=True)
@@ -183,26 +198,32 @@ def fit_factors(
         iterations: updates of both after the first fit of `R`; with 0 `L` stays as it was given.
     """
     weighed = metric.weigh(target)
-    total = float((target * weighed).sum(dtype=torch.float64))
+    total = (target * weighed).sum(dtype=torch.float64)
+    pairs: list[tuple[Rounded, Rounded]] = []
+    errors: list[Tensor] = []
 
     def fit_right(left: Tensor) -> tuple[Rounded, Tensor, Tensor]:
         exact = left.to(torch.float64)
         stored = round_right(_solve(exact @ exact.T, (left @ target).to(torch.float64)), metric.importance)
         return stored, *_normal(stored.dequantize(), metric, weighed)
 
+    def judge(stored_left: Rounded, left: Tensor, stored_right: Rounded, gram: Tensor, cross: Tensor) -> None:
+        pairs.append((stored_left, stored_right))
+        errors.append(_error(total, left, gram, cross))
+
     stored_left = round_left(left, None)
     left = stored_left.dequantize()
     stored_right, gram, cross = fit_right(left)
-    best = Fitted(stored_left, stored_right, _error(total, left, gram, cross), ())
-    path = [best.error]
+    judge(stored_left, left, stored_right, gram, cross)
     for _ in range(iterations):
         stored_left = round_left(_solve(gram, cross), None)
         left = stored_left.dequantize()
-        path.append(_error(total, left, gram, cross))
-        best = min(best, Fitted(stored_left, stored_right, path[-1], ()), key=lambda pair: pair.error)
+        judge(stored_left, left, stored_right, gram, cross)
         stored_right, gram, cross = fit_right(left)
-        best = min(best, Fitted(stored_left, stored_right, _error(total, left, gram, cross), ()), key=lambda pair: pair.error)
-    return Fitted(best.left, best.right, best.error, tuple(path))
+        judge(stored_left, left, stored_right, gram, cross)
+    found = torch.stack(errors).tolist()  # the only wait for the device
+    best = min(range(len(found)), key=found.__getitem__)
+    return Fitted(*pairs[best], found[best], (found[0], *found[1::2]))
 
 
 def _normal(right: Tensor, metric: Metric, weighed: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,12 +234,11 @@ def _normal(right: Tensor, metric: Metric, weighed: Tensor) -> tuple[Tensor, Ten
 
 def _solve(gram: Tensor, cross: Tensor) -> Tensor:
     """`(G + RIDGE · mean diag G)⁻¹ C`, float32; a `G` of zeros gives zeros."""
-    ridge = max(RIDGE * float(gram.diagonal().mean()), torch.finfo(torch.float64).tiny)
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram + ridge * identity, cross).to(torch.float32)
+    ridge = (RIDGE * gram.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.linalg.solve_ex(gram + torch.diag(ridge.expand(len(gram))), cross).result.to(torch.float32)
 
 
-def _error(total: float, left: Tensor, gram: Tensor, cross: Tensor) -> float:
-    """`‖A‖² − 2 ⟨Lᵀ, R (A H)ᵀ⟩ + ⟨Lᵀ, R H Rᵀ Lᵀ⟩`."""
+def _error(total: Tensor, left: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
+    """`‖A‖² − 2 ⟨Lᵀ, R (A H)ᵀ⟩ + ⟨Lᵀ, R H Rᵀ Lᵀ⟩`, a float64 scalar."""
     exact = left.to(torch.float64)
-    return max(0.0, total - float((exact * (2 * cross - gram @ exact)).sum()))
+    return (total - (exact * (2 * cross - gram @ exact)).sum()).clamp_min(0.0)
