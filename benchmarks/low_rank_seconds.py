@@ -17,6 +17,7 @@ import csv
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def rates(device: str) -> tuple[float, float]:
     """Operations a millisecond of a float32 product, and of one in halves."""
     size = 8192 if device == "cuda" else 512
     left, right = (torch.randn(size, size, device=device) for _ in range(2))
-    return tuple(2 * size**3 / median(lambda: product(left, right), device, 5)[0] for product in (torch.mm, split_product))
+    products = (partial(product, left, right) for product in (torch.mm, split_product))
+    return tuple(2 * size**3 / median(product, device, 5)[0] for product in products)
 
 
 def busy(work: Callable[[], object], total: float) -> float | None:

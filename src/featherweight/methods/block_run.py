@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class BlockRun:
         run: the block's output of a batch with some linears' weights `[out, in]` replaced; all others as they are stored so
             far. Gradients flow to the replacements.
         seed: of the run.
+        norms: weights `[size]` of the block's norms by parameter name, as they are stored so far; `run` replaces these too.
     """
 
     block: str
@@ -37,6 +38,7 @@ class BlockRun:
     reference: Callable[[int], Tensor]
     run: Callable[[int, Mapping[str, Tensor]], Tensor]
     seed: int = 0
+    norms: Mapping[str, Tensor] = field(default_factory=dict)
 
     def loss(self, batch: int, overrides: Mapping[str, Tensor]) -> Tensor:
         """Mean over channels of the block's squared output error, relative to the channel's energy in the batch.

@@ -54,6 +54,7 @@ def plan_rows(structure: Structure, chains: Chains, weights: Weights, head: Line
     packed = {linear.weight_name: linear for linears in structure.linears.values() for linear in linears}
     maps = [each for planned in storages.maps.values() for each in planned]
     folded = _folded(maps, chains, weights)
+    tuned = _tuned(structure, chains)
     told = {name: "; ".join(each.describe() for each in maps if name in each.linears) for name in storages.descriptions}
     for block in ("", *structure.blocks):
         for name in weights.names():
@@ -73,8 +74,9 @@ def plan_rows(structure: Structure, chains: Chains, weights: Weights, head: Line
                 reason = structure.parameters.get(name, "no linear")
                 reason = chains.reasons.get(packed[name].name, reason) if name in packed else reason
                 size = layout_bytes({name: (shape, dtype)})
-                kind = "folded" if name in folded else "parameter"
-                yield Row(name, kind, block, (), None, shape, size, size, reason=folded.get(name, reason))
+                kind = "folded" if name in folded else "tuned" if name in tuned else "parameter"
+                told_of = "; ".join(filter(None, (folded.get(name, ""), tuned.get(name, "")))) or reason
+                yield Row(name, kind, block, (), None, shape, size, size, reason=told_of)
     if head:
         dtype = weights.dtype(head.weight_name)
         untied = f"untied from {structure.embedding}, which is stored for itself" if structure.tied else ""
@@ -95,6 +97,17 @@ def _folded(maps: Sequence[PlannedMap], chains: Chains, weights: Weights) -> dic
                 if name in weights.names() and planned.name not in taken.setdefault(name, []):
                     taken[name].append(planned.name)
     return {name: f"takes up {' and '.join(names)}" for name, names in taken.items() if names}
+
+
+def _tuned(structure: Structure, chains: Chains) -> dict[str, str]:
+    """By name the norms that methods of their block train, with by whom."""
+    tuned = {}
+    for block, linears in structure.linears.items():
+        every = [method for linear in linears for method in chains.linears.get(linear.name, ()) if method.tunes_norms]
+        for name, word in structure.parameters.items():
+            if every and word == "norm" and name.startswith(f"{block}."):
+                tuned[name] = f"norm, trained by {every[0].name}"
+    return tuned
 
 
 def _packed_row(
