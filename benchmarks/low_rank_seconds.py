@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from solver import markdown_table, median, objective, waited
 from sweep import make_inputs
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from featherweight.kernels.split import split_product
@@ -118,8 +119,15 @@ def operations(work: Callable[[], object]) -> int:
     def solve(shape: Any, right: Any, *_: Any, **__: Any) -> int:
         return int(2 / 3 * shape[-1] ** 3 + 2 * shape[-1] ** 2 * right[-1])
 
+    def product(*arguments: Any, **_: Any) -> int:
+        left, right = [each for each in arguments if isinstance(each, Tensor)][-2:]
+        count = 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        return count // 3 if left.dtype == torch.bfloat16 else count  # three products of halves are one
+
+    product._get_raw = True  # type: ignore[attr-defined]
     aten = torch.ops.aten
     counted = {
+        aten.mm: product, aten.addmm: product, aten.addmm_: product,
         aten.linalg_cholesky_ex: matrix(1 / 3), aten.linalg_qr: matrix(4), aten._linalg_eigh: matrix(9),
         aten._linalg_svd: matrix(14), aten._linalg_solve_ex: solve,
     }  # fmt: skip

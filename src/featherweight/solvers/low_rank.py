@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
+from featherweight.kernels.split import as_left, as_right, pays
 
 #: Rounds of subspace iteration, and least columns beyond the rank, of the randomised decomposition.
 POWERS, OVERSAMPLING = 4, 8
@@ -42,7 +43,11 @@ class Metric:
 
     def weigh(self, values: Tensor) -> Tensor:
         """`A H [rows, in]`."""
-        return values if self.hessian is None else values @ self.hessian
+        if self.hessian is None:
+            return values
+        if pays(values, len(self.hessian)):
+            return torch.mm(as_left(values), self._split, out_dtype=torch.float32)
+        return values @ self.hessian
 
     def energy(self, values: Tensor) -> float:
         """`tr(A H Aᵀ)`, summed in float64."""
@@ -52,6 +57,11 @@ class Metric:
     def importance(self) -> Tensor | None:
         """`diag H [in]`."""
         return None if self.hessian is None else self.hessian.diagonal()
+
+    @cached_property
+    def _split(self) -> Tensor:
+        assert self.hessian is not None
+        return as_right(self.hessian)
 
     @cached_property
     def root(self) -> Tensor:
@@ -98,7 +108,9 @@ def check_rank(rank: int, shape: tuple[int, int], name: str = "") -> None:
         raise FeatherweightError(says, found=rank, expected=f"1 to {side}", fix=f"use at most {side}" if rank > side else "")
 
 
-def best_factors(target: Tensor, metric: Metric, rank: int, generator: torch.Generator | None = None) -> Factors:
+def best_factors(
+    target: Tensor, metric: Metric, rank: int, generator: torch.Generator | None = None, weighed: Tensor | None = None
+) -> Factors:
     """`argmin ‖A − L R‖` over all products of this rank: `L` the leading left singular vectors of `A H½`, `R = Lᵀ A`.
 
     For `L` with independent columns `argmin_R ‖A − L R‖` is `L⁺ A` whatever `H`, so nothing is divided by `H½` and a singular
@@ -110,12 +122,16 @@ def best_factors(target: Tensor, metric: Metric, rank: int, generator: torch.Gen
         rank: of the product, at most the smaller side.
         generator: for a randomised range finder with subspace iteration on `A H Aᵀ` (Halko et al. 2011, arXiv:0909.4061), in
             `O(out · in · rank)` beside one product with `H`; None for the decomposition itself, in float64.
+        weighed: `A H`, where it is at hand.
 
     Raises:
         FeatherweightError: a rank that the product cannot have.
     """
     check_rank(rank, (target.shape[0], target.shape[1]))
-    leading = _leading(target, metric, rank) if generator is None else _leading_randomized(target, metric, rank, generator)
+    if generator is None:
+        leading = _leading(target, metric, rank)
+    else:
+        leading = _leading_randomized(target, metric.weigh(target) if weighed is None else weighed, rank, generator)
     return balanced(leading.T, leading.T @ target)
 
 
@@ -133,11 +149,13 @@ def _leading(target: Tensor, metric: Metric, rank: int) -> Tensor:
     return torch.linalg.svd(weighed, full_matrices=False).U[:, :rank].to(torch.float32)
 
 
-def _leading_randomized(target: Tensor, metric: Metric, rank: int, generator: torch.Generator) -> Tensor:
+def _leading_randomized(target: Tensor, weighed: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     out, inputs = target.shape
     width = min(2 * rank + OVERSAMPLING, out, inputs)
-    weighed = metric.weigh(target)
-    basis = weighed @ torch.randn(inputs, width, generator=generator).to(target.device)
+    if target.device.type != "cpu":  # drawn there: nothing is copied
+        seed = int(torch.randint(2**62, (), generator=generator))
+        generator = torch.Generator(target.device).manual_seed(seed)
+    basis = weighed @ torch.randn(inputs, width, generator=generator, device=target.device)
     for _ in range(POWERS):
         basis = weighed @ (target.T @ orthonormal(basis))
     basis = orthonormal(basis)
@@ -182,7 +200,13 @@ class Fitted:
 
 
 def fit_factors(
-    target: Tensor, metric: Metric, left: Tensor, round_left: Rounding, round_right: Rounding, iterations: int
+    target: Tensor,
+    metric: Metric,
+    left: Tensor,
+    round_left: Rounding,
+    round_right: Rounding,
+    iterations: int,
+    weighed: Tensor | None = None,
 ) -> Fitted:
     """Rounded factors by alternating least squares; the best pair is kept.
 
@@ -196,8 +220,9 @@ def fit_factors(
         left: `Lᵀ [rank, out]` to begin with, not rounded.
         round_left, round_right: of `Lᵀ` and `R`.
         iterations: updates of both after the first fit of `R`; with 0 `L` stays as it was given.
+        weighed: `A H`, where it is at hand.
     """
-    weighed = metric.weigh(target)
+    weighed = metric.weigh(target) if weighed is None else weighed
     total = (target * weighed).sum(dtype=torch.float64)
     pairs: list[tuple[Rounded, Rounded]] = []
     errors: list[Tensor] = []
