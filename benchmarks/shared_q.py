@@ -90,7 +90,7 @@ def measured(model: str, blocks: int) -> Iterator[dict[str, object]]:
             continue
         own = sum(error([weight], rounding(2)) for weight in both) / 2
         yield {
-            "model": source.name, "kind": kind, "pair": f"{names[0]}, {names[1]}",
+            "model": Path(source.name).name, "kind": kind, "pair": f"{names[0]}, {names[1]}",
             "cosine": float(torch.nn.functional.cosine_similarity(both[0].flatten(), both[1].flatten(), 0)),
             "own": own, "shared": error(both, rounding(4)), "unrounded": least(both),
         }  # fmt: skip
