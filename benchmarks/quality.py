@@ -110,7 +110,7 @@ def sparse() -> dict[str, list[dict]]:
 
 
 def low_rank() -> dict[str, list[dict]]:
-    """Everything up to 4 real bits beside a low-rank term; the slowest first, for processes that share the set."""
+    """Everything up to 4 real bits beside low-rank terms."""
     caldera = {"method": "caldera", "rank_bits": 0.2}
     exact = {"left_bits": 16, "right_bits": 16}
     pareto = {**load_recipe("spqr-pareto-3bit").as_dict()["steps"][0], "bits": 2}
@@ -118,33 +118,33 @@ def low_rank() -> dict[str, list[dict]]:
     quip = {"method": "quip"}
     others = ["*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj", "*.gate_proj", "*.up_proj"]
     return {
-        "caldera 2-bit, 1 bit of 4-bit factors": [{**caldera, "rank_bits": 1.0}],
-        "caldera 2-bit, 0.5 bits of 4-bit factors": [{**caldera, "rank_bits": 0.5}],
-        "caldera-3bit": [{**caldera, "bits": 3}],
         "caldera-2bit": [caldera],
-        "caldera 2-bit, 0.5 bits of 16-bit factors": [{**caldera, "rank_bits": 0.5, **exact}],
-        "caldera 2-bit, 0.2 bits of 16-bit factors": [{**caldera, **exact}],
-        "spqr 2-bit g16, 0.5 % outliers": [{**pareto, "outlier_share": 0.005}],
-        "spqr-pareto-3bit": [{**pareto, "bits": 3}],
-        "spqr 2-bit g32": [{**pareto, "group_size": 32, "outlier_threshold": None}],
-        "quip-2bit, then low-rank": [quip, term],
-        "quip-2bit, then low-rank of 16-bit factors": [quip, {**term, **exact}],
-        "quip-3bit, then low-rank": [{**quip, "bits": 3}, term],
-        "quip-2bit, 3 bits in down": [{**quip, "scope": others}, {**quip, "bits": 3, "scope": ["*.down_proj"]}],
+        "caldera 2-bit, 0.5 bits of 4-bit factors": [{**caldera, "rank_bits": 0.5}],
         "quip-2bit": [quip],
-        "quip-3bit": [{**quip, "bits": 3}],
-        "quip-4bit": [{**quip, "bits": 4}],
+        "quip-2bit, then low-rank": [quip, term],
         "gptq-2bit-low-rank": [*gptq(2, 128, fit="weighted"), term],
-        "gptq 3-bit g128, then low-rank": [*gptq(3, 128, fit="weighted"), term],
-        "lplr-4bit": load_recipe("lplr-4bit").as_dict()["steps"],
+        "caldera 2-bit, 0.2 bits of 16-bit factors": [{**caldera, **exact}],
+        "spqr 2-bit g32": [{**pareto, "group_size": 32, "outlier_threshold": None}],
+        "gptq 2-bit g64": gptq(2, 64, fit="weighted"),
         "gptq 2-bit per row": gptq(2, None, fit="weighted"),
         "gptq 2-bit g128": gptq(2, 128, fit="weighted"),
-        "gptq 2-bit g64": gptq(2, 64, fit="weighted"),
-        "gptq 2-bit g32": gptq(2, 32, fit="weighted"),
-        "gptq 3-bit per row": gptq(3, None, fit="weighted"),
-        "gptq 3-bit g128": gptq(3, 128, fit="weighted"),
         "rtn 2-bit g128": [{"method": "rtn", "bits": 2, "group_size": 128}],
+        "quip-2bit, 3 bits in down": [{**quip, "scope": others}, {**quip, "bits": 3, "scope": ["*.down_proj"]}],
+        "caldera 2-bit, 0.5 bits of 16-bit factors": [{**caldera, "rank_bits": 0.5, **exact}],
+        "spqr 2-bit g16, 0.5 % outliers": [{**pareto, "outlier_share": 0.005}],
+        "gptq 2-bit g32": gptq(2, 32, fit="weighted"),
+        "quip-2bit, then low-rank of 16-bit factors": [quip, {**term, **exact}],
+        "quip-3bit": [{**quip, "bits": 3}],
+        "caldera-3bit": [{**caldera, "bits": 3}],
+        "gptq 3-bit g128": gptq(3, 128, fit="weighted"),
+        "spqr-pareto-3bit": [{**pareto, "bits": 3}],
         "rtn 3-bit g128": [{"method": "rtn", "bits": 3, "group_size": 128}],
+        "caldera 2-bit, 1 bit of 4-bit factors": [{**caldera, "rank_bits": 1.0}],
+        "gptq 3-bit g128, then low-rank": [*gptq(3, 128, fit="weighted"), term],
+        "quip-3bit, then low-rank": [{**quip, "bits": 3}, term],
+        "lplr-4bit": load_recipe("lplr-4bit").as_dict()["steps"],
+        "quip-4bit": [{**quip, "bits": 4}],
+        "gptq 3-bit per row": gptq(3, None, fit="weighted"),
     }
 
 
