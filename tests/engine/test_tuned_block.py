@@ -17,7 +17,7 @@ QUICK = {**TINY, "steps.0.passes": 0, "steps.0.scope": "model.layers.0.self_attn
 
 def test_a_tuned_run_is_as_planned_and_its_signs_go_on_in_fine_tuning(tmp_path: Path) -> None:
     bits = []
-    for name, changes in (("plain", {}), ("tuned", {"steps.0.tune_block": 8})):
+    for name, changes in (("plain", {}), ("tuned", {"steps.0.tune_block": 8, "steps.0.tune_signs": True})):
         plan = fw.plan("demo", "quip-2bit", changes={**QUICK, **changes})
         fw.compress(plan, tmp_path / name)
         ledger = json.loads((tmp_path / name / "ledger.json").read_text())

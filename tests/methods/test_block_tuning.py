@@ -17,10 +17,10 @@ from featherweight.statistics.inputs import InputStatistics
 from problems import make
 
 METHODS = [
+    QuIP(passes=0, tune_block=48, tune_signs=True),
+    QuIP(passes=0, rescale=True, tune_block=48, tune_signs=True),
     QuIP(passes=0, tune_block=48),
-    QuIP(passes=0, rescale=True, tune_block=48),
-    QuIP(passes=0, tune_block=48, tune_signs=False),
-    CALDERA(rank=2, iterations=1, tune_block=48),
+    CALDERA(rank=2, iterations=1, tune_block=48, tune_signs=True),
 ]
 
 

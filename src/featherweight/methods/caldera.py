@@ -54,10 +54,10 @@ class CALDERA(Factored):
         downdate: fit `Q` in the norm that is left once `L` is free to make up for errors that `R` can reach: the share of that
             which is believed. 1 as the authors; rounded factors make up for less. 0 for the plain norm.
         tune_block: with `hadamard`: after the linears of each input are solved, so many gradient steps on the block's outputs
-            train the weights that are still dense and the signs of the rotations (`block_tuning`).
-        tune_signs: train the signs of the outputs' rotations too, which become real vectors of 16 bits; else bits stay as they
-            are. Those of the inputs would be the same to the norm, or the outputs, that make the input.
-        tune_norms: train the block's norms too.
+            train the weights that are still dense, and more as follows (`block_tuning`).
+        tune_norms: train the block's norms too, which costs nothing.
+        tune_signs: train the signs of the outputs' rotations too, which become real vectors of 16 bits. Those of the inputs are
+            left: the norm, or the outputs, that make an input can scale it as well.
 
     Other settings: those of `Factored`. Without `activation_aware` both are fitted to the weights alone.
 
@@ -81,8 +81,8 @@ class CALDERA(Factored):
     order: Order | None = None
     downdate: float = 0.9
     tune_block: int = 0
-    tune_signs: bool = True
     tune_norms: bool = True
+    tune_signs: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""

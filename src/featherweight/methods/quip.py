@@ -44,10 +44,10 @@ class QuIP(Method):
         rms: to which the rotated weights are scaled before they are rounded; None for what suits the bits. The authors: 0.9.
         rescale: first balance inputs and weights, `W diag(d)` with `d = (H_jj / Σ_i W_ij²)^¼`; `d` is stored.
         tune_block: after the linears of each input are rounded, so many gradient steps on the block's outputs train the
-            weights that are still dense and the signs of the rotations (`block_tuning`).
-        tune_signs: train the signs of the outputs' rotations too, which become real vectors of 16 bits; else bits stay as they
-            are. Those of the inputs would be the same to the norm, or the outputs, that make the input.
-        tune_norms: train the block's norms too.
+            weights that are still dense, and more as follows (`block_tuning`).
+        tune_norms: train the block's norms too, which costs nothing.
+        tune_signs: train the signs of the outputs' rotations too, which become real vectors of 16 bits. Those of the inputs are
+            left: the norm, or the outputs, that make an input can scale it as well.
 
     Raises:
         FeatherweightError: a setting outside these.
@@ -65,8 +65,8 @@ class QuIP(Method):
     rms: float | None = None
     rescale: bool = False
     tune_block: int = 0
-    tune_signs: bool = True
     tune_norms: bool = True
+    tune_signs: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
