@@ -31,11 +31,12 @@ def build_skeleton(source_config: Any, dtype: torch.dtype | None = None) -> PreT
 
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     config = copy.deepcopy(source_config)
     chosen = dtype or getattr(config, "dtype", None) or torch.float32
     try:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
     except (ValueError, KeyError, AttributeError, ImportError) as error:
         raise FeatherweightError(
