@@ -44,7 +44,6 @@ from featherweight.statistics.inputs import InputStatistics
 CASES: dict[str, Method] = {
     "quip-2bit": QuIP(),
     "caldera-2bit": CALDERA(),
-    "whole decompositions: CALDERA, 1 iteration": CALDERA(randomized=False, iterations=1),
     "lplr-4bit": LPLR(),
 }
 SHAPES = {"cpu": ["256x512"], "cuda": ["4096x4096", "11008x4096"]}

@@ -95,6 +95,7 @@ class _State:
         self.error = self.weight - self.decoded
         blocks = hessian.reshape(len(hessian) // SIZE, SIZE, -1, SIZE).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         self.inverses = torch.linalg.inv(blocks)
+        self.run = choose("descend_vectors", {"columns": min(BLOCK, len(hessian)), "rows": len(scale)}, hessian.device)
         self.split = as_left(hessian) if pays(hessian, len(scale)) else None
         self.halves = None if self.split is None else as_right(self.error)
 
@@ -111,8 +112,9 @@ class _State:
     def note(self, part: slice) -> None:
         """That the error of these columns is another."""
         if self.halves is not None:
-            for place, half in zip(self.halves.view(3, *self.error.shape), as_right(self.error[part]).chunk(3), strict=True):
-                place[part] = half
+            high, again, low = (each[part] for each in self.halves.chunk(3))
+            torch.sub(self.error[part], high.copy_(self.error[part]), out=low)
+            again.copy_(high)
 
     def run_pass(self) -> Tensor:
         """One pass over all vectors; what it lowered the objective by, a float64 scalar."""
@@ -121,8 +123,7 @@ class _State:
             part = slice(start, min(start + BLOCK, len(self.error)))
             vectors = slice(part.start // SIZE, part.stop // SIZE)
             pull = self.pull(part)
-            run = choose("descend_vectors", {"columns": len(pull), "rows": pull.shape[1]}, pull.device)
-            run(
+            self.run(
                 pull, self.hessian[part, part], self.inverses[vectors], self.scale, self.rule, self.codes[vectors],
                 self.decoded[part], self.error[part], gain,
             )  # fmt: skip
