@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from featherweight.engine.block_run import block_run
+from featherweight.engine.block_run import block_run, put_norms
 from featherweight.engine.merging import merge_compressed
 from featherweight.engine.part import Part
 from featherweight.engine.prepare import prepare_step
@@ -33,7 +33,7 @@ def compress_axes(
     for index in range(max((len(chain) for part in parts for chain in part.chains.values()), default=0)):
         parts = prepare_step(task, parts, index, result)
         before = {name: compressed.weight for part in parts for name, compressed in part.current.items()}
-        settings = _tune(task, parts, index)
+        settings = _tune(task, parts, index, result)
         for part in parts:
             started = time.perf_counter()
             for method, names in part.step(index):
@@ -46,7 +46,7 @@ def compress_axes(
     _put_in_place(task, parts, result)
 
 
-def _tune(task: BlockTask, parts: Sequence[Part], index: int) -> dict[str, Any]:
+def _tune(task: BlockTask, parts: Sequence[Part], index: int, result: BlockResult) -> dict[str, Any]:
     """Settings by linear of the methods of this step that look at the block's outputs."""
     tuned: dict[Method, list[str]] = {}
     for part in parts:
@@ -62,7 +62,8 @@ def _tune(task: BlockTask, parts: Sequence[Part], index: int) -> dict[str, Any]:
     outside = {name: part.outside for part in parts for name in part.chains}
     for method, names in tuned.items():
         task.report(Event("tune", task.block, detail=f"{method.name}, {len(names)} linears"))
-        settings |= method.tune(block_run(task, names, weights, current, sums, outside))
+        run = block_run(task, names, weights, current, sums, outside, result)
+        settings |= put_norms(task, run, method.tune(run), result)
     return settings
 
 

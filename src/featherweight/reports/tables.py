@@ -28,7 +28,7 @@ def print_plan(plan: Plan, cost: Estimate) -> None:
     _print_reasons(console, plan.rows)
     for reason, rows in _left_alone(plan.rows).items():
         size = sum(row.bytes for row in rows)
-        told = reason if rows[0].kind == "folded" else f"left alone, {reason}"
+        told = reason if rows[0].kind in ("folded", "tuned") else f"left alone, {reason}"
         console.print(f"{told}: {len(rows)} tensors, {human_bytes(size)}", highlight=False)
     _print_totals(console, plan.totals, any(row.at_most or row.shared for row in plan.rows))
     if plan.cache is not None:
