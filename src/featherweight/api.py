@@ -91,7 +91,8 @@ def compress(
         FeatherweightError: bad data, a folder in use, no space, or a saved model that does not repeat its logits.
     """
     result = run_plan(plan, output, device=device, offline=offline, statistics=statistics, donors=donors, report=report)
-    write_card(result.folder)
+    if result.written:
+        write_card(result.folder)
     return result
 
 

@@ -17,7 +17,9 @@ from featherweight.data.windows import Windows
 from featherweight.engine.block import compress_block
 from featherweight.engine.journal import Entry, Journal, check_shard, read_entries
 from featherweight.engine.outside import compress_outside, materialize_outside, place_outside, release_outside
+from featherweight.engine.phases import Phases
 from featherweight.engine.progress import Event
+from featherweight.engine.ranks import Ranks
 from featherweight.engine.room import check_room
 from featherweight.engine.task import BlockTask
 from featherweight.models.freed import return_freed_memory
@@ -41,7 +43,8 @@ class Walk:
     Attributes:
         plan, output: what and where.
         windows: calibration tokens; None for recipes without data.
-        device, dtype: where and in which floating type blocks run.
+        ranks: that walk together; the first reads and writes.
+        dtype: in which blocks run.
         store: kept statistics.
         report: progress sink.
         seconds: spent before, by resumed runs of the same output.
@@ -50,14 +53,16 @@ class Walk:
     plan: Plan
     output: Path
     windows: Windows | None
-    device: torch.device
+    ranks: Ranks
     dtype: torch.dtype
     store: StatisticsStore
     report: Callable[[Event], None]
     journal: Journal = field(init=False)
 
     def __post_init__(self) -> None:
-        self.journal = Journal.open(self.output, self.identity())
+        self.device = self.ranks.device
+        self.phases = Phases(self.device)
+        self.journal = self.ranks.on_first(lambda: Journal.open(self.output, self.identity()))
         self._model = build_skeleton(self.plan.source.config())
         self._shards = self.plan.shard_names()
         self._dense: BlockInputs | None = None
@@ -72,6 +77,8 @@ class Walk:
         stages = self.plan.stages[: shard + 1]
         tokens = self.windows.sha256 if self.windows and any(map(self.plan.gathers, stages)) else None
         told = [self.plan.lineage(shard + 1), tokens, self.device.type, str(self.dtype)]
+        counts = [*(entry.ranks for entry in self.journal.entries[:shard]), self.ranks.count]
+        told += [counts] if set(counts) != {1} else []  # sums of another order
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def borrow(self, donors: Sequence[Path]) -> None:
@@ -80,25 +87,29 @@ class Walk:
         Raises:
             FeatherweightError: a donor's shard that was changed or is gone.
         """
+        self.journal.entries = self.ranks.on_first(lambda: self._borrowed(donors))
+
+    def _borrowed(self, donors: Sequence[Path]) -> list[Entry]:
         lent = [(folder, read_entries(folder)) for folder in donors]
         for shard in range(len(self.journal.entries), len(self._shards)):
             key, name = self.made_from(shard), self._shards[shard]
             found = next(((folder, entry) for folder, entries in lent for entry in entries if entry.made_from == key), None)
             if found is None:
-                return
+                break
             check_shard(found[0] / found[1].shard, found[1].sha256)
             link(found[0] / found[1].shard, self.output / name)
             self.journal.add(replace(found[1], shard=name))
+        return self.journal.entries
 
     @torch.no_grad()
     def run(self) -> tuple[Tensor, Tensor]:
         """Walk to the end; returns the probe's tokens and the logits of the compressed model as it stands in memory."""
-        check_room(self)
+        self.ranks.on_first(lambda: check_room(self))
         packed = self._outside()
         probe_tokens = self.probe_tokens()
         inputs = [self._capture(probe_tokens, len(probe_tokens))]
         if self.windows and any(map(self.plan.gathers, self.plan.stages[len(self.journal.entries) :])):
-            inputs.append(self._capture(self.windows.tokens, self.plan.recipe.calibration.batch_size, self._spill))
+            inputs.append(self._capture(*self.share(self.windows), self._spill))
             if self.plan.recipe.engine.reference == "dense" and self.plan.recipe.engine.inputs == "compressed":
                 self._dense = BlockInputs(self._kept(inputs[1].hidden), inputs[1].calls)
         release_outside(self._model, self.plan, packed)
@@ -117,6 +128,11 @@ class Walk:
         return_freed_memory()
         return probe_tokens, logits.float().cpu()
 
+    def share(self, windows: Windows) -> tuple[Tensor, int]:
+        """This rank's calibration tokens and batch size: part of every batch where a method learns step by step, else batches."""
+        learns = any(method.tunes for chain in self.plan.chains.linears.values() for method in chain)
+        return self.ranks.share(windows.tokens, self.plan.recipe.calibration.batch_size, whole_batches=not learns)
+
     def probe_tokens(self) -> Tensor:
         """Seeded token ids `[2, 32]` on which the saved model must repeat the logits in memory."""
         vocabulary = self.plan.source.config().get_text_config(decoder=True).vocab_size
@@ -125,7 +141,7 @@ class Walk:
     def _outside(self) -> Collection[str]:
         """Everything outside the blocks in place; returns the names of the packed modules among it."""
         if self.journal.entries:
-            packed = self._load(self.journal.entries[0])
+            packed = self._load(self.journal.entries[0], self._tensors(self.journal.entries[0]))
             self.report(Event("resume", done=len(self.journal.entries) - 1, total=len(self._shards) - 1))
         else:
             packed, measured = compress_outside(self.plan)
@@ -138,8 +154,11 @@ class Walk:
 
     @property
     def _spill(self) -> Path | None:
-        """Folder for activations that are to lie on disk."""
-        return self.output if self.plan.recipe.engine.activations == "disk" else None
+        """Folder for activations that are to lie on disk; there also on nodes that write no files."""
+        if self.plan.recipe.engine.activations == "memory":
+            return None
+        self.output.mkdir(parents=True, exist_ok=True)
+        return self.output
 
     def _kept(self, states: Iterable[Tensor]) -> list[Tensor] | SpilledStates:
         """States of all batches, beside those that move on."""
@@ -165,10 +184,11 @@ class Walk:
         """Compress and write; or, of a stage that is finished, the same modules and multiplies as in the run that wrote it."""
         if shard < len(self.journal.entries):
             entry = self.journal.entries[shard]
-            for name, weight in self._load(entry).items():
+            tensors = self._tensors(entry)
+            for name, weight in self._load(entry, tensors).items():
                 place(self._model, name, weight, dtype=self.dtype)
             for name in entry.folded:
-                self._model.get_parameter(name).copy_(self._tensors(entry)[name])
+                self._model.get_parameter(name).copy_(tensors[name])
             return
         result = compress_block(
             BlockTask(
@@ -183,6 +203,8 @@ class Walk:
                 report=self.report,
                 dtype=self.dtype,
                 reference=reference,
+                ranks=self.ranks,
+                phases=self.phases,
             )
         )
         self._write(shard, result.packed, result.measured, result.folded)
@@ -198,7 +220,9 @@ class Walk:
         """What the block makes of each batch, one at a time."""
         with dense_cache(self._model.get_submodule(block), self.dtype):
             for index in range(len(part.hidden)):
-                yield part.run(self._model, block, index)
+                with self.phases.timed("forward"):
+                    made = part.run(self._model, block, index)
+                yield made
 
     def _prefix(self, shard: int) -> str:
         """Hash of everything compressed before this shard; "dense" where nothing was."""
@@ -207,8 +231,7 @@ class Walk:
             return "dense"
         return hashlib.sha256("".join(entry.sha256 for entry in compressed).encode()).hexdigest()
 
-    def _load(self, entry: Entry) -> dict[str, PackedWeight]:
-        tensors = self._tensors(entry) if entry.rows else {}
+    def _load(self, entry: Entry, tensors: Mapping[str, Tensor]) -> dict[str, PackedWeight]:
         packed = {}
         for module, row in entry.rows.items():
             own = {name[len(module) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(module + ".")}
@@ -216,7 +239,9 @@ class Walk:
         return packed
 
     def _tensors(self, entry: Entry) -> dict[str, Tensor]:
-        return load_file(self.output / entry.shard, device=str(self.device))
+        """A finished shard that is needed again, as the first rank reads it."""
+        needed = bool(entry.rows or entry.folded) and self.ranks.first
+        return self.ranks.exchange(load_file(self.output / entry.shard, device=str(self.device)) if needed else {})[0]
 
     def _write(
         self,
@@ -225,7 +250,19 @@ class Walk:
         measured: Mapping[str, dict[str, Any]],
         folded: Mapping[str, Tensor] | None = None,
     ) -> None:
-        folded = folded or {}
+        """Write a shard and commit it; all ranks go on together."""
+        with self.phases.timed("write"):
+            entry = self.ranks.on_first(lambda: self._written(shard, packed, measured, folded or {}))
+        if not self.ranks.first:
+            self.journal.entries.append(entry)
+
+    def _written(
+        self,
+        shard: int,
+        packed: Mapping[str, PackedWeight],
+        measured: Mapping[str, dict[str, Any]],
+        folded: Mapping[str, Tensor],
+    ) -> Entry:
         rows = [row for row in self.plan.rows if row.block == self.plan.stages[shard]]
         tensors: dict[str, Tensor] = {}
         for row in rows:
@@ -237,4 +274,6 @@ class Walk:
         described = {
             module: {"description": weight.description(), "measured": measured[module]} for module, weight in packed.items()
         }
-        self.journal.add(Entry(self._shards[shard], digest, described, self.made_from(shard), sorted(folded)))
+        entry = Entry(self._shards[shard], digest, described, self.made_from(shard), sorted(folded), self.ranks.count)
+        self.journal.add(entry)
+        return entry

@@ -60,7 +60,8 @@ class Checkpoint:
             )
         source = ModelSource(str(folder), folder).config()
         source.quantization_config = None
-        return cls(folder, config, section["modules"], build_skeleton(source), model_shards(folder), as_stored)
+        skeleton = build_skeleton(source, fused_experts="experts" not in section)
+        return cls(folder, config, section["modules"], skeleton, model_shards(folder), as_stored)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError, nearest
+from featherweight.models.experts import separate_experts
 from featherweight.models.weights import Weights, tied_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def build_skeleton(source_config: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def build_skeleton(source_config: Any, dtype: torch.dtype | None = None, *, fused_experts: bool = False) -> PreTrainedModel:
     """The causal language model that a transformers config describes, in eval mode and without weights.
 
     Parameters and persistent buffers are on the meta device; buffers that no checkpoint holds (rotary frequencies) are real,
@@ -23,6 +24,7 @@ def build_skeleton(source_config: Any, dtype: torch.dtype | None = None) -> PreT
     Args:
         source_config: a transformers config; it is copied.
         dtype: of the floating parameters; None takes the config's, else float32.
+        fused_experts: leave experts as transformers holds them, in 3-D tensors, rather than as linears (`Experts`).
 
     Raises:
         FeatherweightError: transformers knows no causal language model for this config.
@@ -31,11 +33,12 @@ def build_skeleton(source_config: Any, dtype: torch.dtype | None = None) -> PreT
 
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     config = copy.deepcopy(source_config)
     chosen = dtype or getattr(config, "dtype", None) or torch.float32
     try:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
     except (ValueError, KeyError, AttributeError, ImportError) as error:
         raise FeatherweightError(
@@ -44,6 +47,8 @@ def build_skeleton(source_config: Any, dtype: torch.dtype | None = None) -> PreT
             expected="a decoder that AutoModelForCausalLM knows, without code of its own",
             fix="update transformers, or choose a decoder-only model",
         ) from error
+    if not fused_experts:
+        separate_experts(model)
     model.tie_weights()
     release(model, "")
     return model.eval()

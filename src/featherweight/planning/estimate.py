@@ -160,13 +160,23 @@ def _operations(plan: Plan) -> float:
     tokens = _tokens(plan)
     axes_a_block = [len(plan.axes[block]) for block in plan.structure.blocks]
     passes = 1 + (max(axes_a_block, default=1) if plan.recipe.engine.true_sequential else 1) * plan.needs_data
-    linear = sum(row.weights for row in plan.rows if row.block)
+    share = _routed_share(plan)
+    routed = tuple(f"{path}." for path in plan.structure.experts)
+    linear = sum(row.weights * (share if row.module.startswith(routed) else 1.0) for row in plan.rows if row.block)
     total = 2.0 * tokens * linear * passes
     if plan.needs_data:
-        sizes = [axis.size for stage in plan.stages[1:] for axis in plan.axes[stage]]
-        total += sum(2.0 * tokens * size**2 + size**3 for size in sizes)
+        axes = [axis for stage in plan.stages[1:] for axis in plan.axes[stage]]
+        total += sum(2.0 * tokens * (share if axis.expert else 1.0) * axis.size**2 + axis.size**3 for axis in axes)
         total += sum(float(row.shape[0]) * row.shape[1] ** 2 for row in plan.rows if row.kind in ("linear", "head"))
     return total
+
+
+def _routed_share(plan: Plan) -> float:
+    """The share of all tokens that an expert sees on average; 1 where the config does not say."""
+    axes = [axis for axis in plan.axes[plan.structure.blocks[-1]] if axis.expert]
+    chosen = getattr(plan.source.config().get_text_config(decoder=True), "num_experts_per_tok", None)
+    experts = len({axis.expert for axis in axes})
+    return min(1.0, chosen / experts) if chosen and experts else 1.0
 
 
 def _matrix_rate(device: str) -> float:

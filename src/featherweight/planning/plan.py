@@ -12,9 +12,10 @@ from typing import Any
 
 from featherweight.errors import FeatherweightError
 from featherweight.models.axes import Axis, find_axes
+from featherweight.models.described import DescribedWeights
 from featherweight.models.producers import find_all_producers
 from featherweight.models.skeleton import build_skeleton
-from featherweight.models.source import ModelSource, resolve_model
+from featherweight.models.source import ModelSource, config_alone, resolve_model
 from featherweight.models.structure import Linear, Structure, find_structure
 from featherweight.models.weights import Weights, open_weights
 from featherweight.packed.base import Layout
@@ -155,7 +156,7 @@ class Plan:
 
 
 def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, Any] | Recipe, *, offline: bool = False) -> Plan:
-    """The plan of `recipe` on `model`; reads shard headers, no weights.
+    """The plan of `recipe` on `model`; reads shard headers, no weights, and of a `ModelSource` with config.json alone not even these.
 
     Raises:
         FeatherweightError: unknown model, recipe, setting or method; a glob that matches nothing.
@@ -168,7 +169,8 @@ def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, An
     if cache is not None:
         settled = settled.model_copy(update={"kv_cache": cache.settings.as_dict()})
     structure = find_structure(skeleton)
-    weights = open_weights(source.folder, skeleton)
+    described = config_alone(source.folder) is not None
+    weights = DescribedWeights(source.folder, skeleton) if described else open_weights(source.folder, skeleton)
     chains = Chains.resolve(settled, structure)
     _check_blockwise(settled, chains, structure)
     axes = find_all_producers(skeleton, structure) if chains.prepare else find_axes(skeleton, structure)

@@ -118,14 +118,17 @@ def factorise(
         )
     dead = diagonal == 0
     mean = float(torch.where(dead, 1.0, diagonal).mean())
-    order = torch.arange(len(diagonal), device=hessian.device) if order is None else order
-    backwards = order.flip(0)
-    reversed_hessian = hessian[backwards][:, backwards]
+    if order is None:
+        order = torch.arange(len(diagonal), device=hessian.device)
+        reversed_hessian, reversed_dead = hessian.flip(0, 1), dead.flip(0)
+    else:
+        backwards = order.flip(0)
+        reversed_hessian, reversed_dead = hessian[backwards][:, backwards], dead[backwards]
     level, attempts = damping, 0
     while True:
         for dtype in (torch.float32, torch.float64):
             attempts += 1
-            lower = _cholesky(reversed_hessian, dead[backwards], level * mean, dtype)
+            lower = _cholesky(reversed_hessian, reversed_dead, level * mean, dtype)
             if lower is not None:
                 upper = lower.flip(0, 1).to(torch.float32).contiguous()  # LAPACK and cuSOLVER leave columns contiguous
                 return Factor(upper, order, dead, level * mean, damping, level, attempts, dtype)
