@@ -15,8 +15,8 @@ from featherweight.engine.steps import compress_axes
 from featherweight.engine.task import BlockResult, BlockTask
 from featherweight.methods.base import Method
 from featherweight.models.axes import Axis
-from featherweight.models.freed import return_freed_memory
 from featherweight.models.experts import all_tokens_for
+from featherweight.models.freed import return_freed_memory
 from featherweight.packed.base import PackedWeight
 from featherweight.planning.plan import Plan
 from featherweight.statistics.collector import Collector
