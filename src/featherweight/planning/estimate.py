@@ -49,17 +49,21 @@ def estimate(plan: Plan, device: str = "cpu") -> Estimate:
     """Predicted cost of `plan` with blocks on `device`."""
     on_gpu = device != "cpu"
     itemsize = 2 if on_gpu else 4
-    working = working_bytes(plan, itemsize)
     operations = _operations(plan)
-    host = ANONYMOUS_BYTES + max(_written_bytes(plan) if on_gpu else working, _TOKENIZING * _text_bytes(plan))
     return Estimate(
-        host_bytes=host,
-        device_bytes=working if on_gpu else 0,
+        host_bytes=host_bytes(plan, on_gpu=on_gpu),
+        device_bytes=working_bytes(plan, itemsize) if on_gpu else 0,
         disk_bytes=plan.totals.file_bytes,
         spill_bytes=spilled_bytes(plan, itemsize),
         operations=operations,
         seconds=operations / _matrix_rate(device),
     )
+
+
+def host_bytes(plan: Plan, *, on_gpu: bool) -> int:
+    """See `Estimate`; a GPU leaves the host one weight file on its way, and the original tensor that is being read."""
+    working = _written_bytes(plan) if on_gpu else working_bytes(plan, 4)
+    return ANONYMOUS_BYTES + max(working, _TOKENIZING * _text_bytes(plan))
 
 
 def working_bytes(plan: Plan, itemsize: int) -> int:
