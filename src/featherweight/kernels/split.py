@@ -26,14 +26,29 @@ def split_product(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
+def add_halves_product_(total: Tensor, left: tuple[Tensor, Tensor], right: Tensor) -> None:
+    """`total += Aᵀ B`, as `split_product`, in one pass over `total [m, n]`.
+
+    Args:
+        total: float32.
+        left: the halves of `A [k, m]`.
+        right: those of `B [k, n]`, the upper one twice: `[3 k, n]`.
+    """
+    high, low = left
+    factor = torch.cat((high, low, high))
+    if total.is_cuda:
+        torch.addmm(total, factor.t(), right, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(factor.t().float(), right.float())
+
+
 def add_split_product_(total: Tensor, left: tuple[Tensor, Tensor], right: Tensor) -> None:
-    """`total += Aᵀ B` on CUDA, as `split_product`, in one pass over `total [m, n]`.
+    """`total += Aᵀ B`, as `split_product`, in one pass over `total [m, n]`.
 
     Args:
         total: float32.
         left: the halves of `A [k, m]`.
         right: `B [k, n]`, float32.
     """
-    (high, low), (right_high, right_low) = left, halves(right)
-    factors = torch.cat((high, low, high)), torch.cat((right_high, right_high, right_low))
-    torch.addmm(total, factors[0].t(), factors[1], out_dtype=torch.float32, out=total)
+    high, low = halves(right)
+    add_halves_product_(total, left, torch.cat((high, high, low)))

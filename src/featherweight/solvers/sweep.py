@@ -13,11 +13,13 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import Grid
 from featherweight.kernels.registry import choose
-from featherweight.kernels.split import add_split_product_, halves
+from featherweight.kernels.split import add_halves_product_, add_split_product_, halves
 from featherweight.kernels.vectors import Vectors
+from featherweight.kernels.walking import MOST, WalkBlock, Walking
+from featherweight.solvers.blocks import open_blocks
 from featherweight.solvers.damping import Factor
 from featherweight.solvers.decision import Block, Decision, Round
-from featherweight.solvers.fitting import vectors_of
+from featherweight.solvers.fitting import fitting_of, vectors_of
 from featherweight.solvers.groups import Groups, cut_blocks
 from featherweight.solvers.result import Solved
 
@@ -95,6 +97,7 @@ class _Walk:
     loss: Tensor = field(init=False)
     split: tuple[Tensor, Tensor] | None = None
     at_once: Callable[[Block], None] | None = field(init=False)
+    in_blocks: WalkBlock | None = field(init=False)
     vectors: Vectors | None = field(init=False)
 
     def run(self) -> Solved:
@@ -113,6 +116,9 @@ class _Walk:
         views = [] if self.stale else [(start, min(start + self.groups.size, width)) for start in starts]
         if self.decision.span is not None:
             views += [(start, min(start + self.decision.span, width)) for start in range(0, width, self.decision.span)]
+        self.in_blocks = None
+        if not (self.stale or self.groups.scattered) and self.block == MOST:
+            self.in_blocks = open_blocks(self.decision, self.grid, self._whole())
         whole = not self.stale and not self.groups.scattered and self.groups.size <= self.block
         self.at_once = self.decision.whole_blocks(self.grid, self.groups, self.block) if whole else None
         self.vectors = vectors_of(self.grid, self.weight.device)
@@ -142,6 +148,9 @@ class _Walk:
 
     def _block(self, start: int, stop: int, cuts: list[int], starts: list[int]) -> None:
         """Decide columns `start … stop`, then correct everything to the right by one product."""
+        if self.in_blocks is not None:
+            self._carry_halves(start, stop, self.in_blocks(start, stop))
+            return
         original = self.original[start:stop]
         error = torch.empty_like(original)
         if self.at_once is not None:
@@ -169,6 +178,22 @@ class _Walk:
             add_split_product_(after, (high, low), error)
         elif stop < self.target.shape[0]:
             after.addmm_(self.feedback[start:stop, stop:].T, error)
+
+    def _carry_halves(self, start: int, stop: int, error: Tensor) -> None:
+        """As `_carry`, of errors as halves."""
+        if stop < len(self.target):
+            self.split = halves(self.feedback) if self.split is None else self.split
+            high, low = (half[start:stop, stop:] for half in self.split)
+            add_halves_product_(self.target[stop:], (high, low), error)
+
+    def _whole(self) -> Walking:
+        """All columns, as kernels of whole blocks see them."""
+        fitting, rounding = fitting_of(self.grid), self.grid.rounding
+        dtype = rounding if isinstance(rounding, torch.dtype) else torch.float32
+        return Walking(
+            self.target, self.original, self.feedback, self.importance, self.groups.scale, self.groups.zero, self.codes,
+            self.loss, self.groups.size, fitting, dtype,
+        )  # fmt: skip
 
     def _cut_out(self, start: int, stop: int, error: Tensor) -> Block:
         """The block of columns `start … stop`, `[columns, rows]` each."""
