@@ -1,23 +1,16 @@
 """Whole blocks of the walk in one kernel: the CUDA source, run on a CPU, against plain torch and against the walk without it."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from emulation import emulation, needs_compiler  # noqa: F401
 
 from featherweight.grids.uniform import UniformGrid
-from featherweight.kernels import registry
 from featherweight.kernels.cuda.walk import open_walk
 from featherweight.kernels.reference.walk import open_walk as reference
 from featherweight.kernels.walking import Walking
 from featherweight.masks.patterns import Pattern
 from featherweight.methods.dropping import Hold, Select
-from featherweight.methods.gptq import GPTQ
-from featherweight.methods.sparsegpt import SparseGPT
-from featherweight.solvers.damping import factorise
 from featherweight.solvers.fitting import fitting_of
-from featherweight.solvers.sweep import sweep
 
 GRIDS = [
     UniformGrid(4),
@@ -45,7 +38,9 @@ def walking_of(columns, rows, size, grid, dtype=torch.float32, device="cpu", see
     importance = torch.rand(inputs, generator=generator) + 0.1
     importance[alike], importance[first + 5] = 1, 0
     groups = -(-inputs // size)
-    filled = [torch.full((groups, rows), torch.nan) for _ in "sz"] if grid else [torch.ones(groups, rows), torch.zeros(groups, rows)]
+    filled = (
+        [torch.full((groups, rows), torch.nan) for _ in "sz"] if grid else [torch.ones(groups, rows), torch.zeros(groups, rows)]
+    )
     codes, loss = torch.zeros(inputs, rows, dtype=torch.uint8), torch.ones(rows)
     tensors = [each.to(device) for each in (target, original, feedback, importance, *filled, codes, loss)]
     return Walking(*tensors, size, fitting_of(grid) if grid else None, dtype)

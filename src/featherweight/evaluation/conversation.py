@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from featherweight.evaluation.forward import context_of
 from featherweight.decoding.sampling import Sampling
+from featherweight.evaluation.forward import context_of
 from featherweight.evaluation.generate import Decoder, Tally, check_request, end_tokens, generate_tokens
 from featherweight.kv_cache import new_cache
 

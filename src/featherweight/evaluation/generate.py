@@ -60,9 +60,7 @@ def generate_text(
     tally.cache = new_cache(model) if cache is None else cache
     generator = torch.Generator("cpu").manual_seed(seed)
     decoder = Decoder(tokenizer, prompt_ids)
-    for token in generate_tokens(
-        model, prompt_ids, max_new_tokens, sampling, generator, end_tokens(model, tokenizer), tally
-    ):
+    for token in generate_tokens(model, prompt_ids, max_new_tokens, sampling, generator, end_tokens(model, tokenizer), tally):
         piece = decoder.add(token)
         if piece:
             yield piece
@@ -237,7 +235,9 @@ def check_request(model: Any, prompt_tokens: int, max_new_tokens: int) -> None:
     if prompt_tokens == 0:
         raise FeatherweightError("the prompt is empty", found="0 tokens", expected="some text", fix="give a prompt")
     if max_new_tokens < 1:
-        raise FeatherweightError("impossible generation settings", found=f"max_new_tokens {max_new_tokens}", expected="at least 1")
+        raise FeatherweightError(
+            "impossible generation settings", found=f"max_new_tokens {max_new_tokens}", expected="at least 1"
+        )
     context = context_of(model)
     if context is not None and prompt_tokens + max_new_tokens > context:
         raise FeatherweightError(

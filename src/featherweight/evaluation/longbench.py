@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from featherweight.data.longbench import LongExamples
+from featherweight.decoding.sampling import Sampling
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.answers import score_answer
 from featherweight.evaluation.forward import Progress, context_of, device_of, dtype_of, measuring
-from featherweight.decoding.sampling import Sampling
 from featherweight.evaluation.generate import Tally, end_tokens, generate_tokens
 from featherweight.evaluation.protocol import Measurement, Protocol
 from featherweight.evaluation.summary import mean_with_error

@@ -9,7 +9,7 @@ from torch import Tensor
 def halves(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """`matrix` as a sum of two bfloat16 matrices, to 2⁻¹⁷ of each entry."""
     high = matrix.to(torch.bfloat16)
-    return high, (matrix - high).to(torch.bfloat16)
+    return high, torch.sub(matrix, high, out=torch.empty_like(high))
 
 
 def split_product(left: Tensor, right: Tensor) -> Tensor:
@@ -26,20 +26,10 @@ def split_product(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
-def add_halves_product_(total: Tensor, left: tuple[Tensor, Tensor], right: Tensor) -> None:
-    """`total += Aᵀ B`, as `split_product`, in one pass over `total [m, n]`.
-
-    Args:
-        total: float32.
-        left: the halves of `A [k, m]`.
-        right: those of `B [k, n]`, the upper one twice: `[3 k, n]`.
-    """
-    high, low = left
-    factor = torch.cat((high, low, high))
-    if total.is_cuda:
-        torch.addmm(total, factor.t(), right, out_dtype=torch.float32, out=total)
-    else:
-        total.addmm_(factor.t().float(), right.float())
+def stacked_halves(matrix: Tensor) -> Tensor:
+    """The halves of `matrix [k, n]`, the upper one twice: `[3 k, n]`."""
+    high, low = halves(matrix)
+    return torch.cat((high, high, low))
 
 
 def add_split_product_(total: Tensor, left: tuple[Tensor, Tensor], right: Tensor) -> None:
@@ -48,7 +38,11 @@ def add_split_product_(total: Tensor, left: tuple[Tensor, Tensor], right: Tensor
     Args:
         total: float32.
         left: the halves of `A [k, m]`.
-        right: `B [k, n]`, float32.
+        right: those of `B [k, n]`, stacked: `[3 k, n]`.
     """
-    high, low = halves(right)
-    add_halves_product_(total, left, torch.cat((high, high, low)))
+    high, low = left
+    factor = torch.cat((high, low, high))
+    if total.is_cuda:
+        torch.addmm(total, factor.t(), right, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(factor.t().float(), right.float())

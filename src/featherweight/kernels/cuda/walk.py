@@ -50,7 +50,7 @@ class _Blocks:
     def __init__(self, walking: Walking, dropping: Dropping | None) -> None:
         inputs, rows = walking.target.shape
         device = walking.target.device
-        self.tiles, self.size, self.walking = -(-rows // ROWS), walking.size, walking
+        self.size, self.walking = walking.size, walking
         self.dropping = dropping
         self.halves = torch.empty(3 * MOST * rows, dtype=torch.bfloat16, device=device)
         given = self.arguments = _Arguments(inputs=inputs, rows=rows)
@@ -61,26 +61,26 @@ class _Blocks:
             given.dropped = dropping.dropped.data_ptr()
         self.competing = _Competing(dropping, inputs, rows, device) if dropping and dropping.how == "least" else None
         self.constants = _constants(walking, dropping)
-        self.walk = driver.load("walk.cu", "walk", driver.constants_of(self.constants), device)
-        self.shared = _shared_bytes(self.constants)
+        kernels = [(driver.load("walk.cu", "walk", driver.constants_of(self.constants), device), _shared_bytes(self.constants))]
         if self.competing is not None:
             given.scores, given.tile_counts = (each.data_ptr() for each in (self.competing.scores, self.competing.tile_counts))
             alone = {**self.constants, "ROUND": 3, "FIT": 0, "DROPS": 0, "FITTED": 0, "SCORES": 1, "LARGEST": 0}
-            self.score = driver.load("walk.cu", "walk", driver.constants_of(alone), device)
-            self.score_shared = _shared_bytes(alone)
-            self.count = [driver.load("walk_count.cu", "walk_count", (("DIGIT", digit),), device) for digit in (1, 2)]
+            count = [driver.load("walk_count.cu", "walk_count", (("DIGIT", digit),), device) for digit in (1, 2)]
+            score = driver.load("walk.cu", "walk", driver.constants_of(alone), device), _shared_bytes(alone)
+            kernels = [score, *((each, 4 * (NEXT_DIGITS + THREADS + 3)) for each in count), *kernels]
+        grid, block = (-(-rows // ROWS), 1, 1), (THREADS, 1, 1)
+        self.launches = [each.bind(grid, block, shared, [given]) for each, shared in kernels]
+        # feedback is read before the kernel ahead is waited for: the first must not begin before what wrote it has ended
+        self.first = kernels[0][0].bind(grid, block, kernels[0][1], [given], overlapped=False)
 
     def __call__(self, first: int, last: int) -> Tensor:
         given, columns = self.arguments, last - first
         given.first, given.columns = first, columns
         given.group, given.size = (0, columns) if self.walking.fitting is None else (first // self.size, self.size)
-        grid, block = (self.tiles, 1, 1), (THREADS, 1, 1)
         if self.competing is not None:
             given.counts, given.linear = self.competing.place(first, columns)
-            self.score.launch(grid, block, self.score_shared, [given], overlapped=first > 0)
-            for count in self.count:
-                count.launch(grid, block, 4 * (NEXT_DIGITS + THREADS + 3), [given])
-        self.walk.launch(grid, block, self.shared, [given], overlapped=first > 0)  # it reads the feedback before it waits
+        for number, launch in enumerate(self.launches):
+            (launch if first or number else self.first)()
         return self.halves[: 3 * columns * given.rows].view(3 * columns, given.rows)
 
 

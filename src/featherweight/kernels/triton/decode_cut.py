@@ -121,13 +121,12 @@ def count_digits(logits: Tensor, chosen: Chosen, by: tuple[bool, bool]) -> dict[
         turn, other = launch % 2, (launch + 1) % 2
         _count[(batch, parts)](
             logits, chosen.temperature, aim, before[0], cut.partial[turn], cut.partial[other],
-            cut.maxima[turn], cut.maxima[other], cut.prefixes, cut.left, cut.peaks, cut.floors, vocabulary, batch, parts, launch, digit, digits, mass, before[1],
-            CUT_BLOCK, triton.next_power_of_2(parts), num_warps=WARPS, **launch_options(logits.device),
+            cut.maxima[turn], cut.maxima[other], cut.prefixes, cut.left, cut.peaks, cut.floors, vocabulary, batch, parts,
+            launch, digit, digits, mass, before[1], CUT_BLOCK, triton.next_power_of_2(parts), num_warps=WARPS, **launch_options(logits.device),
         )  # fmt: skip
     last, slot = launches[-1], len(launches) - 1
     return {
         "partial": cut.partial[slot % 2], "maxima": cut.maxima[slot % 2], "prefixes": cut.prefixes[slot], "left": cut.left[slot],
-        "peaks": cut.peaks[slot],
-        "aim": last[0], "by_mass": last[1], "digit": last[2], "cut_parts": parts,
+        "peaks": cut.peaks[slot], "aim": last[0], "by_mass": last[1], "digit": last[2], "cut_parts": parts,
         "cut_padded": triton.next_power_of_2(parts),
     }  # fmt: skip

@@ -18,7 +18,7 @@ DEVICE void correct(const Parts& parts, int start) {
     float sum[SHARE];
 #pragma unroll
     for (int k = 0; k < SHARE; k++) sum[k] = parts.target[(start + warp() * SHARE + k) * ROWS + lane()];
-#pragma unroll 4
+#pragma unroll 8
     for (int i = 0; i < start; i++) {
         float error = parts.error[i * ROWS + lane()];
 #pragma unroll
@@ -32,39 +32,30 @@ DEVICE void correct(const Parts& parts, int start) {
     for (int k = 0; k < SHARE; k++) parts.value[(warp() * SHARE + k) * ROWS + lane()] = sum[k];
 }
 
-// The columns one after the other; without DECIDE they are dropped or left as they come, which shows where they stand.
+// The columns one after the other; without DECIDE they are dropped or left as they come, which shows where they stand. Shared
+// memory is written at the end only, so that what is read of it can be asked for early.
 template <bool DECIDE, bool MASKED>
 DEVICE float step_through(const Parts& parts, int start, Grid grid) {
     const float* feedback = parts.feedback + offset(start / SUB) + start * SUB;
     word* dropped = parts.dropped + start / 32 * ROWS + lane();
     word bits = MASKED ? *dropped >> start % 32 : 0;
-    float value[SUB], cost = 0;
+    float value[SUB], weight[SUB], code[SUB], cost = 0;  // `value` becomes the error, `weight` what it is decoded to
 #pragma unroll
-    for (int k = 0; k < SUB; k++) value[k] = parts.value[k * ROWS + lane()];
+    for (int k = 0; k < SUB; k++) value[k] = parts.value[k * ROWS + lane()], weight[k] = parts.original[(start + k) * ROWS + lane()];
 #pragma unroll
     for (int k = 0; k < SUB; k++) {
-        int place = (start + k) * ROWS + lane();
-        float weight = parts.original[place];
 #if DROPS == 2
-        if (DECIDE && k % OF == 0) {
-            float standing[OF];
-#pragma unroll
-            for (int i = 0; i < OF; i++) standing[i] = value[k + i];
-            stand(standing, parts, feedback + k * SUB + k, (start + k) * ROWS + lane());
-            bits |= least_of(standing, parts.importance + start + k) << k;
-        }
+        if (DECIDE && k % OF == 0) bits |= least_of(stand(value, weight, feedback, k), parts.importance + start + k) << k;
 #endif
         bool gone = bits >> k & 1;
-        float decoded = gone ? 0.0f : value[k], error;
+        float decoded = gone ? 0.0f : value[k];
         if (DECIDE) {
-            float code = 0;
-            decoded = decide(value[k], grid, gone, code);
+            decoded = decide(value[k], grid, gone, code[k]);
             float off = value[k] - decoded;
             cost = fmaf(parts.importance[start + k] * off, off, cost);
-            parts.original[place] = decoded, parts.target[place] = code;
         }
-        error = weight - decoded;
-        parts.error[place] = error;
+        float error = weight[k] - decoded;
+        value[k] = error, weight[k] = decoded;
 #pragma unroll
         for (int m = k / 4 * 4; m < SUB; m += 4) {
             if (m + 3 <= k) continue;
@@ -74,6 +65,13 @@ DEVICE float step_through(const Parts& parts, int start, Grid grid) {
             if (m + 2 > k) value[m + 2] = fmaf(four.z, error, value[m + 2]);
             if (m + 3 > k) value[m + 3] = fmaf(four.w, error, value[m + 3]);
         }
+    }
+#pragma unroll
+    for (int k = 0; k < SUB; k++) {
+        int place = (start + k) * ROWS + lane();
+        parts.error[place] = value[k];
+        if (DECIDE) parts.original[place] = weight[k];
+        if (DECIDE && ROUND == 0) parts.target[place] = code[k];
     }
     if (DECIDE && DROPS == 2) *dropped |= bits << start % 32;
     return cost;

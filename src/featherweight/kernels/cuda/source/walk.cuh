@@ -53,12 +53,18 @@ DEVICE void load_feedback(const Arguments& given, const Parts& parts) {
 
 DEVICE void load_columns(const Arguments& given, const Parts& parts) {
     long row = (long)blockIdx.x * ROWS + lane();
-#pragma unroll 8
-    for (int column = warp(); column < MOST; column += WARPS) {
+    float target[MOST / WARPS], original[MOST / WARPS];  // all asked for before the first is needed
+#pragma unroll
+    for (int i = 0; i < MOST / WARPS; i++) {
+        int column = warp() + i * WARPS;
         bool there = column < given.columns && row < given.rows;
         long place = there ? (given.first + column) * (long)given.rows + row : 0;
-        parts.target[column * ROWS + lane()] = there ? given.target[place] : 0.0f;
-        parts.original[column * ROWS + lane()] = there ? given.original[place] : 0.0f;
+        target[i] = there ? given.target[place] : 0.0f, original[i] = there ? given.original[place] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < MOST / WARPS; i++) {
+        int place = (warp() + i * WARPS) * ROWS + lane();
+        parts.target[place] = target[i], parts.original[place] = original[i];
     }
     parts.importance[threadIdx.x] = threadIdx.x < given.columns ? given.importance[given.first + threadIdx.x] : 0.0f;
 }

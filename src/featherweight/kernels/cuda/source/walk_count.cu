@@ -12,7 +12,7 @@ KERNEL void __launch_bounds__(THREADS) walk_count(Arguments given) {
     wait_for_inputs();
     word prefix = find_prefix<DIGIT>(given, counts + NEXT_DIGITS).digit;
     long row = (long)blockIdx.x * ROWS + lane();
-#pragma unroll 8
+#pragma unroll 16
     for (int column = warp(); column < given.columns && row < given.rows; column += WARPS) {
         word score = as_word(given.scores[(long)column * given.rows + row]);
         if (score >> (DIGIT == 1 ? 20 : 10) == prefix) add_shared(counts + (DIGIT == 1 ? score >> 10 : score) % NEXT_DIGITS, 1);

@@ -3,22 +3,27 @@
 #include "walk_digits.cuh"
 
 #if DROPS == 2
+struct Columns { float value[OF]; };
+
 // Where OF columns stand, from their values with all errors before them.
-DEVICE void stand(float (&value)[OF], const Parts& parts, const float* feedback, int place) {
+DEVICE Columns stand(const float (&value)[SUB], const float (&weight)[SUB], const float* feedback, int first) {
+    Columns columns;
 #pragma unroll
-    for (int i = 0; i < OF; i++) {
-        float error = parts.original[place + i * ROWS] - value[i];
+    for (int i = 0; i < OF; i++) columns.value[i] = value[first + i];
 #pragma unroll
-        for (int m = i + 1; m < OF; m++) value[m] = fmaf(feedback[i * SUB + m], error, value[m]);
-    }
+    for (int i = 0; i < OF; i++)
+#pragma unroll
+        for (int m = i + 1; m < OF; m++)
+            columns.value[m] = fmaf(feedback[(first + i) * SUB + first + m], weight[first + i] - columns.value[i], columns.value[m]);
+    return columns;
 }
 
 // A bit for each of the OF − KEEP that cost least; of equal ones the first.
-DEVICE word least_of(const float (&value)[OF], const float* importance) {
+DEVICE word least_of(const Columns& columns, const float* importance) {
     float cost[OF];
     word bits = 0;
 #pragma unroll
-    for (int i = 0; i < OF; i++) cost[i] = value[i] * value[i] * importance[i];
+    for (int i = 0; i < OF; i++) cost[i] = columns.value[i] * columns.value[i] * importance[i];
 #pragma unroll
     for (int i = 0; i < OF; i++) {
         int below = 0;
@@ -34,11 +39,11 @@ DEVICE void select_standing(const Parts& parts, int begin, int end) {
     word bits = 0;
     for (int column = warp() * 32; column < warp() * 32 + 32; column += OF) {
         if (column < begin || column >= end) continue;
-        float standing[OF];
+        Columns standing;
 #pragma unroll
         for (int i = 0; i < OF; i++) {
             int place = (column + i) * ROWS + lane();
-            standing[i] = parts.original[place] - parts.error[place];
+            standing.value[i] = parts.original[place] - parts.error[place];
         }
         bits |= least_of(standing, parts.importance + column) << column % 32;
     }
