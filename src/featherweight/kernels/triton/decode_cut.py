@@ -122,7 +122,8 @@ def count_digits(logits: Tensor, chosen: Chosen, by: tuple[bool, bool]) -> dict[
         _count[(batch, parts)](
             logits, chosen.temperature, aim, before[0], cut.partial[turn], cut.partial[other],
             cut.maxima[turn], cut.maxima[other], cut.prefixes, cut.left, cut.peaks, cut.floors, vocabulary, batch, parts,
-            launch, digit, digits, mass, before[1], CUT_BLOCK, triton.next_power_of_2(parts), num_warps=WARPS, **launch_options(logits.device),
+            launch, digit, digits, mass, before[1], CUT_BLOCK, triton.next_power_of_2(parts), num_warps=WARPS,
+            **launch_options(logits.device),
         )  # fmt: skip
     last, slot = launches[-1], len(launches) - 1
     return {
