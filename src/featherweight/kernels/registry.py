@@ -43,6 +43,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     ),
     "fit_groups": (
         Kernel("triton", f"{_ROOM}.triton.sweep_groups", "fit_groups", supports.triton_fit),
+        Kernel("cpu", f"{_ROOM}.cpu.fit", "fit_groups", supports.cpu_fit),
         Kernel("reference", f"{_ROOM}.reference.fit_groups", "fit_groups", supports.always),
     ),
     "sweep_vectors": (

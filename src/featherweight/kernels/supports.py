@@ -180,11 +180,21 @@ def cpu_integer(signature: Signature, device: torch.device) -> tuple[bool, str]:
         return False, "for activations of 16 or 32 bits, not float64"
     if signature.get("group_index"):
         return False, "it does not read groups with a stored index"
-    if reason := missing():
+    if reason := missing("integer"):
         return False, reason
     from featherweight.kernels.cpu.integer import told
 
     return True, told(signature)
+
+
+def cpu_fit(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """Fits of all groups at once, wherever there is a C compiler."""
+    from featherweight.kernels.cpu.compiler import missing
+
+    if device.type != "cpu":
+        return False, f"written for CPUs, not for {device.type}"
+    reason = missing("fit")
+    return not reason, reason or "every candidate of a group tried while it lies in the first cache"
 
 
 def cuda_cache(signature: Signature, device: torch.device) -> tuple[bool, str]:
