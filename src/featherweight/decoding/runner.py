@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from featherweight.decoding.reading import read_decoder
+from featherweight.decoding.sampling import Sampling
 from featherweight.decoding.slots import slots
 from featherweight.decoding.step import Step
 from featherweight.errors import FeatherweightError
@@ -23,14 +24,16 @@ SMALLEST_REACH = 512
 WARM_UP = 2
 
 
-def open_runner(model: Any, ids: Tensor, length: int, *, temperature: float = 0.0, seed: int = 0) -> tuple[Runner | None, str]:
+def open_runner(
+    model: Any, ids: Tensor, length: int, *, sampling: Sampling | None = None, seed: int = 0
+) -> tuple[Runner | None, str]:
     """A runner that has read `ids [batch, tokens]` and has room for `length`; or None, and why none runs this model.
 
     Its first step's logits are compared with the model's own: a model may compute something else than its modules look like.
     """
     try:
         runner = Runner(model, ids.shape[0], length)
-        runner.sample(temperature, seed)
+        runner.sample(sampling or Sampling(), seed)
         runner.read(ids)
         difference = runner.compare() if ids.shape[1] < length else 0.0
     except FeatherweightError as problem:
@@ -63,9 +66,10 @@ class Runner:
         self.model = model
         self.step = Step(read_decoder(model, batch, length), batch, length)
         self._graphs_wanted = graphs and self.step.device.type == "cuda"
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[Any, ...], torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
         self._held = 0
+        self._sampling = Sampling(), 0
         self.difference: float | None = None
 
     def get_seq_length(self) -> int:
@@ -81,10 +85,17 @@ class Runner:
         """Bytes of the static cache."""
         return sum(tensor.nbytes for tensor in [*self.step.keys, *self.step.values])
 
-    def sample(self, temperature: float, seed: int) -> None:
-        """From now on take the largest logit (0), or draw from `softmax(logits / temperature)` on the device."""
-        self.step.chosen.temperature.fill_(temperature)
-        self.step.chosen.seed.fill_(seed % 2**31)
+    def sample(self, sampling: Sampling, seed: int) -> None:
+        """From now on choose tokens so, on the device."""
+        chosen = self.step.chosen
+        for tensor, value in zip(
+            (chosen.temperature, chosen.top_k, chosen.top_p, chosen.seed),
+            (sampling.temperature, sampling.top_k, sampling.top_p, seed % 2**31),
+            strict=True,
+        ):
+            tensor.fill_(value)
+        self.step.cuts = sampling.cuts
+        self._sampling = sampling, seed
 
     def grow(self, length: int) -> None:
         """Make room for `length` tokens of each sequence; steps are captured anew."""
@@ -95,7 +106,7 @@ class Runner:
         self.step = Step(old.decoder, old.batch, length)
         for new, before in zip([*self.step.keys, *self.step.values], [*old.keys, *old.values], strict=True):
             new[:, :, : self._held] = before[:, :, : self._held]
-        self.sample(float(old.chosen.temperature), int(old.chosen.seed))
+        self.sample(*self._sampling)
 
     @torch.no_grad()
     def read(self, ids: Tensor) -> None:
@@ -125,9 +136,10 @@ class Runner:
             raise FeatherweightError("the static cache is full", found=f"{self._held} tokens", fix="grow it first")
         reach = min(self.step.length, max(SMALLEST_REACH, 1 << self._held.bit_length()))
         if self._graphs_wanted:
-            if reach not in self._graphs:
-                self._capture(reach)
-            self._graphs[reach].replay()
+            key = (reach, *self.step.cuts)
+            if key not in self._graphs:
+                self._graphs[key] = self._capture(reach)
+            self._graphs[key].replay()
         else:
             self.step.run(reach)
         self._held += 1
@@ -177,7 +189,7 @@ class Runner:
         self.difference = float((found - expected).norm() / expected.norm())
         return self.difference
 
-    def _capture(self, reach: int) -> None:
+    def _capture(self, reach: int) -> torch.cuda.CUDAGraph:
         """Record a step that reaches `reach` tokens; what it is at stays as it was."""
         device, chosen = self.step.device, self.step.chosen
         kept = [(tensor, tensor.clone()) for tensor in (chosen.token, chosen.position)]
@@ -194,4 +206,4 @@ class Runner:
         with torch.cuda.graph(graph, pool=self._pool, stream=side):
             self.step.run(reach)
         self._pool = self._pool or graph.pool()
-        self._graphs[reach] = graph
+        return graph

@@ -25,6 +25,10 @@ def _step_kernels(file: str, function: str) -> tuple[Kernel, ...]:
 
 
 OPS: dict[str, tuple[Kernel, ...]] = {
+    "walk_block": (
+        Kernel("cuda", f"{_ROOM}.cuda.walk", "open_walk", supports.cuda_walk),
+        Kernel("reference", f"{_ROOM}.reference.walk", "open_walk", supports.always),
+    ),
     "sweep_block": (
         Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", supports.triton_sweep),
         Kernel("reference", f"{_ROOM}.reference.sweep_block", "sweep_block", supports.always),
