@@ -109,9 +109,9 @@ def attend(
     owners = batch * key_heads * blocks
     stage = sum(-(-side.stage_bytes // 16) * 16 for side in sides)
     sketch = sides[0].constants.get("SKETCH", 0)
-    shape, parts = _cut(max(lengths.most, values.coded), owners, shape, stage, sketch, query.device)
+    shape, parts, apart = _cut(max(lengths.most, values.coded), owners, shape, stage, sketch, query.device)
     out = torch.empty(batch, heads, 1, head_dim, dtype=query.dtype, device=query.device)
-    partial = torch.empty(owners * parts * HEADS * (head_dim + _STATE), dtype=torch.float32, device=query.device)
+    partial = torch.empty(owners * (parts + 1) * HEADS * (head_dim + _STATE), dtype=torch.float32, device=query.device)
     tickets = _tickets(owners, query.device)
     hidden = None if mask is None else mask[:, 0, -1].expand(batch, -1).contiguous().view(torch.uint8)
     given = Arguments(
@@ -120,7 +120,7 @@ def attend(
         out=out.data_ptr(), partial=partial.data_ptr(), tickets=tickets.data_ptr(),
         mask=0 if hidden is None else hidden.data_ptr(), mask_stride=0 if hidden is None else hidden.shape[1],
         lengths=0 if lengths.device is None else lengths.device.data_ptr(), coded_keys=keys.coded, coded_values=values.coded,
-        tokens=keys.coded + keys.exact.shape[2], first=_first(keys), group=group, scaling=scaling * math.log2(math.e),
+        tokens=keys.coded + keys.exact.shape[2], first=_first(keys), group=group, apart=apart, scaling=scaling * math.log2(math.e),
     )  # fmt: skip
     for side, part, target in zip(sides, (keys, values), (given.keys, given.values), strict=True):
         for index, name in enumerate(side.names):
@@ -155,7 +155,7 @@ def _prepare(
         constant, length = unbiased(keys.settings, len(projection)), side.constants["SKETCH"]
         if side.constants["OUTLIERS"]:
             given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], constant).data_ptr()
-        constant, reach = constant / length, 6.0
+        constant, reach = constant / length, 6.0 * (2 if side.constants["OUTLIERS"] else 128)
     elif side.constants["KEYS"] == 3:
         projection, tables = keys.constants["rotation"], rotated_tables(keys.constants, keys.exact.dtype)
         given.table, constant, reach = tables.keys.data_ptr(), tables.unit / 2, 1.0
@@ -176,11 +176,11 @@ def unbiased(settings: Mapping[str, Any], head_dim: int) -> float:
     return math.exp(0.5 * math.log(math.pi / head_dim) + math.lgamma((head_dim + 1) / 2) - math.lgamma(head_dim / 2))
 
 
-def _cut(coded: int, owners: int, shape: Shape | None, shared: int, sketch: int, device: torch.device) -> tuple[Shape, int]:
-    """The shape of the work, and into how many parts a head's tokens fall: the first for exact ones, the others for `coded`.
+def _cut(coded: int, owners: int, shape: Shape | None, shared: int, sketch: int, device: torch.device) -> tuple[Shape, int, int]:
+    """The shape of the work, into how many parts a head's tokens fall, and whether (1) exact tokens are a part apart.
 
     Few heads get large programs, one wave of them, as parts have to be added up. Many heads get small ones, and so many parts
-    that all programs run at once or the last wave hardly matters.
+    that all programs run at once or the last wave hardly matters; there a part for exact tokens alone would idle.
 
     Args:
         shared: bytes of shared memory for each warp's stage.
@@ -197,8 +197,8 @@ def _cut(coded: int, owners: int, shape: Shape | None, shared: int, sketch: int,
     held = min(shape.resident, memory // (shape.warps * shape.depth * shared + 4096))
     room = processors * max(1, held)
     evenly = room // owners if room >= 8 * owners else -(-8 * room // owners)
-    wanted = room // owners - 1 if few else evenly
-    return shape, 1 + max(1, min(wanted, -(-coded // (2 * STAGE * shape.warps))))
+    useful = max(1, -(-coded // (2 * STAGE * shape.warps)))
+    return (shape, 1 + max(1, min(room // owners - 1, useful)), 1) if few else (shape, min(evenly, useful), 0)
 
 
 def _first(part: CachePart) -> int:
