@@ -176,7 +176,9 @@ def unbiased(settings: Mapping[str, Any], head_dim: int) -> float:
     return math.exp(0.5 * math.log(math.pi / head_dim) + math.lgamma((head_dim + 1) / 2) - math.lgamma(head_dim / 2))
 
 
-def _cut(coded: int, owners: int, shape: Shape | None, shared: int, sketch: int, device: torch.device) -> tuple[Shape, int, int]:
+def _cut(
+    coded: int, owners: int, shape: Shape | None, shared: int, sketch: int, device: torch.device
+) -> tuple[Shape, int, int]:
     """The shape of the work, into how many parts a head's tokens fall, and whether (1) exact tokens are a part apart.
 
     Few heads get large programs, one wave of them, as parts have to be added up. Many heads get small ones, and so many parts

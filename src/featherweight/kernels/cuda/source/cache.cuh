@@ -58,6 +58,8 @@ DEVICE half_word to_number(float value) { return to_fp16(value); }
 DEVICE float from_number(half_word bits) { return from_fp16(bits); }
 #endif
 
+constexpr float MOST = NUMBER == 0 ? 3.38953139e38f : 65504.0f, LEAST = NUMBER == 0 ? 1.17549435e-38f : 5.96046448e-8f;  // numbers
+
 DEVICE word multiply_pair(word a, word b) { return multiply_add(a, b, 0x80008000u); }
 DEVICE constexpr word twice(word bits) { return bits | bits << 16; }
 

@@ -19,6 +19,10 @@ DEVICE void synchronize_warp() { __syncwarp(); }
 DEVICE float exchange(float value, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, value, lanes); }
 DEVICE float broadcast(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 DEVICE bool any_lane(bool value) { return __any_sync(0xFFFFFFFFu, value); }
+DEVICE word vote(bool value) { return __ballot_sync(0xFFFFFFFFu, value); }
+
+// As IEEE has it.
+DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
 
 // Rows of an 8 x 8 matrix of 16-bit numbers become its columns.
 DEVICE word transpose(word value) {
