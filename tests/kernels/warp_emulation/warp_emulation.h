@@ -2,7 +2,6 @@
 #pragma once
 #include "emulation.h"
 
-inline void copy_8_to_shared(void* target, const void* source) { std::memcpy(target, source, 8); }
 inline void close_copies() {}
 template <int LEFT>
 inline void wait_for_copies() {}

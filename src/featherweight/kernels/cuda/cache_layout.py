@@ -40,7 +40,7 @@ class Arguments(ctypes.Structure):
         ("query", Rows), ("keys", Rows * 5), ("values", Rows * 3), ("exact_keys", Rows), ("exact_values", Rows),
         ("first_keys", Rows), ("first_values", Rows),
         *((name, ctypes.c_void_p) for name in ("prepared", "table", "levels", "rotation", "mask", "out", "partial", "tickets", "lengths")),
-        *((name, ctypes.c_int) for name in ("coded_keys", "coded_values", "tokens", "first", "group", "mask_stride", "apart")),
+        *((name, ctypes.c_int) for name in ("coded_keys", "coded_values", "tokens", "first", "group", "mask_stride", "key_ring", "value_ring", "apart")),
         ("scaling", ctypes.c_float),
     )  # fmt: skip
 
@@ -69,7 +69,7 @@ def key_side(part: CachePart, head_dim: int) -> Side:
         sketch = 8 * part.codes["signs"].shape[-1]
         apart = 8 * part.codes["outlier_signs"].shape[-1] if settings["outliers"] else 0
         constants = {"KEYS": 1, "SKETCH": sketch, "OUTLIERS": settings["outliers"], "OUTLIER_SKETCH": apart}
-        stage = STAGE * (sketch // 8 + 2) + (STAGE * (apart // 8 + 2) + 16 if apart else 0)
+        stage = STAGE * (sketch // 8 + 2) + (STAGE * (apart // 8 + 2) if apart else 0)
         names = ("signs", "norm", *(("outlier_signs", "outlier_norm", "outliers") if apart else ()))
         return Side(constants, names, stage, 8 * sketch + 8 * HEADS + 4 * HEADS * head_dim)
     if settings["codec"] == "rotated":

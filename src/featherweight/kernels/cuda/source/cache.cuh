@@ -34,6 +34,7 @@ struct Arguments {
     int first;           // tokens at the beginning that are exact
     int group;           // query heads of a key head
     int mask_stride;
+    int key_ring, value_ring;  // exact tokens lie in rings of so many less one; 0 if one after another
     int apart;           // whether the first part reads nothing but the exact tokens
     float scaling;       // of the scores, times log2 e
 };

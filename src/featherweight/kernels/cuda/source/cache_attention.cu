@@ -124,9 +124,11 @@ DEVICE void walk_coded(Walk& walk, Values& values, const Arguments& a, unsigned 
     if (PREPARED) wait_for_inputs();
     Keys keys;
     keys.begin(a, walk.prepared, walk.asked + walk.row * HEAD_DIM, walk.lane, walk.row, walk.quarter);
+    if (begin < end) keys.seek(a, walk.sequence, walk.head, begin, walk.row, walk.quarter);
     unsigned char* place = shared;
     int left = walk.coded_values - begin * STAGE;
     for (int stage = begin; stage < end; stage++) {
+        keys.fetch(a, walk.prepared, stage + 1 < end, walk.row, walk.quarter);
         wait_for_copies<DEPTH - 2>();
         synchronize_warp();
         ring.fetch(walk, stage + DEPTH - 1 < end);  // into the place of the stage before this one, which all lanes have read
@@ -153,15 +155,17 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
     float x[2][2];
     if (warp == WARPS - 1 && walk.first) {
         for (int base = 0; base < walk.first; base += STAGE) {
-            score_exact(x, a.first_keys.of(walk.sequence, walk.head), walk.asked, base, walk.first, a.scaling, walk.row, walk.quarter);
+            score_exact(x, {a.first_keys.of(walk.sequence, walk.head), 0, walk.first, 0}, walk.asked, base, a.scaling, walk.row, walk.quarter);
             walk.hide(x, base, 0, walk.first);
-            values.at(a.first_values.of(walk.sequence, walk.head), base, walk.first);
+            values.at({a.first_values.of(walk.sequence, walk.head), 0, walk.first, 0}, base);
             walk.add(values, nullptr, x);
         }
     }
     for (int stage = begin + warp; stage < end; stage += WARPS) {
         const int base = stage * STAGE;
         if (base < walk.coded_keys) {
+            keys.seek(a, walk.sequence, walk.head, stage, walk.row, walk.quarter);
+            keys.fetch(a, walk.prepared, false, walk.row, walk.quarter);
             KeyFeed feed;
             feed.begin(a, walk.sequence, walk.head, base, walk.lane);
             feed.copy<false>(ring, walk.coded_keys - base, walk.lane);
@@ -173,7 +177,7 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
         }
         if (base + STAGE > walk.coded_keys && walk.tokens > walk.coded_keys) {
             float exact[2][2];
-            score_exact(exact, a.exact_keys.of(walk.sequence, walk.head), walk.asked, base - walk.coded_keys, walk.tokens - walk.coded_keys,
+            score_exact(exact, {a.exact_keys.of(walk.sequence, walk.head), walk.coded_keys, walk.tokens, a.key_ring}, walk.asked, base,
                         a.scaling, walk.row, walk.quarter);
 #pragma unroll
             for (int place = 0; place < 4; place++) {
@@ -182,7 +186,7 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
             }
         }
         walk.hide(x, base, walk.coded_values > walk.first ? walk.coded_values : walk.first, walk.tokens);
-        values.at(a.exact_values.of(walk.sequence, walk.head), base - walk.coded_values, walk.tokens - walk.coded_values);
+        values.at({a.exact_values.of(walk.sequence, walk.head), walk.coded_values, walk.tokens, a.value_ring}, base);
         walk.add(values, nullptr, x);
     }
 }

@@ -65,6 +65,9 @@ struct Keys {
         asked = columns;
     }
 
+    DEVICE void seek(const Arguments&, int, int, int, int, int) {}
+    DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
+
     DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter) {
         float bias = 0;
         if constexpr (KEY_GROUP > 0) bias = product_with_means(stage + KEY_MEANS, quarter) * a.scaling;

@@ -13,7 +13,7 @@ constexpr int APART_WORDS = OUTLIERS ? OUTLIER_SKETCH / 128 : 1, APART_PRODUCTS 
 constexpr bool ALIKE = SIGN_WORDS == APART_WORDS;  // both sketches have the same columns of S
 constexpr int KEY_SIGNS = 0, KEY_NORMS = STAGE * SKETCH / 8, KEY_APART = KEY_NORMS + STAGE * 2;
 constexpr int KEY_APART_NORMS = KEY_APART + (OUTLIERS ? STAGE * OUTLIER_SKETCH / 8 : 0);
-constexpr int KEY_OUTLIERS = KEY_APART_NORMS + (OUTLIERS ? STAGE * 2 : 0), KEY_STAGE = KEY_OUTLIERS + (OUTLIERS ? 16 : 0);
+constexpr int KEY_STAGE = KEY_APART_NORMS + (OUTLIERS ? STAGE * 2 : 0);
 constexpr float BYTE = 128.0f;  // what a sign counts at most
 // Of the prepared query: sketch for each lane; of heads factor and offset; then the query itself, high and low.
 constexpr int LANE_BYTES = PRODUCTS * 2 * 4, PREPARED_FACTORS = 32 * LANE_BYTES, PREPARED_QUERY = PREPARED_FACTORS + HEADS * 2 * 4;
@@ -63,7 +63,6 @@ struct KeyFeed {
     Feed<SKETCH / 8> signs;
     Feed<2> norms, apart_norms;
     Feed<OUTLIERS ? OUTLIER_SKETCH / 8 : 16> apart;
-    const unsigned char* outliers;
 
     DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
         signs.begin(a.keys[0], sequence, head, base, lane);
@@ -71,7 +70,6 @@ struct KeyFeed {
         if constexpr (OUTLIERS > 0) {
             apart.begin(a.keys[2], sequence, head, base, lane);
             apart_norms.begin(a.keys[3], sequence, head, base, lane);
-            outliers = a.keys[4].of(sequence, head) + base / STAGE * OUTLIERS;
         }
     }
     template <bool WHOLE>
@@ -81,33 +79,62 @@ struct KeyFeed {
         if constexpr (OUTLIERS > 0) {
             apart.template copy<WHOLE>(stage + KEY_APART, left, lane);
             apart_norms.template copy<WHOLE>(stage + KEY_APART_NORMS, left, lane);
-            if (lane == 0) copy_8_to_shared(stage + KEY_OUTLIERS, outliers);
-            outliers += OUTLIERS;
         }
     }
 };
 
-// Rows of S that belong to this lane's outlier channel, two products at a time.
-struct Columns {
-    const uint4* rows;
-    uint4 words;
-    DEVICE void at(const unsigned char* table, int quarter) { rows = (const uint4*)table + quarter; }
-    DEVICE void next(int product) {
-        if (product % 2 == 0) words = rows[product / 2 * 4];
+// What a stage's outlier channels bring along: for the lane that of `row` with its row of S, two products at a time, and those of
+// 2 quarter and the next with their units and the query. Asked for a stage ahead, and read before the stage's signs are there.
+struct Outliers {
+    static constexpr bool HELD = SIGN_WORDS <= 2;  // longer rows are read as they are used
+    const unsigned char* channels;
+    int mine, two, held;
+    uint4 rows[HELD ? PRODUCTS / 2 : 1];
+    float4 units[2];
+    word asked;
+
+    DEVICE void seek(const Arguments& a, int sequence, int head, int stage, int row, int quarter) {
+        channels = a.keys[4].of(sequence, head) + (long long)stage * OUTLIERS;
+        ask(row, quarter);
     }
-    DEVICE void multiply(int (&sums)[2][4], const word (&bytes)[4], int product) const {
-        multiply_unsigned(sums[product % 2], bytes, product % 2 ? words.z : words.x, product % 2 ? words.w : words.y);
+    DEVICE void ask(int row, int quarter) { mine = channels[row], two = ((const half_word*)channels)[quarter]; }
+    DEVICE void fetch(const Arguments& a, const unsigned char* prepared, bool more, int row, int quarter) {
+        const half_word* query = (const half_word*)(prepared + PREPARED_QUERY) + row * HEAD_DIM;
+        const float4* all = (const float4*)(a.table + TABLE_UNITS);
+        held = mine;
+        if constexpr (HELD) {
+#pragma unroll
+            for (int at = 0; at < PRODUCTS / 2; at++) rows[at] = row_of(a.table, TABLE_ROW, quarter)[4 * at];
+        }
+        units[0] = all[two & 255], units[1] = all[two >> 8];
+        asked = query[two & 255] | (word)query[two >> 8] << 16;
+        channels += OUTLIERS;
+        if (more) ask(row, quarter);
+    }
+    DEVICE const uint4* row_of(const unsigned char* table, int bytes, int quarter) const {
+        return (const uint4*)(table + held * bytes) + quarter;
     }
 };
+DEVICE void multiply_columns(int (&sums)[2][4], const word (&bytes)[4], const uint4& columns, int product) {
+    multiply_unsigned(sums[product % 2], bytes, product % 2 ? columns.z : columns.x, product % 2 ? columns.w : columns.y);
+}
 
 struct Keys {
     word sketch[PRODUCTS][2];
     float factor, offset;
+    Outliers outliers;
 
     DEVICE void begin(const Arguments& a, const unsigned char* prepared, const half_word*, int lane, int row, int quarter) {
         read_words((word(&)[PRODUCTS * 2])sketch, prepared + lane * LANE_BYTES);
         const float2 both = ((const float2*)(prepared + PREPARED_FACTORS))[quarter];
         factor = both.x, offset = both.y;
+    }
+    DEVICE void seek(const Arguments& a, int sequence, int head, int stage, int row, int quarter) {
+        if constexpr (OUTLIERS > 0) outliers.seek(a, sequence, head, stage, row, quarter);
+    }
+    // What the next stage's scores need beside its tokens; `more` stages follow it.
+    DEVICE void fetch(const Arguments& a, const unsigned char* prepared, bool more, int row, int quarter) {
+        if constexpr (OUTLIERS > 0) outliers.fetch(a, prepared, more, row, quarter);
     }
 
     DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char* prepared, int row, int quarter) {
@@ -115,41 +142,39 @@ struct Keys {
         const half_word* norms = (const half_word*)(stage + KEY_NORMS);
         int sums[2][4] = {}, taken[2][2][4] = {}, given[2][2][4] = {};  // of a tile; bits that count 128, 64
         Signs<SIGN_WORDS> signs[2];
-        signs[0].read(stage + KEY_SIGNS, token, quarter);
-        signs[1].read(stage + KEY_SIGNS, 16 + token, quarter);
-        Columns columns;
-        const unsigned char* channels = stage + KEY_OUTLIERS;
-        if constexpr (OUTLIERS > 0) columns.at(a.table + channels[row] * TABLE_ROW, quarter);
         Signs<APART_WORDS> apart[2];
-        if constexpr (OUTLIERS > 0) {
-            apart[0].read(stage + KEY_APART, token, quarter);
-            apart[1].read(stage + KEY_APART, 16 + token, quarter);
+#pragma unroll
+        for (int tile = 0; tile < 2; tile++) {
+            signs[tile].read(stage + KEY_SIGNS, 16 * tile + token, quarter);
+            if constexpr (OUTLIERS > 0) apart[tile].read(stage + KEY_APART, 16 * tile + token, quarter);
         }
+        uint4 columns;
 #pragma unroll
         for (int product = 0; product < PRODUCTS; product++) {
-            if constexpr (OUTLIERS > 0) columns.next(product);
+            if constexpr (OUTLIERS > 0) {
+                if (product % 2 == 0) columns = Outliers::HELD ? outliers.rows[product / 2] : outliers.row_of(a.table, TABLE_ROW, quarter)[product / 2 * 4];
+            }
 #pragma unroll
             for (int tile = 0; tile < 2; tile++) {
                 word bytes[4];
                 signs[tile].bytes(bytes, product);
                 multiply_unsigned(sums[tile], bytes, sketch[product][0], sketch[product][1]);
-                if constexpr (OUTLIERS > 0) columns.multiply(taken[tile], bytes, product);
+                if constexpr (OUTLIERS > 0) multiply_columns(taken[tile], bytes, columns, product);
                 if constexpr (OUTLIERS > 0 && ALIKE) {
                     apart[tile].bytes(bytes, product);
-                    columns.multiply(given[tile], bytes, product);
+                    multiply_columns(given[tile], bytes, columns, product);
                 }
             }
         }
         if constexpr (OUTLIERS > 0 && !ALIKE) {
-            columns.at(a.table + TABLE_APART + channels[row] * TABLE_APART_ROW, quarter);
 #pragma unroll
             for (int product = 0; product < APART_PRODUCTS; product++) {
-                columns.next(product);
+                if (product % 2 == 0) columns = outliers.row_of(a.table + TABLE_APART, TABLE_APART_ROW, quarter)[product / 2 * 4];
 #pragma unroll
                 for (int tile = 0; tile < 2; tile++) {
                     word bytes[4];
                     apart[tile].bytes(bytes, product);
-                    columns.multiply(given[tile], bytes, product);
+                    multiply_columns(given[tile], bytes, columns, product);
                 }
             }
         }
@@ -158,31 +183,25 @@ struct Keys {
             x[tile][0] = from_number(norms[16 * tile + token]) * ((float)(sums[tile][0] * 256 + sums[tile][1]) * factor - offset);
             x[tile][1] = from_number(norms[16 * tile + token + 8]) * ((float)(sums[tile][2] * 256 + sums[tile][3]) * factor - offset);
         }
-        if constexpr (OUTLIERS > 0) replace(x, stage, a, prepared, taken, given, row, quarter);
+        if constexpr (OUTLIERS > 0) replace(x, stage, taken, given, token);
     }
 
     // Scores with the outliers' terms of the sketch `taken` away and those of their own sketch `given` in their place.
-    static DEVICE void replace(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char* prepared,
-                               const int (&taken)[2][2][4], const int (&given)[2][2][4], int row, int quarter) {
-        const int token = token_of(row), first = stage[KEY_OUTLIERS + 2 * quarter], second = stage[KEY_OUTLIERS + 2 * quarter + 1];
+    DEVICE void replace(float (&x)[2][2], const unsigned char* stage, const int (&taken)[2][2][4], const int (&given)[2][2][4], int token) const {
         const half_word *norms = (const half_word*)(stage + KEY_NORMS), *apart_norms = (const half_word*)(stage + KEY_APART_NORMS);
-        const float4* units = (const float4*)(a.table + TABLE_UNITS);
-        const float4 of[2] = {units[first], units[second]};
-        const half_word* query = (const half_word*)(prepared + PREPARED_QUERY) + row * HEAD_DIM;
-        const word asked = query[first] | (word)query[second] << 16;
 #pragma unroll
         for (int tile = 0; tile < 2; tile++) {
             float terms[4];
 #pragma unroll
             for (int index = 0; index < 4; index++) {
-                const float4 unit = of[index % 2];
+                const float4 unit = outliers.units[index % 2];
                 const int at = 16 * tile + token + index / 2 * 8;
                 const int away = taken[tile][0][index] + 2 * taken[tile][1][index], instead = given[tile][0][index] + 2 * given[tile][1][index];
                 terms[index] = from_number(apart_norms[at]) * ((float)instead * unit.z - unit.w) -
                                from_number(norms[at]) * ((float)away * unit.x - unit.y);
             }
             float more[4] = {};
-            multiply_short(more, pair(terms[0], terms[1]), pair(terms[2], terms[3]), asked);
+            multiply_short(more, pair(terms[0], terms[1]), pair(terms[2], terms[3]), outliers.asked);
             x[tile][0] += more[0] + more[1];
             x[tile][1] += more[2] + more[3];
         }

@@ -55,6 +55,9 @@ struct Keys {
         }
     }
 
+    DEVICE void seek(const Arguments&, int, int, int, int, int) {}
+    DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
+
     DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments&, const unsigned char*, int row, int quarter) {
 #pragma unroll
         for (int tile = 0; tile < 2; tile++) {

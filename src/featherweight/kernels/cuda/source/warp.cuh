@@ -7,10 +7,6 @@
 #else
 
 // Copies that are waited for in groups, the oldest first.
-DEVICE void copy_8_to_shared(void* target, const void* source) {
-    word address = (word)__cvta_generic_to_shared(target);
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(source) : "memory");
-}
 DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT>
 DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
