@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +59,7 @@ class CodedCache:
         moved = addresses != self._addresses
         if moved:
             self._addresses = addresses
-            self.layers = [_layer(layer.parts) for layer in self.cache.layers]
+            self.layers = [_layer(*layer.parts) for layer in self.cache.layers]
         for layer, held in zip(self.cache.layers, self.layers, strict=True):
             for part, side in zip(layer.parts, (held.keys, held.values), strict=True):
                 places = torch.arange(part.coded, part.total, device=side.ring.device) % side.ring.shape[2]
@@ -78,24 +80,21 @@ class CodedCache:
             self.cache.crop(count - held)
 
 
-def _layer(parts: tuple[StoredPart, ...]) -> CodedLayer:
-    keys, values = (_side(part) for part in parts)
+def _layer(key_part: StoredPart, value_part: StoredPart) -> CodedLayer:
+    keys, values = _side(key_part, key_part.codec.scores), _side(value_part, value_part.codec.mix)
     return CodedLayer(keys, values, torch.zeros(3, dtype=torch.int32, device=keys.ring.device))
 
 
-def _side(part: StoredPart) -> CodedSide:
+def _side(part: StoredPart, method: Callable[..., Tensor]) -> CodedSide:
     exact, codec, constants = part.exact, part.codec, part.constants
     window = int(getattr(codec, "window", 0))
     size = max(LEAST, 1 << window.bit_length())
     ring = exact.new_zeros(*exact.shape[:2], size, exact.shape[3])
 
-    def encode(tokens: Tensor) -> dict[str, Tensor]:
-        return codec.encode(tokens, constants)
-
-    def product(asked: Tensor, codes: Any) -> Tensor:
-        return codec.scores(asked, codes, constants) if part.keys else codec.mix(asked, codes, constants)
-
-    return CodedSide(codec_settings(codec), constants, part.buffers, part.entry_tokens, ring, codec.settled, encode, product)
+    return CodedSide(
+        codec_settings(codec), constants, part.buffers, part.entry_tokens, ring, codec.settled, partial(codec.encode, constants=constants),
+        partial(method, constants=constants),
+    )  # fmt: skip
 
 
 def coded_kernel(layer: CodedLayer, dtype: torch.dtype, head_dim: int, device: torch.device) -> Any:
