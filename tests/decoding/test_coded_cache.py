@@ -87,8 +87,8 @@ def test_codecs_that_no_step_serves_are_left_to_transformers():
 @pytest.mark.parametrize("name", ["int8", "kivi-2", "qjl"])
 def test_the_kernels_add_and_read_what_the_reference_does(name):
     """One layer, steps across the end of a window, in bfloat16."""
-    from featherweight.kernels.cuda.cache_attention import Shape
     from featherweight.kernels.cuda.cache_append import attend_coded
+    from featherweight.kernels.cuda.cache_attention import Shape
 
     heads = Heads(2, 2, 128, 128**-0.5, torch.rand(128) + 0.5, torch.rand(128) + 0.5, 1e-6)
     model = attach_cache(tiny_model(torch.bfloat16, 1), read_settings(CODECS[name], 128))
@@ -105,7 +105,9 @@ def test_the_kernels_add_and_read_what_the_reference_does(name):
             out = attend(qkv, angles.cos().bfloat16(), angles.sin().bfloat16(), coded.layers[0], position, heads, 300)
             position += 1
         coded.leave(258)
-        found.append((out.float(), coded.layers[0].lengths.tolist(), *(part.decoded().float() for part in coded.cache.layers[0].parts)))
+        found.append(
+            (out.float(), coded.layers[0].lengths.tolist(), *(part.decoded().float() for part in coded.cache.layers[0].parts))
+        )
     assert found[0][1] == found[1][1]
     for mine, theirs in zip(found[1], found[0], strict=True):
         if isinstance(mine, torch.Tensor):

@@ -12,12 +12,15 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.kernels import registry
 from featherweight.kernels.coded_layer import CodedLayer, CodedSide
-from featherweight.kv_cache import new_cache
+from featherweight.kernels.cuda.cache_append import unsupported
+from featherweight.kv_cache import CacheSettings, new_cache
 from featherweight.kv_cache.part import StoredPart
 from featherweight.kv_cache.registry import codec_settings
 
 #: Entries of the smallest ring.
 LEAST = 32
+
+FIRST = "a step of ours keeps no first tokens exact"
 
 
 class CodedCache:
@@ -42,9 +45,8 @@ class CodedCache:
         assert cache is not None
         if cache.settings.exact_first:
             raise FeatherweightError(
-                "a step of ours keeps no first tokens exact", found=f"exact_first: {cache.settings.exact_first}", expected="0",
-                fix="none is needed: transformers' own step runs",
-            )  # fmt: skip
+                FIRST, found=f"exact_first: {cache.settings.exact_first}", fix="none is needed: transformers' own step runs"
+            )
         self.cache, self.length = cache, length
         self.layers: list[CodedLayer] = []
         self._addresses: list[int] = []
@@ -55,7 +57,9 @@ class CodedCache:
         for layer in self.cache.layers:
             for part in layer.parts:
                 part.reserve(self.length)
-        addresses = [tensor.data_ptr() for layer in self.cache.layers for part in layer.parts for tensor in part.buffers.values()]
+        addresses = [
+            tensor.data_ptr() for layer in self.cache.layers for part in layer.parts for tensor in part.buffers.values()
+        ]
         moved = addresses != self._addresses
         if moved:
             self._addresses = addresses
@@ -114,3 +118,10 @@ def coded_kernel(layer: CodedLayer, dtype: torch.dtype, head_dim: int, device: t
             fix="none is needed: transformers' own step runs",
         )  # fmt: skip
     return registry.choose("attend_coded", signature, device)
+
+
+def why_not_coded(settings: CacheSettings, layers: int, head_dim: int, dtype: str = "bfloat16") -> str:
+    """Why on a GPU no step of ours adds to a cache of these settings; empty if one does."""
+    told = [map(codec_settings, settings.codecs(layer)) for layer in {0, layers - 1}]
+    reasons = [unsupported(keys, values, head_dim, dtype) for keys, values in told]
+    return FIRST if settings.exact_first else next((f"the cache's kernel {reason}" for reason in reasons if reason), "")

@@ -125,7 +125,8 @@ def attend(
         out=out.data_ptr(), partial=partial.data_ptr(), tickets=tickets.data_ptr(),
         mask=0 if hidden is None else hidden.data_ptr(), mask_stride=0 if hidden is None else hidden.shape[1],
         lengths=0 if lengths.device is None else lengths.device.data_ptr(), coded_keys=keys.coded, coded_values=values.coded,
-        tokens=keys.coded + keys.exact.shape[2], first=_first(keys), group=group, key_ring=rings[0], value_ring=rings[1], apart=apart, scaling=scaling * math.log2(math.e),
+        tokens=keys.coded + keys.exact.shape[2], first=_first(keys), group=group, key_ring=rings[0], value_ring=rings[1], apart=apart,
+        scaling=scaling * math.log2(math.e),
     )  # fmt: skip
     for side, part, target in zip(sides, (keys, values), (given.keys, given.values), strict=True):
         for index, name in enumerate(side.names):

@@ -40,7 +40,8 @@ class Arguments(ctypes.Structure):
         ("query", Rows), ("keys", Rows * 5), ("values", Rows * 3), ("exact_keys", Rows), ("exact_values", Rows),
         ("first_keys", Rows), ("first_values", Rows),
         *((name, ctypes.c_void_p) for name in ("prepared", "table", "levels", "rotation", "mask", "out", "partial", "tickets", "lengths")),
-        *((name, ctypes.c_int) for name in ("coded_keys", "coded_values", "tokens", "first", "group", "mask_stride", "key_ring", "value_ring", "apart")),
+        *((name, ctypes.c_int) for name in ("coded_keys", "coded_values", "tokens", "first", "group", "mask_stride")),
+        *((name, ctypes.c_int) for name in ("key_ring", "value_ring", "apart")),
         ("scaling", ctypes.c_float),
     )  # fmt: skip
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -52,4 +50,4 @@ def _part(side: CodedSide, total: int) -> CachePart:
     coded = side.settled(total)
     codes = {name: whole[:, :, : coded // side.tokens[name]] for name, whole in side.codes.items()}
     exact = side.ring[:, :, torch.arange(coded, total, device=side.ring.device) % side.ring.shape[2]]
-    return CachePart(side.settings, codes, side.constants, coded, exact, partial(side.product, codes=codes))
+    return CachePart(side.settings, codes, side.constants, coded, exact, lambda asked: side.product(asked, codes))
