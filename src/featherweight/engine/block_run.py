@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from featherweight.engine.ranks import Ranks
 from featherweight.engine.task import BlockResult, BlockTask, put_parameter, stored_parameter
 from featherweight.errors import FeatherweightError
 from featherweight.methods.block_run import BlockRun
@@ -54,7 +55,7 @@ def block_run(
     }
 
     def run(batch: int, overrides: Mapping[str, Tensor]) -> Tensor:
-        used = {**stored, **overrides}
+        used = {**stored, **_share_gradients(task.ranks, overrides)}
         scales = {name[len(task.block) + 1 :]: used.pop(name).to(task.dtype) for name in norms if name in used}
         replaced = scales | dict(_parameter(task, linears[name], outside[name](weight)) for name, weight in used.items())
         inputs = _inputs(task)
@@ -75,8 +76,44 @@ def block_run(
         reference,
         run,
         task.plan.recipe.seed,
+        partial(_summed, task.ranks),
         {name: tensor.to(next(module.parameters()).device) for name, tensor in norms.items()},
     )
+
+
+class _Sum(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
+    """The sum over ranks; what all ranks make of it is alike, and so is its gradient."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        return ranks.sum_(tensor.clone())
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _SumGradients(torch.autograd.Function):  # type: ignore[misc]
+    """Tensors that all ranks have alike, and whose gradients are summed over ranks: all in one node, so in one order."""
+
+    @staticmethod
+    def forward(context: Any, ranks: Ranks, *tensors: Tensor) -> tuple[Tensor, ...]:
+        context.ranks = ranks
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        return None, *(context.ranks.sum_(gradient.contiguous().clone()) for gradient in gradients)
+
+
+def _summed(ranks: Ranks, tensor: Tensor) -> Tensor:
+    return _Sum.apply(tensor, ranks) if ranks.count > 1 else tensor
+
+
+def _share_gradients(ranks: Ranks, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if ranks.count == 1 or not torch.is_grad_enabled():
+        return weights
+    return dict(zip(weights, _SumGradients.apply(ranks, *weights.values()), strict=True))
 
 
 def put_norms(task: BlockTask, run: BlockRun, found: Mapping[str, Any], done: BlockResult) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _draw(task: BlockTask, part: Part, planned: PlannedMap) -> Transform | None:
     problem = part.problem(planned.linears, task.plan.recipe.seed, planned.step)
     if planned.folds:
         problem = replace(problem, shared=axis.shared, groups=axis.groups)
-    drawn = method.prepare(problem)
+    drawn = task.ranks.on(task.owners[planned.linears[0]], lambda: method.prepare(problem))
     if drawn is None:
         return None if planned.folds else _identity(planned)
     expected, found = describe_map(method.map_kind, axis.size, problem.dtype), description_of(drawn, problem.dtype)

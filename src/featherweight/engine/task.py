@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from featherweight.engine.phases import Phases
 from featherweight.engine.progress import Event
+from featherweight.engine.ranks import Ranks
 from featherweight.models.replay import BlockInputs
 from featherweight.packed.base import PackedWeight
 from featherweight.planning.plan import Plan
@@ -33,6 +35,9 @@ class BlockTask:
         dtype: in which the block runs.
         reference: what the block of the dense chain makes of each batch, where methods that learn are to match that; None for
             what the dense block makes of `inputs`.
+        ranks: that compress together; `inputs` and `reference` are this one's share.
+        phases: where the seconds go.
+        owners: the rank that compresses a linear, by name.
     """
 
     plan: Plan
@@ -45,7 +50,14 @@ class BlockTask:
     keep: bool
     report: Callable[[Event], None]
     dtype: torch.dtype
-    reference: list[Tensor] | None = None
+    reference: Sequence[Tensor] | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+    phases: Phases = field(default_factory=lambda: Phases(torch.device("cpu")))
+    owners: Mapping[str, int] = field(default_factory=dict)
+
+    def owns(self, name: str) -> bool:
+        """Whether this rank compresses the linear."""
+        return self.owners[name] == self.ranks.rank
 
 
 @dataclass

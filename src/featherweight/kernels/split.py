@@ -12,7 +12,7 @@ LARGE = 2**32
 def halves(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """`matrix` as a sum of two bfloat16 matrices, to 2⁻¹⁷ of each entry."""
     high = matrix.to(torch.bfloat16)
-    return high, (matrix - high).to(torch.bfloat16)
+    return high, torch.sub(matrix, high, out=torch.empty_like(high))
 
 
 def as_left(matrix: Tensor) -> Tensor:
@@ -46,14 +46,23 @@ def split_product(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
+def stacked_halves(matrix: Tensor) -> Tensor:
+    """The halves of `matrix [k, n]`, the upper one twice: `[3 k, n]`."""
+    high, low = halves(matrix)
+    return torch.cat((high, high, low))
+
+
 def add_split_product_(total: Tensor, left: tuple[Tensor, Tensor], right: Tensor) -> None:
-    """`total += Aᵀ B` on CUDA, as `split_product`, in one pass over `total [m, n]`.
+    """`total += Aᵀ B`, as `split_product`, in one pass over `total [m, n]`.
 
     Args:
         total: float32.
         left: the halves of `A [k, m]`.
-        right: `B [k, n]`, float32.
+        right: those of `B [k, n]`, stacked: `[3 k, n]`.
     """
-    (high, low), (right_high, right_low) = left, halves(right)
-    factors = torch.cat((high, low, high)), torch.cat((right_high, right_high, right_low))
-    torch.addmm(total, factors[0].t(), factors[1], out_dtype=torch.float32, out=total)
+    high, low = left
+    factor = torch.cat((high, low, high))
+    if total.is_cuda:
+        torch.addmm(total, factor.t(), right, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(factor.t().float(), right.float())
