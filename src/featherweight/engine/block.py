@@ -90,7 +90,12 @@ def _gathered(task: BlockTask, axes: Sequence[Axis], needs: Mapping[str, frozens
         for index in range(len(task.inputs.hidden)):
             task.inputs.run(task.model, task.block, index)
             task.report(Event("gather", task.block, done=index + 1, total=len(task.inputs.hidden)))
-    return collector.sums
+    place = task.inputs.hidden[0].device
+    return {
+        axis.name: collector.sums.get(axis.name) or InputStatistics.zeros(axis.size, needs[axis.name], dtype, place)
+        for axis in axes
+        if axis.name in needs
+    }
 
 
 def _holders(task: BlockTask, axes: Sequence[Axis]) -> dict[str, Sequence[int]]:
