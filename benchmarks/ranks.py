@@ -92,7 +92,9 @@ def measure(options: argparse.Namespace, recipe: str) -> list[dict[str, Any]]:
     """Rows of the first rank alone and of all together; every rank comes here."""
     count, few, rows = launched(), min(options.samples, 2 * options.batch_size * launched()), []
     for ranks in (1, count):
-        folders = [options.output / f"{recipe}-{ranks}-{repeat}" for repeat in range(options.repeats if ranks > 1 else 1)]
+        folders = [
+            options.output / f"{recipe}-{ranks}-{repeat}" for repeat in range(options.repeats[recipe] if ranks > 1 else 1)
+        ]
         os.environ["WORLD_SIZE"] = str(ranks)
         if ranks == 1 and os.environ["RANK"] != "0":
             wait_for(folders[0] / "ledger.json")
@@ -182,12 +184,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument(
+        "--repeats", nargs="+", type=int, default=[1], help="of each recipe; the last is that of all further ones"
+    )
     parser.add_argument("--windows", type=int, help="measure the divergence from the dense model on so many held-out windows")
     parser.add_argument("--device", help="GPUs if there are any")
     parser.add_argument("--output", type=Path, required=True, help="new folder for outputs, ranks.csv and ranks.md")
     options = parser.parse_args()
     device, options.tokens, rows = pick_device(options.device), None, []
+    options.repeats = dict(zip(options.recipes, options.repeats + options.repeats[-1:] * len(options.recipes), strict=False))
     if options.shape:
         options.model, options.tokens = str(options.output / "model"), str(options.output / "tokens.safetensors")
         if leads():
