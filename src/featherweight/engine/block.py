@@ -15,6 +15,7 @@ from featherweight.engine.steps import compress_axes
 from featherweight.engine.task import BlockResult, BlockTask
 from featherweight.methods.base import Method
 from featherweight.models.axes import Axis
+from featherweight.models.experts import all_tokens_for
 from featherweight.packed.base import PackedWeight
 from featherweight.planning.plan import Plan
 from featherweight.statistics.collector import Collector
@@ -58,6 +59,7 @@ def gather(
         block=task.block,
         prefix=[task.prefix, _digest(done.packed)],
         **({"ranks": task.ranks.count} if task.ranks.count > 1 else {}),  # sums of another order
+        **({"expert_tokens": settings.engine.expert_tokens} if any(axis.expert for axis in axes) else {}),
     )
     holders = _holders(task, axes)
     stored = task.store.load(key, needs)
@@ -66,11 +68,11 @@ def gather(
         return {
             axis: each if task.ranks.rank in holders[axis] else InputStatistics(each.count) for axis, each in stored.items()
         }
-    sums = _gathered(task, axes, needs)
-    with task.phases.timed("reduce"):
-        sums = merge_statistics(task.ranks, sums, holders)
-    for axis in axes:
-        if axis.name in needs and sums[axis.name].count < axis.size:
+    watched = [axis for axis in axes if axis.name in needs]
+    sums = _merged(task, watched, needs, holders)
+    sums |= _of_all_tokens(task, watched, needs, sums, holders)
+    for axis in watched:
+        if sums[axis.name].count < axis.size:
             tokens = sums[axis.name].count
             task.report(
                 Event("warning", task.block, detail=f"{tokens} tokens for the {axis.size} inputs of {axis.consumers[0]}")
@@ -80,12 +82,25 @@ def gather(
     return sums
 
 
-def _gathered(task: BlockTask, axes: Sequence[Axis], needs: Mapping[str, frozenset[str]]) -> dict[str, InputStatistics]:
-    """Those of this rank's batches."""
+def _merged(
+    task: BlockTask, axes: Sequence[Axis], needs: Mapping[str, frozenset[str]], holders: Mapping[str, Sequence[int]]
+) -> dict[str, InputStatistics]:
+    """What comes by on all ranks, where it is held."""
+    sums = _sums(task, axes, needs)
+    if task.ranks.count > 1:  # one rank may see an expert's tokens that another does not
+        dtype = getattr(torch, task.plan.recipe.engine.accumulate)
+        for axis in axes:
+            if axis.name not in sums:
+                sums[axis.name] = InputStatistics.zeros(axis.size, needs[axis.name], dtype, task.ranks.device).finished()
+    with task.phases.timed("reduce"):
+        return merge_statistics(task.ranks, {axis.name: sums[axis.name] for axis in axes if axis.name in sums}, holders)
+
+
+def _sums(task: BlockTask, axes: Sequence[Axis], needs: Mapping[str, frozenset[str]]) -> dict[str, InputStatistics]:
+    """What comes by when the block runs on every batch of this rank; no entry for an expert to which nothing comes."""
     assert task.inputs is not None  # the caller looked
-    watched = {axis.name: axis.consumers[0] for axis in axes if axis.name in needs}
-    dtype = getattr(torch, task.plan.recipe.engine.accumulate)
-    collector = Collector(watched, needs, dtype)
+    accumulate = getattr(torch, task.plan.recipe.engine.accumulate)
+    collector = Collector({axis.name: axis.consumers[0] for axis in axes}, needs, accumulate)
     with collector.attached(task.model), torch.no_grad():
         for index in range(len(task.inputs.hidden)):
             task.inputs.run(task.model, task.block, index)
@@ -103,6 +118,27 @@ def _holders(task: BlockTask, axes: Sequence[Axis]) -> dict[str, Sequence[int]]:
     if task.keep or any(method.tunes for method in _methods(task.plan, axes)):
         return {axis.name: range(task.ranks.count) for axis in axes}
     return {axis.name: sorted({task.owners[name] for name in axis.consumers if name in task.owners}) or [0] for axis in axes}
+
+
+def _of_all_tokens(
+    task: BlockTask,
+    axes: Sequence[Axis],
+    needs: Mapping[str, frozenset[str]],
+    sums: Mapping[str, InputStatistics],
+    holders: Mapping[str, Sequence[int]],
+) -> dict[str, InputStatistics]:
+    """For experts that saw too few tokens, the statistics of all tokens of the block as these experts would see them."""
+    seen = {axis.name: sums[axis.name].count if axis.name in sums else 0 for axis in axes if axis.expert}
+    least = task.plan.recipe.engine.expert_tokens
+    starved = {axis.expert for axis in axes if axis.expert and seen[axis.name] < max(1.0, least * axis.size)}
+    if not starved:
+        return {}
+    counts = [count for axis, count in ((axis, seen[axis.name]) for axis in axes if axis.expert in starved)]
+    detail = f"{len(starved)} experts saw {min(counts)} to {max(counts)} tokens: calibrated on all tokens instead"
+    task.report(Event("note", task.block, detail=detail))
+    with all_tokens_for(task.model, starved):
+        found = _merged(task, [axis for axis in axes if axis.expert in starved], needs, holders)
+    return {name: replace(each, routed=seen[name]) for name, each in found.items()}
 
 
 def needed(plan: Plan, axes: Sequence[Axis]) -> dict[str, frozenset[str]]:

@@ -31,8 +31,9 @@ def merge_statistics(
             if kind != "samples"
         }
         if each.samples is not None:
-            tensors["samples"] = torch.cat([told["samples"] for told in ranks.exchange({"samples": each.samples})])
-        total = InputStatistics.from_tensors(sum(told[axis] for told in counts), tensors)
+            told = [told["samples"] for told in ranks.exchange({"samples": each.samples})]
+            tensors["samples"] = torch.cat([samples for samples in told if len(samples)] or told[:1])
+        total = InputStatistics.from_tensors(sum(count[axis] for count in counts), tensors)
         merged[axis] = total.finished() if ranks.rank in owners[axis] else InputStatistics(total.count)
     return merged
 

@@ -102,7 +102,9 @@ def _config(walk: Walk, rows: Iterable[Row]) -> dict[str, Any]:
     cache, section = walk.plan.cache, None
     if cache is not None:
         section = cache_section(cache.settings.as_dict(), DrawnConstants(cache.settings, cache.shapes).fingerprint())
-    config["quantization_config"] = quantization_config(descriptions, walk.plan.recipe.name, section)
+    config["quantization_config"] = quantization_config(
+        descriptions, walk.plan.recipe.name, section, experts=bool(walk.plan.structure.experts)
+    )
     return config
 
 

@@ -89,13 +89,14 @@ def _gathered(
     model = build_skeleton(plan.source.config())
     place_outside(model, plan, {}, dtype, ranks.device)
     tokens, batch_size = ranks.share(windows.tokens, plan.recipe.calibration.batch_size, whole_batches=True)
-    inputs = capture(model, plan.structure, tokens.to(ranks.device), batch_size)
+    spill = store.room if plan.recipe.engine.activations == "disk" else None
+    inputs = capture(model, plan.structure, tokens.to(ranks.device), batch_size, spill)
     kept = []
     for done, block in enumerate(plan.structure.blocks, 1):
         materialize(model, block, plan.weights, dtype, ranks.device)
         task = BlockTask(plan, model, block, inputs, "dense", windows.sha256, store, True, report, dtype, ranks=ranks)
         kept += _block(task, needs)
-        inputs.advance([inputs.run(model, block, index) for index in range(len(inputs.hidden))])
+        inputs.advance(inputs.run(model, block, index) for index in range(len(inputs.hidden)))
         model.get_submodule(block).to("meta")
         report(Event("block written", block, done=done, total=len(plan.structure.blocks)))
     return kept

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from featherweight.engine.block_run import block_run
+from featherweight.engine.block_run import block_run, put_norms
 from featherweight.engine.merging import merge_compressed
 from featherweight.engine.part import Part
 from featherweight.engine.prepare import prepare_step
@@ -33,7 +33,7 @@ def compress_axes(
     for index in range(max((len(chain) for part in parts for chain in part.chains.values()), default=0)):
         parts = prepare_step(task, parts, index, result)
         before = {name: compressed.weight for part in parts for name, compressed in part.current.items()}
-        settings = _tune(task, parts, index)
+        settings = _tune(task, parts, index, result)
         for part in parts:
             started = time.perf_counter()
             for method, names in part.step(index):
@@ -46,7 +46,7 @@ def compress_axes(
     _put_in_place(task, parts, result)
 
 
-def _tune(task: BlockTask, parts: Sequence[Part], index: int) -> dict[str, Any]:
+def _tune(task: BlockTask, parts: Sequence[Part], index: int, result: BlockResult) -> dict[str, Any]:
     """Settings by linear of the methods of this step that look at the block's outputs."""
     tuned: dict[Method, list[str]] = {}
     for part in parts:
@@ -62,7 +62,8 @@ def _tune(task: BlockTask, parts: Sequence[Part], index: int) -> dict[str, Any]:
     outside = {name: part.outside for part in parts for name in part.chains}
     for method, names in tuned.items():
         task.report(Event("tune", task.block, detail=f"{method.name}, {len(names)} linears"))
-        settings |= method.tune(block_run(task, names, weights, current, sums, outside))
+        run = block_run(task, names, weights, current, sums, outside, result)
+        settings |= put_norms(task, run, method.tune(run), result)
     return settings
 
 
@@ -173,6 +174,7 @@ def _measured(part: Part, name: str, stored: PackedWeight, seconds: float) -> di
     hessian = part.seen.hessian if part.seen is not None else None
     return {
         **part.current[name].facts,
+        **_expert_facts(part),
         "stored_bytes": stored.nbytes,
         "component_bits": {part_name: 8 * tensor.nbytes / original.numel() for part_name, tensor in stored.tensors().items()},
         "relative_error": None if hessian is None else relative_output_error(original, restored, hessian),
@@ -180,3 +182,12 @@ def _measured(part: Part, name: str, stored: PackedWeight, seconds: float) -> di
         "sparsity": float((values == 0).float().mean()),
         "seconds": seconds,
     }
+
+
+def _expert_facts(part: Part) -> dict[str, Any]:
+    """Of an expert, the tokens that were sent to it, and whether its statistics are of those."""
+    if not part.axis.expert or part.seen is None:
+        return {}
+    if part.seen.routed is None:
+        return {"tokens": part.seen.count, "calibrated_on": "its own tokens"}
+    return {"tokens": part.seen.routed, "calibrated_on": "all tokens"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,7 @@ class BlockTask:
     keep: bool
     report: Callable[[Event], None]
     dtype: torch.dtype
-    reference: list[Tensor] | None = None
+    reference: Sequence[Tensor] | None = None
     ranks: Ranks = field(default_factory=Ranks)
     phases: Phases = field(default_factory=lambda: Phases(torch.device("cpu")))
     owners: Mapping[str, int] = field(default_factory=dict)
@@ -62,8 +62,28 @@ class BlockTask:
 
 @dataclass
 class BlockResult:
-    """Packed weights and ledger columns by linear, and parameters that took up maps by name, as they are stored."""
+    """What comes of a block.
+
+    Attributes:
+        packed, measured: weights and ledger columns by linear.
+        folded: parameters that took up maps, or were trained, by name, as they are stored.
+        reference: what the block made of each batch before parameters were trained, once they were.
+    """
 
     packed: dict[str, PackedWeight] = field(default_factory=dict)
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     folded: dict[str, Tensor] = field(default_factory=dict)
+    reference: list[Tensor] | None = None
+
+
+def put_parameter(task: BlockTask, name: str, values: Tensor) -> None:
+    """New values for a parameter in memory; whoever looks at the old ones keeps them."""
+    parameter = task.model.get_parameter(name)
+    parameter.data = values.to(parameter.device, parameter.dtype).contiguous()
+
+
+def stored_parameter(task: BlockTask, name: str, result: BlockResult) -> Tensor | None:
+    """A parameter as the checkpoint or an earlier map has it; None if there is none of that name."""
+    if name in result.folded:
+        return result.folded[name]
+    return task.plan.weights.read(name) if name in task.plan.weights.names() else None

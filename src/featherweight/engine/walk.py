@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from torch import Tensor
 from featherweight.data.windows import Windows
 from featherweight.engine.block import compress_block
 from featherweight.engine.journal import Entry, Journal, check_shard, read_entries
-from featherweight.engine.outside import compress_outside, place_outside
+from featherweight.engine.outside import compress_outside, materialize_outside, place_outside, release_outside
 from featherweight.engine.phases import Phases
 from featherweight.engine.progress import Event
 from featherweight.engine.ranks import Ranks
+from featherweight.engine.room import check_room
 from featherweight.engine.task import BlockTask
+from featherweight.models.freed import return_freed_memory
 from featherweight.models.replay import BlockInputs, capture, head_inputs, override_forwards
 from featherweight.models.skeleton import build_skeleton, materialize
+from featherweight.models.spill import SpilledStates
 from featherweight.packed.base import PackedWeight, from_tensors
 from featherweight.packed.files import link, write
 from featherweight.packed.linear import dense_cache
@@ -101,22 +104,28 @@ class Walk:
     @torch.no_grad()
     def run(self) -> tuple[Tensor, Tensor]:
         """Walk to the end; returns the probe's tokens and the logits of the compressed model as it stands in memory."""
-        self._outside()
+        check_room(self)
+        packed = self._outside()
         probe_tokens = self.probe_tokens()
         inputs = [self._capture(probe_tokens, len(probe_tokens))]
         if self.windows and any(map(self.plan.gathers, self.plan.stages[len(self.journal.entries) :])):
-            inputs.append(self._capture(*self.share(self.windows)))
+            inputs.append(self._capture(*self.share(self.windows), self._spill))
             if self.plan.recipe.engine.reference == "dense" and self.plan.recipe.engine.inputs == "compressed":
-                self._dense = BlockInputs(list(inputs[1].hidden), inputs[1].calls)
-        for shard, stage in enumerate(self.plan.stages[1:], 1):
-            materialize(self._model, stage, self.plan.weights, self.dtype, self.device)
-            if stage in inputs[0].calls:
-                self._block(shard, stage, inputs)
-                self._model.get_submodule(stage).to("meta")
-            else:
-                self._head(shard, stage, inputs)
+                self._dense = BlockInputs(self._kept(inputs[1].hidden), inputs[1].calls)
+        release_outside(self._model, self.plan, packed)
+        for shard, block in enumerate(self.plan.structure.blocks, 1):
+            materialize(self._model, block, self.plan.weights, self.dtype, self.device)
+            self._block(shard, block, inputs)
+            self._model.get_submodule(block).to("meta")
+            return_freed_memory()
+        materialize_outside(self._model, self.plan, packed, self.dtype, self.device)
+        if self.plan.head is not None:
+            materialize(self._model, self.plan.head.name, self.plan.weights, self.dtype, self.device)
+            self._head(len(self._shards) - 1, self.plan.head.name, inputs)
         logits = inputs[0].finish(self._model, inputs[0].hidden[0])
         self._model.to("meta")  # the proof loads the output beside it
+        inputs.clear()
+        return_freed_memory()
         return probe_tokens, logits.float().cpu()
 
     def share(self, windows: Windows) -> tuple[Tensor, int]:
@@ -129,7 +138,8 @@ class Walk:
         vocabulary = self.plan.source.config().get_text_config(decoder=True).vocab_size
         return torch.randint(0, int(vocabulary), PROBE_SHAPE, generator=torch.Generator().manual_seed(self.plan.recipe.seed))
 
-    def _outside(self) -> None:
+    def _outside(self) -> Collection[str]:
+        """Everything outside the blocks in place; returns the names of the packed modules among it."""
         if self.journal.entries:
             packed = self._load(self.journal.entries[0], self._tensors(self.journal.entries[0]))
             self.report(Event("resume", done=len(self.journal.entries) - 1, total=len(self._shards) - 1))
@@ -137,15 +147,25 @@ class Walk:
             packed, measured = compress_outside(self.plan)
             self._write(0, packed, measured)
         place_outside(self._model, self.plan, packed, self.dtype, self.device)
+        return tuple(packed)
 
-    def _capture(self, tokens: Tensor, batch_size: int) -> BlockInputs:
-        return capture(self._model, self.plan.structure, tokens.to(self.device), batch_size)
+    def _capture(self, tokens: Tensor, batch_size: int, spill: Path | None = None) -> BlockInputs:
+        return capture(self._model, self.plan.structure, tokens.to(self.device), batch_size, spill)
+
+    @property
+    def _spill(self) -> Path | None:
+        """Folder for activations that are to lie on disk."""
+        return self.output if self.plan.recipe.engine.activations == "disk" else None
+
+    def _kept(self, states: Iterable[Tensor]) -> list[Tensor] | SpilledStates:
+        """States of all batches, beside those that move on."""
+        return list(states) if self._spill is None else SpilledStates(self._spill, states)
 
     def _block(self, shard: int, block: str, inputs: list[BlockInputs]) -> None:
         """A block, and what it makes of its inputs."""
         dense = self.plan.recipe.engine.inputs == "dense"
-        outputs = [self._forward(part, block) for part in inputs] if dense else []
-        reference = None if self._dense is None else self._forward(self._dense, block)
+        outputs = [self._kept(self._forward(part, block)) for part in inputs] if dense else []
+        reference = None if self._dense is None else self._kept(self._forward(self._dense, block))
         self._stage(shard, block, inputs[1] if len(inputs) > 1 else None, reference)
         self._advance(inputs, block, outputs)
         if self._dense is not None and reference is not None:
@@ -153,11 +173,11 @@ class Walk:
 
     def _head(self, shard: int, head: str, inputs: list[BlockInputs]) -> None:
         """The head; while its inputs are looked at, it computes no logits."""
-        seen = head_inputs(self._model, inputs[1], head) if len(inputs) > 1 else None
+        seen = head_inputs(self._model, inputs[1], head, self._spill) if len(inputs) > 1 else None
         with override_forwards(self._model, {head: lambda hidden: hidden}):
             self._stage(shard, head, seen)
 
-    def _stage(self, shard: int, stage: str, inputs: BlockInputs | None, reference: list[Tensor] | None = None) -> None:
+    def _stage(self, shard: int, stage: str, inputs: BlockInputs | None, reference: Sequence[Tensor] | None = None) -> None:
         """Compress and write; or, of a stage that is finished, the same modules and multiplies as in the run that wrote it."""
         if shard < len(self.journal.entries):
             entry = self.journal.entries[shard]
@@ -187,15 +207,19 @@ class Walk:
         self._write(shard, result.packed, result.measured, result.folded)
         self.report(Event("block written", stage, done=shard, total=len(self._shards) - 1))
 
-    def _advance(self, inputs: list[BlockInputs], block: str, dense_outputs: list[list[Tensor]]) -> None:
+    def _advance(self, inputs: list[BlockInputs], block: str, dense_outputs: Sequence[Sequence[Tensor]]) -> None:
         """Outputs become the next block's inputs; the probe always sees the compressed block."""
         for index, part in enumerate(inputs):
             keep_dense = bool(dense_outputs) and index > 0
             part.advance(dense_outputs[index] if keep_dense else self._forward(part, block))
 
-    def _forward(self, part: BlockInputs, block: str) -> list[Tensor]:
-        with self.phases.timed("forward"), dense_cache(self._model.get_submodule(block), self.dtype):
-            return [part.run(self._model, block, index) for index in range(len(part.hidden))]
+    def _forward(self, part: BlockInputs, block: str) -> Iterator[Tensor]:
+        """What the block makes of each batch, one at a time."""
+        with dense_cache(self._model.get_submodule(block), self.dtype):
+            for index in range(len(part.hidden)):
+                with self.phases.timed("forward"):
+                    made = part.run(self._model, block, index)
+                yield made
 
     def _prefix(self, shard: int) -> str:
         """Hash of everything compressed before this shard; "dense" where nothing was."""

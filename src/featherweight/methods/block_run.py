@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class BlockRun:
             far. Gradients flow to the replacements.
         seed: of the run.
         summed: the sum of a tensor over all ranks, each of which runs its part of every batch; gradients flow to this one's.
+        norms: weights `[size]` of the block's norms by parameter name, as they are stored so far; `run` replaces these too.
     """
 
     block: str
@@ -39,6 +40,7 @@ class BlockRun:
     run: Callable[[int, Mapping[str, Tensor]], Tensor]
     seed: int = 0
     summed: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    norms: Mapping[str, Tensor] = field(default_factory=dict)
 
     def loss(self, batch: int, overrides: Mapping[str, Tensor]) -> Tensor:
         """Mean over channels of the block's squared output error, relative to the channel's energy in the batch.

@@ -17,6 +17,7 @@ _FETCHED = {"smollm2-135m": "smollm2-135m", "smollm2": "smollm2-135m"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.safetensors.index.json")
 _FALLBACK_LENGTH = 2048  # tokens, for models whose config states no longest position
 
 #: Asks the user a question, with its consequences; True means yes.
@@ -142,6 +143,15 @@ def resolve_config(name: str | Path, *, offline: bool = False) -> ModelSource:
     if known or not _HUB_NAME.fullmatch(str(name)):
         return resolve_model(name, offline=offline)
     return ModelSource(str(name), _from_hub(str(name), offline, ["config.json"]))
+
+
+def config_alone(name: str | Path) -> ModelSource | None:
+    """The folder of that name if it holds a config.json and no weights at all, from which a plan can be made; else None."""
+    folder = Path(name).expanduser()
+    weights = (*_WEIGHTS, "*.gguf")
+    if not (folder / "config.json").is_file() or any(path for pattern in weights for path in folder.glob(pattern)):
+        return None
+    return ModelSource(str(name), folder)
 
 
 def check_folder(folder: Path) -> Path:
