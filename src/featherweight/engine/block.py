@@ -105,12 +105,7 @@ def _sums(task: BlockTask, axes: Sequence[Axis], needs: Mapping[str, frozenset[s
         for index in range(len(task.inputs.hidden)):
             task.inputs.run(task.model, task.block, index)
             task.report(Event("gather", task.block, done=index + 1, total=len(task.inputs.hidden)))
-    place = task.inputs.hidden[0].device
-    return {
-        axis.name: collector.sums.get(axis.name) or InputStatistics.zeros(axis.size, needs[axis.name], dtype, place)
-        for axis in axes
-        if axis.name in needs
-    }
+    return collector.sums
 
 
 def _holders(task: BlockTask, axes: Sequence[Axis]) -> dict[str, Sequence[int]]:
