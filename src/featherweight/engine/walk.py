@@ -155,7 +155,7 @@ class Walk:
     @property
     def _spill(self) -> Path | None:
         """Folder for activations that are to lie on disk, there by now on every node."""
-        if self.plan.recipe.engine.activations != "disk":
+        if self.plan.recipe.engine.activations == "memory":
             return None
         self.output.mkdir(parents=True, exist_ok=True)
         return self.output
