@@ -85,6 +85,8 @@ def read_decoder(model: Any, batch: int, length: int) -> Decoder:
     Raises:
         FeatherweightError: a module that is not what a step computes; it says which, and nothing was changed.
     """
+    if getattr(model, "reads_blocks_from_disk", False):
+        raise FeatherweightError("no step for this model", found="blocks that are read from disk for every forward")
     base, blocks = _check(model, length)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     table = embedding.weight.data if isinstance(embedding, nn.Embedding) else None

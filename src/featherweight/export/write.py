@@ -19,13 +19,14 @@ from featherweight.export.dense import DenseValues
 from featherweight.export.gguf import GGUF
 from featherweight.export.gptq import GPTQ
 from featherweight.models.experts import find_experts
+from featherweight.models.freed import return_freed_memory
 from featherweight.models.structure import is_transposed
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.files import write, write_text
 
 FORMATS: dict[str, Format] = {each.name: each for each in (CompressedTensors(), VLLM(), GPTQ(), GGUF(), DenseValues())}
 
-#: Bytes of tensors after which a weight file is closed.
+#: Bytes of tensors beyond which no weight file grows, but one of a single tensor.
 SHARD_BYTES = 4 << 30
 
 
@@ -139,11 +140,11 @@ def _prepare(output: Path, source: Checkpoint) -> None:
 
 
 def _write_shards(source: Checkpoint, target: Format, output: Path) -> list[str]:
-    """Files of at most `SHARD_BYTES` where no tensor is larger, and their index."""
+    """A file for each of the source's, as the decoded values of one block are what is held at once; and their index."""
     placed: dict[str, str] = {}
     files: list[str] = []
     total = 0
-    for held in _parts(_fused(source, _converted(source, target))):
+    for held in _parts(source, target):
         files.append(f"model-{len(files) + 1:05d}.safetensors")
         write(output / files[-1], held)
         placed.update(dict.fromkeys(held, files[-1]))
@@ -153,8 +154,8 @@ def _write_shards(source: Checkpoint, target: Format, output: Path) -> list[str]
     return files
 
 
-def _converted(source: Checkpoint, target: Format) -> Iterator[tuple[str, Tensor]]:
-    for name, stored in source.weights():
+def _converted(source: Checkpoint, target: Format, shard: Path) -> Iterator[tuple[str, Tensor]]:
+    for name, stored in source.weights([shard]):
         if not isinstance(stored, PackedWeight):
             yield name, stored.to(source.dtype) if stored.is_floating_point() else stored
             continue
@@ -176,17 +177,22 @@ def _fused(source: Checkpoint, tensors: Iterator[tuple[str, Tensor]]) -> Iterato
         held[name.removeprefix(f"{path}.")] = tensor
         if len(held) == len(banks[path].cuts()):
             yield from ((f"{path}.{fused}", whole) for fused, whole in banks[path].fuse(waiting.pop(path)).items())
+    assert not any(waiting.values())  # a file holds whole blocks
 
 
-def _parts(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    held: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in tensors:
-        if held and size + tensor.nbytes > SHARD_BYTES:
+def _parts(source: Checkpoint, target: Format) -> Iterator[dict[str, Tensor]]:
+    for shard in source.shards:
+        held: dict[str, Tensor] = {}
+        size = 0
+        for name, tensor in _fused(source, _converted(source, target, shard)):
+            if held and size + tensor.nbytes > SHARD_BYTES:
+                yield held
+                held, size = {}, 0
+            held[name], size = tensor, size + tensor.nbytes
+        if held:
             yield held
-            held, size = {}, 0
-        held[name], size = tensor, size + tensor.nbytes
-    yield held
+            held = {}
+            return_freed_memory()
 
 
 def _notes(source: Checkpoint, target: Format) -> list[str]:

@@ -33,11 +33,12 @@ def build_skeleton(source_config: Any, dtype: torch.dtype | None = None, *, fuse
 
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     config = copy.deepcopy(source_config)
     chosen = dtype or getattr(config, "dtype", None) or torch.float32
     try:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
     except (ValueError, KeyError, AttributeError, ImportError) as error:
         raise FeatherweightError(
@@ -72,7 +73,7 @@ def materialize(model: nn.Module, prefix: str, weights: Weights, dtype: torch.dt
     module = _module(model, prefix)
     for name, aliases in tied_names(model).items():
         if any(_is_under(alias, prefix) for alias in aliases):
-            _place(model, aliases, _checked(weights.read(name), name, dtype).to(device))
+            put_tensor(model, aliases, _checked(weights.read(name), name, dtype).to(device))
     for buffer_owner, leaf in _transient_buffers(module):
         buffer = buffer_owner._buffers[leaf]
         assert buffer is not None  # `_transient_buffers` lists those that are there
@@ -89,7 +90,7 @@ def release(model: nn.Module, prefix: str) -> None:
     state = model.state_dict(keep_vars=True)
     for name, aliases in tied_names(model).items():
         if any(_is_under(alias, prefix) for alias in aliases) and state[name].device.type != "meta":
-            _place(model, aliases, torch.empty_like(state[name], device="meta"))
+            put_tensor(model, aliases, torch.empty_like(state[name], device="meta"))
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:
@@ -106,7 +107,7 @@ def _is_under(name: str, prefix: str) -> bool:
     return not prefix or name.startswith(prefix + ".")
 
 
-def _place(model: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:
+def put_tensor(model: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:
     """Make `tensor` what all `names` stand for."""
     parameter: nn.Parameter | None = None
     for name in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +55,16 @@ class ModelSource:
             ) from error
 
     def tokenizer(self) -> Any:
-        """The transformers tokenizer.
+        """The transformers tokenizer; one object as long as its files stay as they are.
 
         Raises:
             FeatherweightError: the folder holds none; the error names the files that were looked for.
         """
-        from transformers import AutoTokenizer
-
         present = [name for name in _TOKENIZER_FILES if (self.folder / name).is_file()]
         problem = ", ".join(present) or "none of them"
         if present:
             try:
-                return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+                return _tokenizer(self.folder, _versions(self.folder))
             except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
                 problem = f"{problem}; {str(error).splitlines()[0][:300]}"
         raise FeatherweightError(
@@ -83,6 +82,19 @@ class ModelSource:
         """The longest context in tokens: the config's `max_position_embeddings`, else 2048."""
         config = self.config().get_text_config(decoder=True)
         return int(getattr(config, "max_position_embeddings", None) or _FALLBACK_LENGTH)
+
+
+def _versions(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of every file that a tokenizer may be read from."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".model", ".txt", ".jinja"))
+    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def resolve_model(name: str | Path, *, offline: bool = False, confirm: Confirm | None = None) -> ModelSource:

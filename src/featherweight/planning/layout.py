@@ -54,7 +54,7 @@ def plan_rows(structure: Structure, chains: Chains, weights: Weights, head: Line
     packed = {linear.weight_name: linear for linears in structure.linears.values() for linear in linears}
     maps = [each for planned in storages.maps.values() for each in planned]
     folded = _folded(maps, chains, weights)
-    told = _told(maps)
+    told, tuned = _told(maps), _tuned(structure, chains)
     for block, names in _names_by_block(weights, structure).items():
         for name in names:
             if head and name == head.weight_name:
@@ -73,8 +73,9 @@ def plan_rows(structure: Structure, chains: Chains, weights: Weights, head: Line
                 reason = structure.parameters.get(name, "no linear")
                 reason = chains.reasons.get(packed[name].name, reason) if name in packed else reason
                 size = layout_bytes({name: (shape, dtype)})
-                kind = "folded" if name in folded else "parameter"
-                yield Row(name, kind, block, (), None, shape, size, size, reason=folded.get(name, reason))
+                kind = "folded" if name in folded else "tuned" if name in tuned else "parameter"
+                told_of = "; ".join(filter(None, (folded.get(name, ""), tuned.get(name, "")))) or reason
+                yield Row(name, kind, block, (), None, shape, size, size, reason=told_of)
     if head:
         dtype = weights.dtype(head.weight_name)
         untied = f"untied from {structure.embedding}, which is stored for itself" if structure.tied else ""
@@ -95,6 +96,17 @@ def _folded(maps: Sequence[PlannedMap], chains: Chains, weights: Weights) -> dic
                 if name in weights.names() and planned.name not in taken.setdefault(name, []):
                     taken[name].append(planned.name)
     return {name: f"takes up {' and '.join(names)}" for name, names in taken.items() if names}
+
+
+def _tuned(structure: Structure, chains: Chains) -> dict[str, str]:
+    """By name the norms that methods of their block train, with by whom."""
+    tuned = {}
+    for block, linears in structure.linears.items():
+        every = [method for linear in linears for method in chains.linears.get(linear.name, ()) if method.tunes_norms]
+        for name, word in structure.parameters.items():
+            if every and word == "norm" and name.startswith(f"{block}."):
+                tuned[name] = f"norm, trained by {every[0].name}"
+    return tuned
 
 
 def _packed_row(

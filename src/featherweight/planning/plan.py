@@ -24,7 +24,7 @@ from featherweight.planning.cache import CachePlan, plan_cache
 from featherweight.planning.chains import Chains
 from featherweight.planning.layout import head_axis, own_head, plan_rows, row_layout, storages_of
 from featherweight.planning.maps import PlannedMap
-from featherweight.planning.recipe import Recipe, load_recipe
+from featherweight.planning.recipe import OUTSIDE_THE_RESULT, Recipe, load_recipe
 from featherweight.planning.rows import Row, Totals
 
 #: Bytes by which a header may grow for each linear whose share of a block's budget is not known before the run: numbers of
@@ -82,7 +82,8 @@ class Plan:
         recipe = self.recipe.as_dict()
         described = {name: recipe.pop(name) for name in ("name", "description", "source")}
         del described
-        recipe["engine"].pop("keep_statistics")
+        for name in OUTSIDE_THE_RESULT:
+            recipe["engine"].pop(name)
         if self.cache is None:
             recipe.pop("kv_cache")
         return {
@@ -104,7 +105,7 @@ class Plan:
             "model": self.fingerprint,
             "embedding": repr(self.chains.embedding),
             "chains": {name: repr(self.chains.linears[name]) for name in linears},
-            "engine": recipe.engine.model_dump(mode="json", exclude={"keep_statistics"}),
+            "engine": recipe.engine.model_dump(mode="json", exclude=set(OUTSIDE_THE_RESULT)),
             "batch_size": recipe.calibration.batch_size,
             "seed": recipe.seed,
         }

@@ -103,6 +103,7 @@ class EngineSettings(_Part):
         expert_tokens: an expert that sees fewer tokens than this times its inputs is calibrated on all tokens of its block;
             with 0 only one that sees none.
         keep_statistics: of the "first" block, of "all", or "none", for the next run on the same model and data.
+        activations: where the calibration's hidden states between two blocks lie: in "memory", or on the "disk" of the output.
     """
 
     true_sequential: bool = False
@@ -112,6 +113,11 @@ class EngineSettings(_Part):
     compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     expert_tokens: float = Field(default=1.0, ge=0)
     keep_statistics: Literal["first", "all", "none"] = "first"
+    activations: Literal["memory", "disk"] = "memory"
+
+
+#: Settings of the engine that change no bit of the output.
+OUTSIDE_THE_RESULT = ("keep_statistics", "activations")
 
 
 class Recipe(_Part):

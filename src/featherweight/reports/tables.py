@@ -28,14 +28,15 @@ def print_plan(plan: Plan, cost: Estimate) -> None:
     _print_reasons(console, plan.rows)
     for reason, rows in _left_alone(plan.rows).items():
         size = sum(row.bytes for row in rows)
-        told = reason if rows[0].kind == "folded" else f"left alone, {reason}"
+        told = reason if rows[0].kind in ("folded", "tuned") else f"left alone, {reason}"
         console.print(f"{told}: {len(rows)} tensors, {human_bytes(size)}", highlight=False)
     _print_totals(console, plan.totals, any(row.at_most or row.shared for row in plan.rows))
     if plan.cache is not None:
         console.print(cache_line(plan.cache), highlight=False)
     console.print(
-        f"cost: host {human_bytes(cost.host_bytes)}, disk {human_bytes(cost.disk_bytes)}, "
-        f"{cost.operations / 1e12:.2f} TFLOP, about {cost.seconds:.0f} s of matrix work here",
+        f"cost: memory {human_bytes(cost.host_bytes)}, disk {human_bytes(cost.disk_bytes)}"
+        + (f" and {human_bytes(cost.spill_bytes)} of activations while it runs, " if cost.spill_bytes else ", ")
+        + f"{cost.operations / 1e12:.2f} TFLOP, about {cost.seconds:.0f} s of matrix work here",
         highlight=False,
     )
 

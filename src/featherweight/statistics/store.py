@@ -36,6 +36,13 @@ class StatisticsStore:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
+    @property
+    def room(self) -> Path | None:
+        """The folder, there by now."""
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder
+
     def load(self, key: str, needs: Mapping[str, frozenset[str]]) -> dict[str, InputStatistics] | None:
         """Statistics of every axis in `needs` if they are all stored, else None.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
@@ -69,6 +69,19 @@ class Function:
             cluster: blocks along the grid's second dimension that form a cluster.
             overlapped: it may begin before the kernel ahead of it is done (and waits for it itself).
         """
+        self.bind(grid, block, shared_bytes, arguments, cluster=cluster, overlapped=overlapped)()
+
+    def bind(
+        self,
+        grid: Sequence[int],
+        block: Sequence[int],
+        shared_bytes: int,
+        arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
+        *,
+        cluster: int = 1,
+        overlapped: bool = True,
+    ) -> Callable[[], None]:
+        """`launch` to be called again and again on the present stream, with what `arguments` then hold."""
         self.allow_shared(shared_bytes)
         attributes, count = (_Attribute * 2)(), 0
         for wanted, kind, value in ((cluster > 1, _CLUSTER, (1, cluster, 1)), (overlapped, _OVERLAPPED, (1,))):
@@ -78,7 +91,12 @@ class Function:
         stream = torch.cuda.current_stream(self._device).cuda_stream
         configuration = _Configuration(*grid, *block, shared_bytes, stream, attributes, count)
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
-        _check(self._driver.cuLaunchKernelEx(ctypes.byref(configuration), self._handle, pointers, None))
+        start, handle, told = self._driver.cuLaunchKernelEx, self._handle, ctypes.byref(configuration)
+
+        def run(held: object = arguments) -> None:
+            _check(start(told, handle, pointers, None))
+
+        return run
 
 
 @cache
