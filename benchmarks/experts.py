@@ -83,16 +83,22 @@ def make(folder: Path, seconds: float, device: str) -> None:
 
 def recipes() -> list[tuple[str, dict[str, Any]]]:
     """What is measured: a name, and a recipe."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    for bits in (4, 3):
-        found.append((f"rtn {bits}-bit", {"steps": [{"method": "rtn", "bits": bits, "group_size": 128}]}))
-        for samples in (128, 16):
-            for policy, least in POLICIES.items() if bits == 3 else [("all if fewer than inputs", 1.0)]:
-                told = {"samples": samples, "length": LENGTH}
-                step = {"method": "gptq", "bits": bits, "group_size": 128, "order": "static"}
-                name = f"gptq {bits}-bit, {samples * LENGTH:,} tokens, {policy}"
-                found.append((name, {"steps": [step], "calibration": told, "engine": {"expert_tokens": least}}))
-    return found
+
+    def gptq(bits: int, samples: int, policy: str) -> tuple[str, dict[str, Any]]:
+        step = {"method": "gptq", "bits": bits, "group_size": 128, "order": "static"}
+        told = {"samples": samples, "length": LENGTH}
+        name = f"gptq {bits}-bit, {samples * LENGTH:,} tokens, {policy}"
+        return name, {"steps": [step], "calibration": told, "engine": {"expert_tokens": POLICIES[policy]}}
+
+    def rtn(bits: int) -> tuple[str, dict[str, Any]]:
+        return f"rtn {bits}-bit", {"steps": [{"method": "rtn", "bits": bits, "group_size": 128}]}
+
+    own, usual, everyone = POLICIES
+    few, many = 8, 64
+    return [
+        rtn(4), gptq(4, many, own), rtn(3), gptq(3, many, own), gptq(3, few, own), gptq(3, few, everyone), gptq(3, few, usual),
+        gptq(3, many, everyone),
+    ]  # fmt: skip
 
 
 def measure(model: Path, output: Path | None, windows: int) -> None:
@@ -132,7 +138,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--seconds", type=float, default=180.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--output", type=Path)
     told = parser.parse_args()
     if told.verb == "make":

@@ -126,6 +126,7 @@ def test_methods_see_experts_as_linears(steps: Any, mixture: Path, tmp_path: Pat
 def test_routers_stay_exact_and_what_is_saved_again_loads_again(mixture: Path, tmp_path: Path) -> None:
     result = fw.compress(planned(mixture, GPTQ), tmp_path / "out")
     before = AutoModelForCausalLM.from_pretrained(mixture / "model").state_dict()
+    assert sum(name.startswith("routing.") for name in load_file(result.folder / "probe.safetensors")) == 2 * 2
     model = fw.load(result.folder)
     routers = [name for name in before if ".router." in name]
     assert len(routers) == 4 and all(torch.equal(model.state_dict()[name], before[name]) for name in routers)

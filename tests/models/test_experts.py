@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from featherweight.models.experts import all_tokens_for, find_experts
+from featherweight.models.experts import all_tokens_for, find_experts, noting_routing, repeating_routing
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.weights import LazyWeights, open_weights
 
@@ -48,6 +48,18 @@ def test_an_expert_sees_its_own_tokens_or_all_of_them() -> None:
     assert len(seen[0]) < len(routed["hidden"]) > len(seen[2])
     model(tokens)
     assert len(seen[1]) < len(routed["hidden"])
+
+
+def test_a_noted_routing_can_be_repeated() -> None:
+    model, tokens, noted = make_model("mixtral", separate=True), some_tokens(), dict[str, torch.Tensor]()
+    with noting_routing(model, "model.layers.0", noted), noting_routing(model, "model.layers.1", noted):
+        before = model(tokens).logits
+    assert len(noted) == 2 * 2
+    for layer in model.model.layers:
+        layer.mlp.gate.weight.neg_()
+    with repeating_routing(model, noted):
+        assert torch.equal(model(tokens).logits, before)
+    assert float((model(tokens).logits - before).abs().max()) > 0.01
 
 
 def test_experts_in_mxfp4_are_read_as_transformers_decodes_them(tmp_path: Path) -> None:
