@@ -49,7 +49,7 @@ def load_streamed(folder: Path, *, device: str | None = None, dtype: torch.dtype
     if ours:
         config.quantization_config = None
     chosen = None if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    model = build_skeleton(config, chosen)
+    model = build_skeleton(config, chosen, fused_experts=ours and "experts" not in section)
     structure = find_structure(model)
     read = open_weights(folder, model).read if not ours else _place_packed(model, section["modules"], folder)
     own_head = [structure.head] if structure.head and not structure.tied else []

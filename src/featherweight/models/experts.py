@@ -242,7 +242,7 @@ def noting_routing(model: nn.Module, block: str, noted: dict[str, Tensor]) -> It
 
     def note(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            noted.update({f"{path}.index": args[1].cpu(), f"{path}.weights": args[2].cpu()})
+            noted.update({f"{path}.index": args[1].cpu().contiguous(), f"{path}.weights": args[2].cpu().contiguous()})
 
         return hook
 
