@@ -112,6 +112,7 @@ DEVICE float from_lane(float value, int distance) {
 DEVICE float maximum(float a, float b) { return std::fmax(a, b); }
 DEVICE float magnitude(float value) { return std::fabs(value); }
 DEVICE word pack_fp16(float low, float high) { return to_fp16(low) | (word)to_fp16(high) << 16; }
+DEVICE word pack_two_bf16(float low, float high) { return to_bf16(low) | (word)to_bf16(high) << 16; }
 
 DEVICE float exponential(float value) { return std::exp(value); }
 

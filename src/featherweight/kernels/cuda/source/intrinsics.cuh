@@ -133,6 +133,12 @@ DEVICE word pack_fp16(float low, float high) {
     return v;
 }
 
+DEVICE word pack_two_bf16(float low, float high) {
+    word v;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+    return v;
+}
+
 DEVICE float as_float(word bits) { return __uint_as_float(bits); }
 DEVICE word as_word(float value) { return __float_as_uint(value); }
 
