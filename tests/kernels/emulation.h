@@ -66,6 +66,7 @@ DEVICE void synchronize_threads(int barrier, int threads) {
     else wait_for((*fibre_here->barriers)[barrier], threads);
 }
 DEVICE void synchronize_cluster() { wait_for(cluster_barrier, cluster_threads); }
+DEVICE void synchronize_cluster_after_writes() { synchronize_cluster(); }
 DEVICE float load_from_block(const float* place, int rank) {
     size_t offset = (const unsigned char*)place - fibre_here->shared;
     return *(const float*)(cluster_memory[rank].data() + offset);
@@ -115,6 +116,7 @@ DEVICE word pack_fp16(float low, float high) { return to_fp16(low) | (word)to_fp
 DEVICE word pack_two_bf16(float low, float high) { return to_bf16(low) | (word)to_bf16(high) << 16; }
 
 DEVICE float exponential(float value) { return std::exp(value); }
+DEVICE float reciprocal(float value) { return 1.0f / value; }
 
 DEVICE word select_bits(word a, word mask, word b) { return (a & mask) | b; }
 DEVICE word pick_bytes(word a, word b, word selector) {

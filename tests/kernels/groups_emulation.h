@@ -14,6 +14,7 @@ struct Matrix {
 DEVICE Matrix matrix_at(const void* place, int apart) { return {(const unsigned char*)place, apart}; }
 DEVICE Matrix moved(Matrix matrix, int bytes) { return {matrix.place + bytes, matrix.apart}; }
 DEVICE void begin_products() {}
+DEVICE void commit_products() {}
 DEVICE void finish_products() { synchronize_warp(); }
 template <class T>
 DEVICE void hold(T&) {}

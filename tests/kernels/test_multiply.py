@@ -112,7 +112,8 @@ def test_what_is_stored_comes_back_bit_for_bit(bits, zeros, group):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("bits", "zeros", "dtype", "blocks"), [(4, True, torch.bfloat16, None), (3, False, torch.float16, 1), (8, True, torch.float16, 2)]
+    ("bits", "zeros", "dtype", "blocks"),
+    [(4, True, torch.bfloat16, None), (3, False, torch.float16, 1), (8, True, torch.float16, 2)],
 )
 def test_values_are_those_of_the_plain_twin(emulation, bits, zeros, dtype, blocks):  # noqa: F811
     weight = stored_weight(72, 296, bits, zeros)

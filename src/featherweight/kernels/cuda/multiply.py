@@ -67,9 +67,7 @@ class WeightsArgument(ctypes.Structure):
     def of(cls, weight: DeviceCodes, unit: int) -> WeightsArgument:
         """Of a weight, for units of so many inputs."""
         units = weight.codes.shape[1] * 2 // (weight.bits * unit)
-        return cls(
-            *map(address, (weight.codes, weight.scales, weight.zeros)), len(weight.codes), units, weight.scales.shape[1]
-        )
+        return cls(*map(address, (weight.codes, weight.scales, weight.zeros)), len(weight.codes), units, weight.scales.shape[1])
 
 
 def multiply(
@@ -124,7 +122,9 @@ def arrange(x: Tensor, weight: DeviceCodes, unit: int) -> Tensor:
     constants = {"TILES": 1, "COLUMNS": _columns(tokens)}
     pointers = (ctypes.c_void_p(address(each)) for each in (x, stages))
     numbers = map(ctypes.c_int, (weight.inputs, tokens, x.stride(0)))
-    load_kernel("arrange", weight, x.dtype, unit, constants, x.device).launch((units, tokens, 1), (32, 1, 1), 0, [*pointers, *numbers])
+    load_kernel("arrange", weight, x.dtype, unit, constants, x.device).launch(
+        (units, tokens, 1), (32, 1, 1), 0, [*pointers, *numbers]
+    )
     return stages
 
 

@@ -15,7 +15,9 @@ from featherweight.kernels.cuda.stream import ACTIVATIONS, CHUNK, ROWS, Chunked,
 SLAB_BYTES = 32 << 20
 
 
-def multiply_many(source: str, constants: Mapping[str, int], x: Tensor, weight: Chunked, bias: Tensor | None, y: Tensor) -> Tensor:
+def multiply_many(
+    source: str, constants: Mapping[str, int], x: Tensor, weight: Chunked, bias: Tensor | None, y: Tensor
+) -> Tensor:
     """`stream.multiply` for any number of tokens: dense values of some outputs, then torch's own product.
 
     Args:
@@ -51,7 +53,7 @@ def values(source: str, constants: Mapping[str, int], weight: Chunked, slab: Ten
         *(0 if each is None else each.data_ptr() for each in tensors),
         weight.rows, tiles, chunks, chunks, weight.segment, 1, weight.inputs, 0, 0, slab.stride(0), 1, weight.factor,
     )  # fmt: skip
-    arguments = [work, ctypes.c_int(first), ctypes.c_int(count)]
+    arguments: list[ctypes._SimpleCData | ctypes.Structure] = [work, ctypes.c_int(first), ctypes.c_int(count)]
     launches = {"values_stream": -(-count * chunks // 4)} | ({} if weight.records is None else {"values_list": count})
     for name, blocks in launches.items():
         function = driver.load(source, name, driver.constants_of(fixed), slab.device)

@@ -17,10 +17,8 @@ DEVICE Matrix moved(Matrix matrix, int bytes) { return matrix + (bytes >> 4); }
 // Around what runs in the background: before `begin_products` sums and operands are made, after `finish_products` sums are read;
 // `hold` keeps the compiler from moving that across.
 DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void finish_products() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
+DEVICE void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+DEVICE void finish_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 template <int COUNT>
 DEVICE void hold(float (&sums)[COUNT][4]) {
 #pragma unroll
