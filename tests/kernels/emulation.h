@@ -66,7 +66,6 @@ DEVICE void synchronize_threads(int barrier, int threads) {
     else wait_for((*fibre_here->barriers)[barrier], threads);
 }
 DEVICE void synchronize_cluster() { wait_for(cluster_barrier, cluster_threads); }
-DEVICE void synchronize_cluster_after_writes() { synchronize_cluster(); }
 DEVICE float load_from_block(const float* place, int rank) {
     size_t offset = (const unsigned char*)place - fibre_here->shared;
     return *(const float*)(cluster_memory[rank].data() + offset);

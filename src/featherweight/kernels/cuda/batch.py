@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import BLOCK, ROWS
-from featherweight.kernels.cuda.multiply import SHARED_BYTES, WeightsArgument, address, load_kernel
+from featherweight.kernels.cuda.multiply import WeightsArgument, address, load_kernel
 
 #: Inputs of a stage.
-_UNIT = 256
+UNIT = 256
 
 #: Threads that bring one token's activations into order.
 _INPUT_THREADS = 256
@@ -28,7 +28,7 @@ class BatchShape:
         tokens: of a block: 8, 16, 32, 64, 128.
         warp_groups: of a block, 64 outputs each: 1, 2, 4.
         stages: units of 256 inputs in flight.
-        splits: blocks that share the inputs of the same outputs, as a cluster.
+        splits: blocks that share the inputs of the same outputs.
     """
 
     tokens: int
@@ -49,55 +49,51 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 def multiply_batch(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: BatchShape) -> Tensor:
     """`y[t, o] = Σ_i x[t, i] W[o, i] + bias[o]`, as `multiply`, for any number of tokens."""
-    tokens, threads = len(x), 128 * shape.warp_groups
+    tokens, rows = len(x), 64 * shape.warp_groups
     constants = {"TILES": 1, "TOKENS": shape.tokens}
-    units = weight.codes.shape[1] * 2 // (weight.bits * _UNIT)
-    token_blocks = -(-tokens // shape.tokens)
+    units = weight.codes.shape[1] * 2 // (weight.bits * UNIT)
+    token_blocks, groups = -(-tokens // shape.tokens), -(-weight.rows // rows)
+    blocks = groups * token_blocks
     images = torch.empty(token_blocks * units * image_bytes(weight, shape), dtype=torch.uint8, device=x.device)
     factors = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    load_kernel("batch_inputs", weight, x.dtype, _UNIT, {**constants, "THREADS": _INPUT_THREADS}, x.device).launch(
+    partial = arrivals = None
+    if shape.splits > 1:
+        partial = torch.empty(blocks * shape.splits * shape.tokens * (rows + 4), dtype=torch.float32, device=x.device)
+        arrivals = torch.empty(blocks, dtype=torch.int32, device=x.device)
+    load_kernel("batch_inputs", weight, x.dtype, UNIT, {**constants, "THREADS": _INPUT_THREADS}, x.device).launch(
         (tokens, 1, 1),
         (_INPUT_THREADS, 1, 1),
         _INPUT_THREADS // 8,
-        [*_pointers(x, images, factors), *map(ctypes.c_int, (weight.inputs, units, x.stride(0)))],
+        [
+            *_pointers(x, images, factors, arrivals),
+            *map(ctypes.c_int, (weight.inputs, units, x.stride(0), 0 if arrivals is None else blocks)),
+        ],
     )
-    constants |= {"WARP_GROUPS": shape.warp_groups, "STAGES": shape.stages, "SPLITS": shape.splits, "THREADS": threads}
-    groups, share = -(-weight.rows // (4 * ROWS * shape.warp_groups)), -(-units // shape.splits)
-    numbers = (weight.rows, tokens, y.stride(0), token_blocks, share)
-    load_kernel("multiply_batch", weight, x.dtype, _UNIT, constants, x.device, "batch.cu").launch(
-        (groups * token_blocks, shape.splits, 1),
-        (threads, 1, 1),
+    constants |= {"WARP_GROUPS": shape.warp_groups, "STAGES": shape.stages, "SPLITS": shape.splits}
+    numbers = (weight.rows, tokens, y.stride(0), token_blocks, -(-units // shape.splits))
+    pointers = _pointers(images, factors, y, bias, partial, arrivals)
+    load_kernel("multiply_batch", weight, x.dtype, UNIT, constants, x.device, "batch.cu").launch(
+        (blocks, shape.splits, 1),
+        (2 * rows, 1, 1),
         shared_bytes(weight, shape),
-        [WeightsArgument.of(weight, _UNIT), *_pointers(images, factors, y, bias), *map(ctypes.c_int, numbers)],
-        cluster=shape.splits,
+        [WeightsArgument.of(weight, UNIT), *pointers, *map(ctypes.c_int, numbers)],
     )
     return y
 
 
 def image_bytes(weight: DeviceCodes, shape: BatchShape) -> int:
     """Of the activations of a block's tokens for one unit."""
-    return shape.tokens * (2 * _UNIT + _UNIT // min(weight.group or BLOCK, BLOCK) * 4)
+    return shape.tokens * (2 * UNIT + UNIT // min(weight.group or BLOCK, BLOCK) * 4)
 
 
 def shared_bytes(weight: DeviceCodes, shape: BatchShape) -> int:
     """Of a block: stages and their barriers, or the sums of all its outputs."""
-    rows = 64 * shape.warp_groups
-    stage = image_bytes(weight, shape) + rows * _UNIT * weight.bits // 8 + 8 * (4 * shape.warp_groups + 2)
-    return max(shape.stages * stage, 4 * shape.tokens * (rows + 4))
-
-
-def choose_batch(weight: DeviceCodes, tokens: int, processors: int) -> BatchShape:
-    """The cut for a weight and so many tokens on a device with so many multiprocessors."""
-    wanted = next((size for size in (8, 16, 32) if tokens <= size), 64)
-    units = weight.codes.shape[1] * 2 // (weight.bits * _UNIT)
-    blocks = -(-weight.rows // 256) * -(-tokens // wanted)
-    splits = 1
-    while splits < 8 and 2 * splits * blocks <= processors and units // (2 * splits) >= 2:
-        splits *= 2
-    shape = BatchShape(wanted, 4, 6, splits)
-    while shared_bytes(weight, shape) > SHARED_BYTES - 1024:
-        shape = replace(shape, stages=shape.stages - 1)
-    return shape
+    rows, warps = 64 * shape.warp_groups, 4 * shape.warp_groups
+    grids = (
+        8 * (UNIT // min(weight.group or BLOCK, BLOCK)) * (2 * weight.scales.element_size() + 2 * (weight.zeros is not None))
+    )
+    stage = image_bytes(weight, shape) + rows * UNIT * weight.bits // 8 + warps * grids + 8 * (warps + 2)
+    return max(shape.stages * stage, 4 * shape.tokens * (rows + 4) + 16)
 
 
 def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:

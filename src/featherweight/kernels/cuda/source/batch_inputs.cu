@@ -1,4 +1,4 @@
-// Activations to the images of `batch.cuh`, and what each token's sums are to be multiplied by: a block to a token.
+// Activations to the images of `batch.cuh`, and what each token's sums are to be multiplied by: a block to a token. `arrivals` to zero.
 //
 // Fixed when compiled: what `tiles.cuh` names, TOKENS (of an image), THREADS.
 #include "batch.cuh"
@@ -13,10 +13,11 @@ DEVICE void read_eight(float (&values)[8], const half_word* x, int input, int in
 }
 
 KERNEL void __launch_bounds__(THREADS)
-batch_inputs(const half_word* x, unsigned char* images, float* factors, int inputs, int units, int stride) {
+batch_inputs(const half_word* x, unsigned char* images, float* factors, int* arrivals, int inputs, int units, int stride, int count) {
     SHARED_MEMORY(memory);
     release_dependents();
     wait_for_inputs();
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < count; i += gridDim.x * THREADS) arrivals[i] = 0;
     int token = blockIdx.x, at = token % TOKENS, thread = threadIdx.x, eights = units * (UNIT / 8);
     const half_word* mine = x + (long)token * stride;
     float values[8], largest = 0.0f;

@@ -66,11 +66,6 @@ DEVICE void synchronize_cluster() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
 
-// The same where a thread may have numbers on their way to its own shared memory, which the others read.
-DEVICE void synchronize_cluster_after_writes() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
 // A number in the shared memory of a block of the cluster, by its rank; in one's own if there are no others.
 DEVICE float load_from_block(const float* place, int rank) {
     word address = (word)__cvta_generic_to_shared(place);

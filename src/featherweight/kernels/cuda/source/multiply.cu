@@ -8,6 +8,7 @@
 //
 // Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), ARRANGED, HELD, SPLITS, THREADS, RESIDENT.
 #include "activations.cuh"
+#define SHARING SPLITS
 #include "outputs.cuh"
 
 constexpr int SPAN = GATED ? 1 : TILES;  // tiles of outputs to a warp

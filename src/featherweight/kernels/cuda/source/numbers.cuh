@@ -46,12 +46,14 @@ struct ScalePair {
         first = as_float(load_word(place));
         second = as_float(load_word(place + 4));
     }
+    DEVICE void read(const unsigned char* shared) { first = ((const float*)shared)[0], second = ((const float*)shared)[1]; }
     DEVICE float upper() const { return first; }
     DEVICE float lower() const { return second; }
 #else
     static constexpr int SIZE = 4;
     word both;
     DEVICE void load(const unsigned char* place) { both = load_word(place); }
+    DEVICE void read(const unsigned char* shared) { both = *(const word*)shared; }
     DEVICE float upper() const { return from_scale((half_word)(both & 0xFFFFu)); }
     DEVICE float lower() const { return from_scale((half_word)(both >> 16)); }
 #endif

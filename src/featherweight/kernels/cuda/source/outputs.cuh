@@ -1,4 +1,4 @@
-// From the sums that a block's warps put down in shared memory to outputs: added over warps and the SPLITS blocks of a cluster.
+// From the sums that a block's warps put down in shared memory to outputs: added over warps and the SHARING blocks of a cluster.
 #pragma once
 #include "tiles.cuh"
 
@@ -15,7 +15,7 @@ struct Outputs {
     // Adds what the input warps of all blocks of the cluster found, in a fixed order.
     DEVICE float add(const float* place, int input_warps) const {
         float sum = 0.0f;
-        for (int other = 0; other < SPLITS; other++) {
+        for (int other = 0; other < SHARING; other++) {
 #pragma unroll 8
             for (int warp = 0; warp < input_warps; warp++) sum += load_from_block(place + warp * tokens * ((1 << row_shift) + 4), other);
         }
@@ -24,7 +24,7 @@ struct Outputs {
 
     DEVICE void write(const float* sums, int block, int input_warps, int split, int thread, int threads) const {
         int shift = GATED ? row_shift - 1 : row_shift;  // of the outputs of a block
-        for (int entry = split * threads + thread; entry < tokens << shift; entry += SPLITS * threads) {
+        for (int entry = split * threads + thread; entry < tokens << shift; entry += SHARING * threads) {
             int token = entry >> shift, at = entry & ((1 << shift) - 1), row = (block << shift) + at;
             if (row >= rows) continue;
             const float* place = sums + token * ((1 << row_shift) + 4) + (GATED ? at / 16 * 32 + at % 16 : at);
