@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda.integer import DeviceCodes
-from featherweight.kernels.cuda.layout import BLOCK, ROWS
+from featherweight.kernels.cuda.layout import BLOCK
 from featherweight.kernels.cuda.multiply import WeightsArgument, address, load_kernel
 
 #: Inputs of a stage.
