@@ -93,7 +93,8 @@ def batch_cuts(weight: DeviceCodes, tokens: int, size: int) -> list[Shape | Batc
         splits = max((each for each in (1, 2, 4, 8) if each * blocks <= 1.1 * processors(weight.codes.device)), default=1)
         fits = [each for each in range(2, 9) if shared_bytes(weight, BatchShape(size, groups, each)) <= SHARED_BYTES - 1024]
         for each in {splits, max(1, splits // 2)} if fits else ():
-            found.append(BatchShape(size, groups, min(fits[-1], 1 + weight.inputs // UNIT // each), each))
+            found += [BatchShape(size, groups, min(fits[-1], 1 + weight.inputs // UNIT // each), each, ahead)
+                      for ahead in ((False, True) if size <= 32 and groups > 1 else (False,))]  # fmt: skip
     return found
 
 

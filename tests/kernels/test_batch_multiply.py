@@ -12,9 +12,9 @@ from featherweight.kernels.cuda.batch import BatchShape, multiply_batch
 @pytest.mark.parametrize(
     ("bits", "dtype", "rows", "inputs", "tokens", "group", "zeros", "scale", "shape"),
     [
-        (4, torch.bfloat16, 72, 1280, 13, 128, False, torch.bfloat16, BatchShape(16, 1, 3, 1)),
+        (4, torch.bfloat16, 72, 1280, 13, 128, False, torch.bfloat16, BatchShape(16, 1, 3, 1, True)),
         (4, torch.float16, 40, 640, 40, 64, True, torch.float16, BatchShape(32, 1, 2, 2)),
-        (3, torch.bfloat16, 64, 1536, 8, 0, True, torch.float32, BatchShape(8, 1, 2, 2)),
+        (3, torch.bfloat16, 64, 1536, 8, 0, True, torch.float32, BatchShape(8, 1, 2, 2, True)),
         (2, torch.float16, 136, 1152, 20, 384, False, torch.float16, BatchShape(32, 2, 2, 2)),
         (8, torch.bfloat16, 24, 512, 9, 32, True, torch.float16, BatchShape(16, 1, 2, 1)),
     ],

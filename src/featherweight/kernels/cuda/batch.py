@@ -29,12 +29,14 @@ class BatchShape:
         warp_groups: of a block, 64 outputs each: 1, 2, 4.
         stages: units of 256 inputs in flight.
         splits: blocks that share the inputs of the same outputs.
+        ahead: decode a group's codes while the group before is multiplied; for up to 32 tokens to a block there are registers for it.
     """
 
     tokens: int
     warp_groups: int = 4
     stages: int = 3
     splits: int = 1
+    ahead: bool = False
 
 
 def runs_on(device: torch.device) -> bool:
@@ -69,7 +71,7 @@ def multiply_batch(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tenso
             *map(ctypes.c_int, (weight.inputs, units, x.stride(0), 0 if arrivals is None else blocks)),
         ],
     )
-    constants |= {"WARP_GROUPS": shape.warp_groups, "STAGES": shape.stages, "SPLITS": shape.splits}
+    constants |= {"WARP_GROUPS": shape.warp_groups, "STAGES": shape.stages, "SPLITS": shape.splits, "AHEAD": int(shape.ahead)}
     numbers = (weight.rows, tokens, y.stride(0), token_blocks, -(-units // shape.splits))
     pointers = _pointers(images, factors, y, bias, partial, arrivals)
     load_kernel("multiply_batch", weight, x.dtype, UNIT, constants, x.device, "batch.cu").launch(

@@ -6,7 +6,8 @@
 // Sums are taken per group in the matrix unit, times the group's scale in fp32. Where SPLITS blocks each have a part of the inputs, the
 // last to arrive adds the sums of all, in the blocks' order, so results repeat bit for bit.
 //
-// Fixed when compiled: what `tiles.cuh` names (TILES is 1, UNIT 256), TOKENS, WARP_GROUPS, STAGES, SPLITS.
+// Fixed when compiled: what `tiles.cuh` names (TILES is 1, UNIT 256), TOKENS, WARP_GROUPS, STAGES, SPLITS, AHEAD (a group is
+// decoded while the one before it is multiplied: takes registers).
 #include "batch.cuh"
 #include "groups.cuh"
 #define SHARING 1
@@ -54,51 +55,63 @@ DEVICE void decode_steps(word (&a)[STEPS][4], const word* codes) {
     }
 }
 
-// The groups of a unit one after the other. `part`: what the warp has of it, of which codes are held from group to group;
-// `beside`: what zero points contribute, from the lane's first token.
+// Operands of group INDEX of a unit. `part`: what the warp has of the unit, of which codes are held from group to group.
 template <int INDEX>
-DEVICE void multiply_groups(float (&total)[COLUMNS][4], const unsigned char* part, uint4 (&codes)[LOADS], Matrix tokens, const float* beside,
-                            int lane) {
-    if constexpr (INDEX < GROUPS_OF_UNIT) {
+DEVICE void decode_group(word (&a)[STEPS][4], const unsigned char* part, uint4 (&codes)[LOADS], int lane) {
 #pragma unroll
-        for (int load = loads_for(INDEX * GROUP); load < loads_for((INDEX + 1) * GROUP); load++) {
-            codes[load] = ((const uint4*)part)[load * 32 + lane];
-        }
-        ScalePair scales;
-        scales.read(part + SCALES_AT + Part::scale_at(INDEX, lane) * ScalePair::SIZE);
-        float sums[COLUMNS][4];
+    for (int load = loads_for(INDEX * GROUP); load < loads_for((INDEX + 1) * GROUP); load++) {
+        codes[load] = ((const uint4*)part)[load * 32 + lane];
+    }
+    decode_steps<INDEX * STEPS, 0>(a, (const word*)codes);
+}
+
+// The groups of a unit one after the other. `now`: operands of the first, `then`: those of the next, if these are decoded while the
+// first is multiplied; `beside`: what zero points contribute, from the lane's first token.
+template <int INDEX>
+DEVICE void multiply_groups(float (&total)[COLUMNS][4], word (&now)[STEPS][4], word (&then)[STEPS][4], const unsigned char* part,
+                            uint4 (&codes)[LOADS], Matrix tokens, const float* beside, int lane) {
+    constexpr bool more = INDEX + 1 < GROUPS_OF_UNIT;
+    ScalePair scales;
+    scales.read(part + SCALES_AT + Part::scale_at(INDEX, lane) * ScalePair::SIZE);
+    float sums[COLUMNS][4];
 #pragma unroll
-        for (int column = 0; column < COLUMNS; column++) {
-            float2 zeros = {0.0f, 0.0f};
-            if (!ZEROS) zeros = *(const float2*)(beside + INDEX * TOKENS + column * 8);
-            sums[column][0] = sums[column][2] = zeros.x, sums[column][1] = sums[column][3] = zeros.y;
-        }
-        word a[STEPS][4];
-        decode_steps<INDEX * STEPS, 0>(a, (const word*)codes);
-        hold(sums);
-        hold(a);
-        begin_products();
+    for (int column = 0; column < COLUMNS; column++) {
+        float2 zeros = {0.0f, 0.0f};
+        if (!ZEROS) zeros = *(const float2*)(beside + INDEX * TOKENS + column * 8);
+        sums[column][0] = sums[column][2] = zeros.x, sums[column][1] = sums[column][3] = zeros.y;
+    }
+    hold(sums);
+    hold(now);
+    begin_products();
 #pragma unroll
-        for (int step = 0; step < STEPS; step++) multiply_group(sums, a[step], moved(tokens, (INDEX * STEPS + step) * STEP_BYTES));
-        finish_products();
-        hold(sums);
-        float upper = scales.upper(), lower = scales.lower();
+    for (int step = 0; step < STEPS; step++) multiply_group(sums, now[step], moved(tokens, (INDEX * STEPS + step) * STEP_BYTES));
+    commit_products();
+    if constexpr (AHEAD && more) {
+        decode_group<INDEX + 1>(then, part, codes, lane);
+        hold(then);
+    }
+    finish_products();
+    hold(sums);
+    float upper = scales.upper(), lower = scales.lower();
 #if ZEROS
-        word zeros = *(const half_word*)(part + ZEROS_AT + Part::scale_at(INDEX, lane) * 2);
-        float upper_zero = (float)(zeros & 0xFFu), lower_zero = (float)(zeros >> 8);
+    word zeros = *(const half_word*)(part + ZEROS_AT + Part::scale_at(INDEX, lane) * 2);
+    float upper_zero = (float)(zeros & 0xFFu), lower_zero = (float)(zeros >> 8);
 #endif
 #pragma unroll
-        for (int column = 0; column < COLUMNS; column++) {
-            float(&sum)[4] = sums[column];
+    for (int column = 0; column < COLUMNS; column++) {
+        float(&sum)[4] = sums[column];
 #if ZEROS
-            float2 inputs = *(const float2*)(beside + INDEX * TOKENS + column * 8);
-            sum[0] -= upper_zero * inputs.x, sum[1] -= upper_zero * inputs.y;
-            sum[2] -= lower_zero * inputs.x, sum[3] -= lower_zero * inputs.y;
+        float2 inputs = *(const float2*)(beside + INDEX * TOKENS + column * 8);
+        sum[0] -= upper_zero * inputs.x, sum[1] -= upper_zero * inputs.y;
+        sum[2] -= lower_zero * inputs.x, sum[3] -= lower_zero * inputs.y;
 #endif
-            total[column][0] += upper * sum[0], total[column][1] += upper * sum[1];
-            total[column][2] += lower * sum[2], total[column][3] += lower * sum[3];
-        }
-        multiply_groups<INDEX + 1>(total, part, codes, tokens, beside, lane);
+        total[column][0] += upper * sum[0], total[column][1] += upper * sum[1];
+        total[column][2] += lower * sum[2], total[column][3] += lower * sum[3];
+    }
+    if constexpr (AHEAD && more) multiply_groups<INDEX + 1>(total, then, now, part, codes, tokens, beside, lane);
+    if constexpr (!AHEAD && more) {
+        decode_group<INDEX + 1>(now, part, codes, lane);
+        multiply_groups<INDEX + 1>(total, now, then, part, codes, tokens, beside, lane);
     }
 }
 
@@ -165,8 +178,11 @@ multiply_batch(Weights weights, const unsigned char* images, const float* factor
         wait_for(mine.full + stage, parity);
         wait_for(shared + stage, parity);
         const unsigned char* image = memory + stage * IMAGE_BYTES;
+        const unsigned char* there = mine.place + stage * WARPS * PART_BYTES;
         uint4 codes[LOADS];
-        multiply_groups<0>(total, mine.place + stage * WARPS * PART_BYTES, codes, matrix_at(image, HALF_BYTES),
+        word operands[2][STEPS][4];
+        decode_group<0>(operands[0], there, codes, lane);
+        multiply_groups<0>(total, operands[0], operands[1], there, codes, matrix_at(image, HALF_BYTES),
                            (const float*)(image + NUMBER_BYTES) + lane % 4 * 2, lane);
         synchronize_warp();
         if (lane == 0) {
