@@ -25,6 +25,7 @@ DEVICE void copy_chunk(void* target, const void* source, int bytes, barrier_word
     memcpy(target, source, bytes);
     arrive(barrier);
 }
+DEVICE void copy_kept(void* target, const void* source, int bytes, barrier_word* barrier) { copy_chunk(target, source, bytes, barrier); }
 
 DEVICE word word_from_lane(word value, int lane) {
     auto& words = fibre_here->warp->words;

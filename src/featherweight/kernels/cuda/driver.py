@@ -103,7 +103,8 @@ class Function:
 def load(source: str, name: str, constants: tuple[tuple[str, int], ...], device: torch.device) -> Function:
     """Kernel `name` of a source file compiled with `constants` for `device`."""
     major, minor = torch.cuda.get_device_capability(device)
-    return Function(build(source, dict(constants), f"sm_{major}{minor}"), name, device)
+    own = "a" if (major, minor) == (9, 0) else ""  # with instructions that only this architecture has
+    return Function(build(source, dict(constants), f"sm_{major}{minor}{own}"), name, device)
 
 
 def constants_of(values: Mapping[str, int]) -> tuple[tuple[str, int], ...]:

@@ -4,6 +4,7 @@
 // 2 a + h tells whether element a of the lane's operand is kept in its lower (h 0) or upper half; then the values. Chunks differ in
 // length, `chunk_starts` tells where they lie; SLOT_BYTES is room for the longest.
 constexpr int MASKS_AT = 32, KEPT_AT = MASKS_AT + 512, CHUNK_BYTES = SLOT_BYTES;
+constexpr int SPAN_BLOCKS = 1;
 constexpr bool HELD = true;
 
 struct Chunk {
