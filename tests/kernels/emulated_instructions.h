@@ -50,6 +50,26 @@ DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
     synchronize_warp();
 }
 
+DEVICE void multiply_tf32(float (&c)[4], const word (&a)[4], word b0, word b1) {
+    auto& words = fibre_here->warp->words;
+    int lane = fibre_here->lane;
+    for (int i = 0; i < 4; i++) words[lane][i] = a[i];
+    words[lane][4] = b0;
+    words[lane][5] = b1;
+    synchronize_warp();
+    for (int part = 0; part < 4; part++) {
+        int row = lane / 4, half = part / 2, column = lane % 4 * 2 + part % 2;
+        double sum = c[part];
+        for (int k = 0; k < 8; k++) {
+            word x = words[row * 4 + k % 4][half + k / 4 * 2], y = words[column * 4 + k % 4][4 + k / 4];
+            sum += (double)as_float(x & 0xFFFFE000u) * as_float(y & 0xFFFFE000u);
+        }
+        c[part] = (float)sum;
+    }
+    synchronize_warp();
+}
+DEVICE word load_byte(const unsigned char* address) { return *address; }
+
 DEVICE int dot_bytes(word a, word b, int sum) {
     for (int i = 0; i < 32; i += 8) sum += (int)(int8_t)(a >> i) * (int8_t)(b >> i);
     return sum;

@@ -34,10 +34,11 @@ DEVICE word word_from_lane(word value, int lane) {
     synchronize_warp();
     return result;
 }
-DEVICE word from_lane_before(word value, int apart) {
+DEVICE word add_lane_before(word value, int apart) {
     word other = word_from_lane(value, fibre_here->lane < apart ? 0 : fibre_here->lane - apart);
-    return fibre_here->lane < apart ? 0 : other;
+    return fibre_here->lane < apart ? value : value + other;
 }
+DEVICE word shift_pair(word low, word high, word bits) { return (word)(((uint64_t)high << 32 | low) >> bits % 32); }
 DEVICE float from_lane_xor(float value, int mask) { return as_float(word_from_lane(as_word(value), fibre_here->lane ^ mask)); }
 DEVICE word largest_in_warp(word value) {
     for (int mask = 16; mask; mask /= 2) {

@@ -17,6 +17,9 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 #: Shared memory of a block, at most.
 MOST_SHARED = 232448
 
+#: Of a multiprocessor.
+SHARED = 233472
+
 #: Rows up to which latency counts more than throughput, and the size from which a cluster then takes one.
 FEW_ROWS, LONG_ROW = 16, 12288
 
@@ -94,13 +97,15 @@ def unsupported(factors: tuple[tuple[str, int], ...], twos: int, size: int, whol
     return ""
 
 
-def _shared_bytes(size: int, twos: int, planes: int, cluster: int, rank: int = 0) -> int:
+def _shared_bytes(size: int, twos: int, planes: int, cluster: int, rank: int = 0, for_product: bool = True) -> int:
     """What a block needs: signs, values in float32, the raw row beside them or in their place, planes of bytes."""
     local, columns = size // cluster, (1 << twos) // cluster
     values, factor = 4 * (local + (local >> 7) * 4 + 8), size >> twos
     raw = planes * -(-factor // 16) * 16 * (columns + 8) * 2 if factor > 1 else 0
     together = max(values, raw) if factor <= 64 else values + raw
     bytes_ = 256 + 2 * -(-size // SLICE) * SLICE
+    if not for_product:
+        return -(-size // 128) * 16 + together
     after = values + 256 + 4 * rank + 2 * local if cluster > 1 else bytes_
     return -(-size // 128) * 16 + max(together, after)
 
@@ -117,6 +122,9 @@ def rotate(x: Tensor, rotation: DeviceRotation, dtype: torch.dtype, splits: int 
     output = torch.empty(rows, rotation.size, dtype=dtype, device=x.device)
     arguments = _arguments(x, rotation, rows, splits)
     arguments.output = output.data_ptr()
+    if rows > FEW_ROWS and splits == 1 and torch.float32 not in (x.dtype, dtype) and _by_tiles(rotation):
+        _launch_rows(x.dtype, dtype, rotation, arguments, x.device, overlapped)
+        return output
     _launch(x.dtype, rotation, {"OUT": DTYPES[dtype], "FOR_PRODUCT": 0}, arguments, 1, x.device, overlapped)
     return output
 
@@ -148,6 +156,30 @@ def _arguments(x: Tensor, rotation: DeviceRotation, rows: int, splits: int) -> _
     arguments.factor = 0 if rotation.factor is None else rotation.factor.data_ptr()
     arguments.rows, arguments.splits, arguments.scale = rows, splits, rotation.size**-0.5
     return arguments
+
+
+def _by_tiles(rotation: DeviceRotation) -> bool:
+    """Whether many rows can be taken 256 entries at a time."""
+    factor = rotation.size >> rotation.twos
+    return rotation.size % 256 == 0 and (rotation.twos <= 12 if factor > 1 else 11 <= rotation.twos <= 15)
+
+
+def _launch_rows(
+    dtype: torch.dtype, to: torch.dtype, rotation: DeviceRotation, arguments: _Arguments, device: torch.device, overlapped: bool
+) -> None:
+    size, twos = rotation.size, rotation.twos
+    factor, direct = size >> twos, size >> twos == 1 and twos <= 12
+    threads = 128 if direct else min(512, size // (64 if factor == 1 else 16))
+    shared = 0 if direct else _shared_bytes(size, twos, 1, 1, for_product=False)
+    registers = 168 if direct else 128 if twos - 8 - 3 * (factor == 1) > 1 else 64
+    resident = max(1, min(65536 // registers // threads, SHARED // (shared + 1024)))
+    constants = {
+        "FACTOR": factor, "TWOS": twos, "IN": DTYPES[dtype], "OUT": DTYPES[to], "INVERTED": int(rotation.inverted),
+        "THREADS": threads, "RESIDENT": resident,
+    }  # fmt: skip
+    function = driver.load("hadamard_rows.cu", "hadamard_rows", driver.constants_of(constants), device)
+    blocks = -(-arguments.rows // (threads // 32)) if direct else arguments.rows
+    function.launch((blocks, 1, 1), (threads, 1, 1), shared, [arguments], overlapped=overlapped)
 
 
 def _launch(

@@ -72,10 +72,4 @@ struct Inputs {
             }
         }
     }
-
-    // One number as fp32; `place` is where it lies.
-    DEVICE float number(int token, int place) const {
-        float value = from_fp16(numbers[token * stride + place]);
-        return NORMALIZED ? value * factors[place / CHUNK * 8 * COLUMNS + token] : value;
-    }
 };

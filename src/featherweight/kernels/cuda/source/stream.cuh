@@ -6,7 +6,7 @@
 // on; other warps, the collectors, add them up in their order. A tile whose inputs are cut between blocks is added up by the last
 // block to arrive, in the blocks' order: results repeat bit for bit.
 //
-// Fixed when compiled: COLUMNS (tokens in eights), WARPS, COLLECTORS, STAGES, RESIDENT (blocks that registers leave room for), and
+// Fixed when compiled: COLUMNS (tokens in eights), SINGLE (one token), WARPS, COLLECTORS, STAGES, RESIDENT (blocks that registers leave room for), and
 // what the storage's file asks for. A storage defines
 //   CHUNK_BYTES;  struct Chunk { load(bytes, lane); template<int BLOCK> multiply(sums, x) }   64 inputs at a time;
 //   HELD   whether `multiply` still reads what `load` was shown;
