@@ -243,3 +243,5 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
     half_word* out = a.out + ((long long)walk.sequence * (gridDim.y / blocks) * a.group + base_head) * HEAD_DIM;
     combine(a, a.partial + (long long)owner * parts * HEADS * STATE, states, parts, out, heads, warp, walk.lane);
 }
+
+EXPORT(cache_attention)

@@ -21,9 +21,6 @@ DEVICE void meet_blocks() {
     synchronize_cluster();
 }
 
-// To the second-level cache.
-DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
-
 // One number, or four, in the shared memory of a block of the cluster.
 DEVICE float load_one_from_cluster(const float* place, int rank) {
     float v;
