@@ -122,10 +122,11 @@ def test_transform_is_that_of_the_map(small_device, size, dtype, to, inverted):
 )
 def test_many_rows_are_those_of_the_map(emulation, monkeypatch, size, dtype, to, inverted):  # noqa: F811
     monkeypatch.setattr(hadamard, "FEW_ROWS", 0)
+    monkeypatch.setattr(hadamard, "SHARED", 2000)  # one block, which goes from row to row
     launched = []
     monkeypatch.setattr(hadamard, "_launch", lambda *_: launched.append(size))
     weight = Rotated.of(Lattice.from_tensors(Lattice.describe((16, size), 2), _codes(16, size)), rotation(size, inverted))
-    x = torch.randn(2, size, generator=drawn()).to(dtype)
+    x = torch.randn(6 if size <= 4096 else 2, size, generator=drawn()).to(dtype)
     found = hadamard.rotate(x, to_device(weight).input, to)
     assert not launched and found.dtype == to
     assert error(found, weight.input.apply(x.double())) < {torch.float16: 5e-4, torch.bfloat16: 3e-3}[to]

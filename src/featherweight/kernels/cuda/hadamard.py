@@ -17,7 +17,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 #: Shared memory of a block, at most.
 MOST_SHARED = 232448
 
-#: Of a multiprocessor.
+#: Of a multiprocessor, for all its blocks.
 SHARED = 233472
 
 #: Rows up to which latency counts more than throughput, and the size from which a cluster then takes one.
@@ -97,15 +97,13 @@ def unsupported(factors: tuple[tuple[str, int], ...], twos: int, size: int, whol
     return ""
 
 
-def _shared_bytes(size: int, twos: int, planes: int, cluster: int, rank: int = 0, for_product: bool = True) -> int:
+def _shared_bytes(size: int, twos: int, planes: int, cluster: int, rank: int = 0) -> int:
     """What a block needs: signs, values in float32, the raw row beside them or in their place, planes of bytes."""
     local, columns = size // cluster, (1 << twos) // cluster
     values, factor = 4 * (local + (local >> 7) * 4 + 8), size >> twos
     raw = planes * -(-factor // 16) * 16 * (columns + 8) * 2 if factor > 1 else 0
     together = max(values, raw) if factor <= 64 else values + raw
     bytes_ = 256 + 2 * -(-size // SLICE) * SLICE
-    if not for_product:
-        return -(-size // 128) * 16 + together
     after = values + 256 + 4 * rank + 2 * local if cluster > 1 else bytes_
     return -(-size // 128) * 16 + max(together, after)
 
@@ -122,8 +120,9 @@ def rotate(x: Tensor, rotation: DeviceRotation, dtype: torch.dtype, splits: int 
     output = torch.empty(rows, rotation.size, dtype=dtype, device=x.device)
     arguments = _arguments(x, rotation, rows, splits)
     arguments.output = output.data_ptr()
-    if rows > FEW_ROWS and splits == 1 and torch.float32 not in (x.dtype, dtype) and _by_tiles(rotation):
-        _launch_rows(x.dtype, dtype, rotation, arguments, x.device, overlapped)
+    shape = _rows_shape(rotation)
+    if rows > FEW_ROWS and splits == 1 and torch.float32 not in (x.dtype, dtype) and shape is not None:
+        _launch_rows(x.dtype, dtype, rotation, shape, arguments, x.device, overlapped)
         return output
     _launch(x.dtype, rotation, {"OUT": DTYPES[dtype], "FOR_PRODUCT": 0}, arguments, 1, x.device, overlapped)
     return output
@@ -158,27 +157,31 @@ def _arguments(x: Tensor, rotation: DeviceRotation, rows: int, splits: int) -> _
     return arguments
 
 
-def _by_tiles(rotation: DeviceRotation) -> bool:
-    """Whether many rows can be taken 256 entries at a time."""
-    factor = rotation.size >> rotation.twos
-    return rotation.size % 256 == 0 and (rotation.twos <= 12 if factor > 1 else 11 <= rotation.twos <= 15)
+def _rows_shape(rotation: DeviceRotation) -> tuple[int, int, int] | None:
+    """Threads of a block, registers of each, and shared bytes of the kernel for many rows; None where it is not written."""
+    size, twos = rotation.size, rotation.twos
+    factor, columns = size >> twos, 1 << twos
+    if factor == 1:
+        return (128, {13: 96, 14: 168}.get(twos, 64), 4 * (size + size // 16)) if 11 <= twos <= 14 else None
+    threads = 32 * (-(-factor // 16) if factor > 64 else factor // 4)
+    shared = (4 * factor + 2 * -(-factor // 16) * 16) * (columns + 8)
+    registers = 80 if factor > 64 or (factor <= 32 and twos < 9) else 128 if twos < 10 else 208
+    written = factor % 4 == 0 and factor <= 384 and 5 <= twos <= 10 and shared <= MOST_SHARED
+    return (threads, registers, shared) if written and threads * registers <= 65536 else None
 
 
 def _launch_rows(
-    dtype: torch.dtype, to: torch.dtype, rotation: DeviceRotation, arguments: _Arguments, device: torch.device, overlapped: bool
-) -> None:
-    size, twos = rotation.size, rotation.twos
-    factor, direct = size >> twos, size >> twos == 1 and twos <= 12
-    threads = 128 if direct else min(512, size // (64 if factor == 1 else 16))
-    shared = 0 if direct else _shared_bytes(size, twos, 1, 1, for_product=False)
-    registers = 168 if direct else 128 if twos - 8 - 3 * (factor == 1) > 1 else 64
+    dtype: torch.dtype, to: torch.dtype, rotation: DeviceRotation, shape: tuple[int, int, int], arguments: _Arguments,
+    device: torch.device, overlapped: bool,
+) -> None:  # fmt: skip
+    threads, registers, shared = shape
     resident = max(1, min(65536 // registers // threads, SHARED // (shared + 1024)))
     constants = {
-        "FACTOR": factor, "TWOS": twos, "IN": DTYPES[dtype], "OUT": DTYPES[to], "INVERTED": int(rotation.inverted),
-        "THREADS": threads, "RESIDENT": resident,
+        "FACTOR": rotation.size >> rotation.twos, "TWOS": rotation.twos, "IN": DTYPES[dtype], "OUT": DTYPES[to],
+        "INVERTED": int(rotation.inverted), "THREADS": threads, "RESIDENT": resident,
     }  # fmt: skip
     function = driver.load("hadamard_rows.cu", "hadamard_rows", driver.constants_of(constants), device)
-    blocks = -(-arguments.rows // (threads // 32)) if direct else arguments.rows
+    blocks = min(arguments.rows, resident * driver.processors(device))
     function.launch((blocks, 1, 1), (threads, 1, 1), shared, [arguments], overlapped=overlapped)
 
 

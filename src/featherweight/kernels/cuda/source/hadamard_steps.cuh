@@ -7,11 +7,7 @@ constexpr int SIZE = FACTOR << TWOS, LOCAL_TWOS = CLUSTER > 1 ? TWOS - 3 : TWOS;
 constexpr int COLUMNS = 1 << LOCAL_TWOS, LOCAL = FACTOR * COLUMNS;             // of a block
 constexpr int CHUNKS = (LOCAL / 8 + THREADS - 1) / THREADS;
 constexpr int LAST = LOCAL_TWOS < 3 ? LOCAL_TWOS : 3;                          // bits of the last step, at stride 1
-#ifdef MANY_ROWS
-constexpr int FIRST = FACTOR > 1 ? 0 : 3;
-#else
 constexpr int FIRST = FACTOR > 1 ? 0 : LOCAL_TWOS > LAST;                 // of the one at the load, of 8 neighbours
-#endif
 constexpr int MIDDLE = LOCAL_TWOS - LAST - FIRST;
 constexpr int INPUTS = IN == 0 ? 2 : 1;                                        // planes of 16 bits
 constexpr int TILES = (FACTOR + 15) / 16, PITCH = COLUMNS + 8;
@@ -94,19 +90,14 @@ DEVICE void negate(float* v, word signs) {
     for (int i = 0; i < 8; i++) v[i] = as_float(as_word(v[i]) ^ (signs << (31 - i) & 0x80000000u));
 }
 
-// As numbers, those with a bit of `signs` negated.
-DEVICE void unpack_signed(float* v, const Entries& loaded, word signs) {
+// As numbers, with their signs applied where these come first.
+DEVICE void unpack_8(float* v, const Entries& loaded, const unsigned char* signs, int at) {
     const word* words = (const word*)loaded.words;
 #pragma unroll
     for (int i = 0; i < 8; i++)
         v[i] = IN == 0 ? as_float(words[i]) : IN == 1 ? as_float(i & 1 ? words[i / 2] & 0xFFFF0000u : words[i / 2] << 16)
              : i & 1 ? upper_fp16(words[i / 2]) : lower_fp16(words[i / 2]);
-    if (!INVERTED) negate(v, signs);
-}
-
-// The same, where signs come first.
-DEVICE void unpack_8(float* v, const Entries& loaded, const unsigned char* signs, int at) {
-    unpack_signed(v, loaded, INVERTED ? 0 : signs[at / 8]);
+    if (!INVERTED) negate(v, signs[at / 8]);
 }
 
 DEVICE void store_8(float* to, const float* v) {

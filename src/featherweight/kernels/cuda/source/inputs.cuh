@@ -57,7 +57,7 @@ struct Inputs {
     }
 
     DEVICE void stage(const Work& work, int first_chunk, int chunks, int warp, int lane) const {
-        constexpr int all = WARPS + COLLECTORS, batch = 4;
+        constexpr int all = WARPS + COLLECTORS, batch = COLUMNS == 2 ? 8 : 4;
         for (int start = warp; start < work.tokens * chunks; start += all * batch) {
             uint4 loaded[batch];
 #pragma unroll

@@ -18,6 +18,7 @@
 #include "streaming.cuh"
 
 constexpr int CHUNK = 256, BLOCKS = CHUNK / 64, THREADS = 32 * (WARPS + COLLECTORS), BUFFERS = COLUMNS == 2 ? 2 : 4;
+constexpr int EARLY = STAGES < 2 ? STAGES : 2;  // chunks in flight before activations: these would come after all of them
 constexpr int PADDING = 32;  // numbers between the activations of two tokens in shared memory: no bank conflicts
 
 struct Work {
@@ -84,6 +85,10 @@ struct Ring {
             bytes = (int)(16ll * work.chunk_starts[chunk + 1] - start);
         }
         copy_chunk(stages + stage * CHUNK_BYTES, work.chunks + start, bytes, barriers + stage);
+    }
+    DEVICE void ask(const Work& work, const Run& run, int unit, int end, int from, int to) {
+        for (int stage = from; stage < to; stage++)
+            if (unit + stage * WARPS < end) ask(work, run, unit + stage * WARPS, stage);
     }
     DEVICE const unsigned char* wait() {
         wait_for(barriers + slot, parity);
@@ -269,14 +274,12 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
             for (int buffer = 0; buffer < BUFFERS; buffer++) set_barrier(filled + buffer, WARPS), set_barrier(filled + BUFFERS + buffer, 1);
         }
         publish_barriers();
-        for (int stage = 0; warp < WARPS && stage < STAGES; stage++) {
-            int unit = first + warp + stage * WARPS;
-            if (unit < end) ring.ask(work, run, unit, stage);
-        }
+        if (warp < WARPS) ring.ask(work, run, first + warp, end, 0, EARLY);
     }
     release_dependents();
     wait_for_inputs();
     inputs.stage(work, run.first_chunk, run.length, warp, lane);
+    if (warp < WARPS && lane == 0) ring.ask(work, run, first + warp, end, EARLY, STAGES);
     synchronize_block();
     if (warp < WARPS) multiply_run(work, run, first, end, ring, exchange, inputs, warp, lane);
     else collect(work, run, first, end, exchange, warp - WARPS, lane);
