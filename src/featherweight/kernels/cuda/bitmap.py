@@ -18,6 +18,9 @@ VERSION = 2
 #: Half words of a chunk before its values: those before every step, and eight bits for each lane and step.
 HEAD = 16 + 256
 
+#: Half words after the last chunk: a lane reads some that are not its own.
+BEYOND = 16
+
 #: Room for the longest chunk is rounded up to this, in bytes, so that few kernels are compiled.
 ROOM = 512
 
@@ -55,7 +58,7 @@ def encode(values: Tensor, mask: Tensor) -> DeviceBitmap:
     number = counts.sum(-1).flatten()
     sizes = -(-(HEAD + number) // 8)
     starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-    blob = torch.zeros(int(starts[-1]) * 8, dtype=torch.int16, device=mask.device)
+    blob = torch.zeros(int(starts[-1]) * 8 + BEYOND, dtype=torch.int16, device=mask.device)
     first = starts[:-1] * 8
     place = (first + HEAD - (number.cumsum(0) - number)).repeat_interleave(number)
     blob[place + torch.arange(len(place), device=mask.device)] = kept[there]

@@ -17,6 +17,10 @@
 #pragma once
 #include "streaming.cuh"
 
+#ifndef SINGLE
+#define SINGLE 0
+#endif
+
 constexpr int CHUNK = 256, BLOCKS = CHUNK / 64, THREADS = 32 * (WARPS + COLLECTORS), BUFFERS = COLUMNS == 2 ? 2 : 4;
 constexpr int EARLY = STAGES < 2 ? STAGES : 2;  // chunks in flight before activations: these would come after all of them
 constexpr int PADDING = 32;  // numbers between the activations of two tokens in shared memory: no bank conflicts
