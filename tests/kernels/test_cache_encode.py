@@ -48,6 +48,26 @@ def test_sketches_are_those_of_the_reference(sketch, outliers, apart):
             torch.testing.assert_close(found[name], tensor, rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize(("sketch", "outliers", "apart"), [(256, 8, 256), (512, 8, 128), (128, 0, 128)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_keys_go_through_the_matrix_unit(sketch, outliers, apart, dtype, monkeypatch):
+    """In tiles of 128, the last one not whole, more tiles than blocks."""
+    from featherweight.kernels.cuda import cache_encode
+
+    monkeypatch.setattr(cache_encode, "MANY", 1)
+    exact = states(160, dtype, batch=1)
+    codec = make_codec({"codec": "qjl", "sketch": sketch, "outliers": outliers, "outlier_sketch": apart})
+    projection = codec.constants(128, torch.Generator().manual_seed(3))["projection"]
+    arguments = (exact, projection, outliers, apart, 32)
+    expected, found = reference_sketch(*arguments), qjl_encode(*arguments, launch)
+    for name, tensor in expected.items():
+        if "signs" in name:
+            bits = (found[name] ^ tensor).unsqueeze(-1) >> torch.arange(8) & 1
+            assert bits.float().mean() < 1e-4, name
+        else:
+            torch.testing.assert_close(found[name], tensor, rtol=0.01, atol=0)
+
+
 def test_what_is_not_served_is_said():
     served = {"bits": 2, "axis": "token", "group_size": 32}
     assert not unsupported(128, "bfloat16", served)

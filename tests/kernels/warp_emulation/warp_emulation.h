@@ -28,6 +28,7 @@ inline bool any_lane(bool value) {
         for (int at = 0; at < 32; at++) *out[at] = any;
     });
 }
+inline int count_bits(word bits) { return __builtin_popcount(bits); }
 inline word vote(bool value) {
     return emulation::together<bool, word>(value, [](const bool* const* in, word* const* out) {
         word all = 0;
