@@ -13,7 +13,8 @@ from featherweight.errors import FeatherweightError
 from featherweight.kernels.cuda.cache_attention import Launch, launch_on_device
 from featherweight.kernels.cuda.cache_layout import NUMBERS, STAGE, Rows
 from featherweight.kernels.cuda.driver import processors
-from featherweight.kernels.reference.qjl import qjl_encode as reference
+from featherweight.kernels.reference import integer_encode as reference
+from featherweight.kernels.reference import qjl as sketch_reference
 
 #: Of the kernels: channels of a head, which are threads of a block; tokens of a block where each is coded alone; what a sketch needs.
 HEAD_DIM, TOKENS = 128, 32
@@ -66,7 +67,7 @@ _FAILED: list[str] = []
 
 
 def integer_encode(exact: Tensor, bits: int, axis: str, group: int, launch: Launch = launch_on_device) -> dict[str, Tensor]:
-    """As `Integer.encode` on a CPU, bit for bit: `exact [batch, heads, tokens, 128]` in whole groups."""
+    """As `featherweight.kernels.reference.integer_encode` on a CPU, bit for bit; heads of 128."""
     tokens, entries = exact.shape[2], exact.shape[2] // group if axis == "channel" else exact.shape[2]
     scales = HEAD_DIM if axis == "channel" else HEAD_DIM // group
     made = {
@@ -74,7 +75,10 @@ def integer_encode(exact: Tensor, bits: int, axis: str, group: int, launch: Laun
         "scale": _empty(exact, (entries, scales), exact.dtype), "minimum": _empty(exact, (entries, scales), exact.dtype),
     }  # fmt: skip
     codec, blocks = (2, entries) if axis == "channel" else (4, -(-tokens // TOKENS))
-    _run(exact, made, None, blocks, {"CODEC": codec, "CODE_BITS": bits, "CODE_GROUP": group}, group * HEAD_DIM, launch)
+    try:
+        _run(exact, made, None, blocks, {"CODEC": codec, "CODE_BITS": bits, "CODE_GROUP": group}, group * HEAD_DIM, launch)
+    except FeatherweightError:
+        return reference.integer_encode(exact, bits, axis, group)
     return made
 
 
@@ -100,7 +104,7 @@ def qjl_encode(
         else:
             _run(keys, made, projection, tokens // group, constants, SKETCH_ROOM, launch)
     except FeatherweightError:
-        return reference(keys, projection, outliers, outlier_sketch, group)
+        return sketch_reference.qjl_encode(keys, projection, outliers, outlier_sketch, group)
     return made
 
 
