@@ -75,3 +75,17 @@ def test_what_is_not_served_is_said():
     assert "groups of 32" in unsupported(128, "float16", served | {"group_size": 16})
     sketch = {"sketch": 256, "outliers": 8, "outlier_sketch": 256, "group_size": 32}
     assert not unsupported(128, "bfloat16", sketch) and "8 outliers" in unsupported(128, "bfloat16", sketch | {"outliers": 4})
+
+
+def test_what_does_not_compile_is_left_to_the_reference_and_says_so(monkeypatch):
+    from featherweight.errors import FeatherweightError
+    from featherweight.kernels.cuda import cache_encode
+
+    def refuse(*_, **__):
+        raise FeatherweightError("a kernel does not compile", found="nonsense")
+
+    monkeypatch.setattr(cache_encode, "_FAILED", {})
+    exact, served = states(8), {"bits": 2, "axis": "token", "group_size": 32}
+    expected = make_codec({"codec": "integer", "bits": 2}).encode(exact, {})
+    assert torch.equal(integer_encode(exact, 2, "token", 32, refuse)["codes"], expected["codes"])
+    assert "does not compile" in unsupported(128, "bfloat16", served)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -42,8 +43,8 @@ def unsupported(head_dim: int, dtype: str, settings: Mapping[str, object]) -> st
     """Why the kernels do not code tokens so; "" if they do. `settings` as in the ops `integer_encode` and `qjl_encode`."""
     if head_dim != HEAD_DIM or dtype not in ("bfloat16", "float16"):
         return f"codes heads of {HEAD_DIM} in 16 bits, not of {head_dim} in {dtype}"
-    if _FAILED:
-        return _FAILED[0]
+    if reason := _FAILED.get(("cache_encode", "sketch" in settings)):
+        return reason
     if "sketch" in settings:
         whole = settings["group_size"] == STAGE and settings["outliers"] in (0, 8)
         lengths = (settings["sketch"], settings["outlier_sketch"] if settings["outliers"] else STAGE)
@@ -62,8 +63,8 @@ def unsupported(head_dim: int, dtype: str, settings: Mapping[str, object]) -> st
     )
 
 
-#: Why a kernel did not compile or start; from then on the others code.
-_FAILED: list[str] = []
+#: Why a kernel did not compile or start, by its name and whether it sketches; from then on another codes.
+_FAILED: dict[tuple[str, bool], str] = {}
 
 
 def integer_encode(exact: Tensor, bits: int, axis: str, group: int, launch: Launch = launch_on_device) -> dict[str, Tensor]:
@@ -98,11 +99,12 @@ def qjl_encode(
     many = (
         keys.shape[0] * keys.shape[1] * -(-tokens // TILE) >= MANY and sketch in (128, 256, 512) and outlier_sketch % 128 == 0
     )
-    try:
-        if many:
+    if many:
+        with suppress(FeatherweightError):
             _sketch(keys, made, projection, constants, launch)
-        else:
-            _run(keys, made, projection, tokens // group, constants, SKETCH_ROOM, launch)
+            return made
+    try:
+        _run(keys, made, projection, tokens // group, constants, SKETCH_ROOM, launch)
     except FeatherweightError:
         return sketch_reference.qjl_encode(keys, projection, outliers, outlier_sketch, group)
     return made
@@ -187,8 +189,11 @@ def _launch(
     if not exact.numel():
         return
     constants = {"NUMBER": NUMBERS[exact.dtype], "HEAD_DIM": HEAD_DIM, **constants}
+    kernel = name, "SKETCH" in constants
+    if kernel in _FAILED:
+        raise FeatherweightError("a kernel failed before", found=_FAILED[kernel])
     try:
         launch(f"{name}.cu", name, constants, grid, threads, shared, (told,), exact.device)
     except FeatherweightError as problem:
-        _FAILED.append(str(problem).splitlines()[0])
+        _FAILED[kernel] = str(problem).splitlines()[0]
         raise

@@ -87,15 +87,15 @@ struct Walk {
         for (int at = 0; at < 64; at++) fragments[at / 32][at / 4 % 8][at % 4] = mine[32 * at];
     }
 
-    // Keys `token` (of the tile, this lane's row) and 8 more; squares of what is not masked out are added up.
-    DEVICE void keys(float (&sums)[4][4], float (&size)[2], const unsigned char* tile, const uint4 (&masks)[4], int token) const {
+    // Keys `token` (of the tile, this lane's row) and 8 more; squares of what is not masked out are added up if `sized`.
+    DEVICE void keys(float (&sums)[4][4], float (&size)[2], bool sized, const unsigned char* tile, const uint4 (&masks)[4], int token) const {
         const unsigned char* at = tile + token * PLACE + 16 * quarter;
 #pragma unroll
         for (int part = 0; part < 4; part++) {
             const uint4 upper = masked(*(const uint4*)(at + 64 * part), masks[part]);
             const uint4 lower = masked(*(const uint4*)(at + 8 * PLACE + 64 * part), masks[part]);
             const word first[4] = {upper.x, lower.x, upper.y, lower.y}, second[4] = {upper.z, lower.z, upper.w, lower.w};
-            size[0] += squares(upper), size[1] += squares(lower);
+            if (sized) size[0] += squares(upper), size[1] += squares(lower);
 #pragma unroll
             for (int piece = 0; piece < 2; piece++) {
 #pragma unroll
@@ -211,15 +211,16 @@ KERNEL void __launch_bounds__(THREADS, 1) cache_sketch(const __grid_constant__ S
 #pragma unroll
             for (int at = 0; at < 4; at++) seen[at] = *(const uint4*)(shared + MASKS + group * ROW + 64 * at + 16 * walk.quarter);
             float sums[4][4] = {}, size[2] = {};
-            walk.keys(sums, size, tile, seen, token);
+            const bool sized = part % WARPS == walk.warp;
+            walk.keys(sums, size, sized, tile, seen, token);
             store_signs(sums, shared + SIGNS + token * SIGN_BYTES + 4 * walk.warp + walk.quarter);
-            if (part % WARPS == walk.warp) store_norms(targets[1], place.first + token, size, walk.quarter);
+            if (sized) store_norms(targets[1], place.first + token, size, walk.quarter);
             if constexpr (OUTLIERS > 0) {
-                if (walk.column < OUTLIER_SKETCH || part % WARPS == walk.warp) {
+                if (walk.column < OUTLIER_SKETCH || sized) {
                     float others[4][4] = {};
                     walk.outliers(others, size, tile, pairs, apart + 8 * group, token);
                     store_signs(others, shared + APART_SIGNS + token * SIGN_BYTES + 4 * walk.warp + walk.quarter);
-                    if (part % WARPS == walk.warp) store_norms(targets[3], place.first + token, size, walk.quarter);
+                    if (sized) store_norms(targets[3], place.first + token, size, walk.quarter);
                 }
             }
         }
