@@ -168,9 +168,8 @@ def _run(
     exact: Tensor, made: Mapping[str, Tensor], projection: Tensor | None, blocks: int, constants: Mapping[str, int], shared: int,
     launch: Launch,
 ) -> None:  # fmt: skip
-    told = Encoding(
-        Rows.of(_readable(exact)), tokens=exact.shape[2], projection=0 if projection is None else projection.data_ptr()
-    )
+    source = _readable(exact)  # held until the launch
+    told = Encoding(Rows.of(source), tokens=exact.shape[2], projection=0 if projection is None else projection.data_ptr())
     for at, tensor in enumerate(made.values()):
         told.targets[at] = Rows.of(tensor)
     _launch(launch, "cache_encode", exact, constants, (blocks, exact.shape[1], exact.shape[0]), HEAD_DIM, shared, told)
