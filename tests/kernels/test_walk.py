@@ -1,16 +1,24 @@
 """Whole blocks of the walk in one kernel: the CUDA source, run on a CPU, against plain torch and against the walk without it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from emulation import emulation, needs_compiler  # noqa: F401
 
 from featherweight.grids.uniform import UniformGrid
+from featherweight.kernels import registry
 from featherweight.kernels.cuda.walk import open_walk
 from featherweight.kernels.reference.walk import open_walk as reference
 from featherweight.kernels.walking import Walking
 from featherweight.masks.patterns import Pattern
+from featherweight.methods.base import Problem
 from featherweight.methods.dropping import Hold, Select
+from featherweight.methods.gptq import GPTQ
+from featherweight.methods.sparsegpt import SparseGPT
+from featherweight.packed.dense import Dense
 from featherweight.solvers.fitting import fitting_of
+from featherweight.statistics.inputs import InputStatistics
 
 GRIDS = [
     UniformGrid(4),
@@ -112,3 +120,28 @@ def test_a_block_is_as_the_reference_has_it(emulation, case):  # noqa: F811
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}x{case[1]} g{case[2]} {case[4]}")
 def test_a_block_on_the_card(case):
     run_case(open_walk, "cuda", *case)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "method",
+    [GPTQ(group_size=64, fit="minmax"), SparseGPT(pattern="2:4"), SparseGPT(bits=4, group_size=32, fit="minmax")],
+    ids=["gptq", "2:4", "joint"],
+)
+def test_a_method_with_the_kernel_is_the_method_without(emulation, monkeypatch, method):  # noqa: F811
+    """Three blocks, the last one short; two linears of one input, of which each loses its share."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(900, 300, generator=generator) @ torch.randn(300, 300, generator=generator)
+    weights = {name: torch.randn(rows, 300, generator=generator).bfloat16().float() for name, rows in (("a", 64), ("b", 32))}
+    current = {name: Dense(weight.bfloat16()) for name, weight in weights.items()}
+    problem = Problem(weights, current, InputStatistics.from_inputs(x, frozenset({"hessian"})), torch.bfloat16)
+    without = method.compress(problem)
+    kernel = replace(registry.OPS["walk_block"][0], supports=lambda signature, device: (True, ""))
+    monkeypatch.setitem(registry.OPS, "walk_block", (kernel,))
+    fused = method.compress(problem)
+    for name, weight in without.items():
+        ours, theirs = fused[name].weight.dequantize(), weight.weight.dequantize()
+        kept = [each.weight.support for each in (fused[name], weight)]
+        assert kept[0] is None or kept[0].sum() == kept[1].sum()
+        assert ((ours - theirs).abs() > 1e-3 * theirs.abs()).float().mean() < 0.1  # one tie moves what follows in its row
+        assert fused[name].facts["relative_error"] == pytest.approx(weight.facts["relative_error"], rel=0.01)
