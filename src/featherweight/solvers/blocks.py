@@ -26,6 +26,7 @@ def open_blocks(decision: Decision, grid: Grid, walking: Walking) -> WalkBlock |
         return None
     dropping, (inputs, rows) = decision.dropping(), walking.target.shape
     signature: dict[str, Any] = {"inputs": inputs, "rows": rows, "group_size": walking.size if walking.fitting else 0}
+    signature["scattered"] = walking.group_index is not None
     if dropping is not None:
         signature |= {"how": dropping.how, "of": dropping.of, "linears": list(dropping.linears)}
     kernel = accelerated("walk_block", signature, walking.target.device)

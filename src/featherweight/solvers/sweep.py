@@ -23,6 +23,7 @@ from featherweight.solvers.fitting import fitting_of, vectors_of
 from featherweight.solvers.groups import Groups, cut_blocks
 from featherweight.solvers.order import to_stored, to_walked
 from featherweight.solvers.result import Solved
+from featherweight.solvers.scattered import fit_scattered
 
 #: Columns between two products with everything to the right.
 BLOCK = 128
@@ -113,7 +114,9 @@ class _Walk:
         self.loss = torch.zeros(rows, device=self.weight.device)
         starts = self.groups.starts()
         runs = not (self.stale or self.groups.scattered)
-        self.in_blocks = open_blocks(self.decision, self.grid, self._all()) if runs and self.block == MOST else None
+        self.in_blocks = None
+        if (runs or self.groups.scattered) and self.block == MOST:
+            self.in_blocks = open_blocks(self.decision, self.grid, self._all())
         sizes = [] if self.stale else [self.groups.size] * bool(starts)
         sizes += [] if self.decision.span is None else [self.decision.span]
         if self.in_blocks is not None:  # what fills blocks evenly cuts none
@@ -124,7 +127,7 @@ class _Walk:
         self.vectors = vectors_of(self.grid, self.weight.device)
         self.group_of = [] if self.in_blocks else self.groups.of_walked.tolist()
         if self.groups.scattered:
-            self._fit_scattered()
+            fit_scattered(self.weight, self.target, self.factor, self.grid, self.groups, self.decision)
         for start, stop in cut_blocks(width, self.block, views):
             self._block(start, stop, sorted({view[0] for view in views if start < view[0] < stop}), starts)
         if self.vectors is not None:  # a kernel's values may differ from those of its codes in the last bit
@@ -179,6 +182,7 @@ class _Walk:
         return Walking(
             self.target, self.original, self.feedback, self.importance, groups.scale, groups.zero, self.codes, self.loss,
             groups.size, fitting_of(self.grid), dtype if isinstance(dtype, torch.dtype) else torch.float32,
+            groups.of_walked.to(torch.int32) if groups.scattered else None,
         )  # fmt: skip
 
     def _cut_out(self, start: int, stop: int, error: Tensor) -> Block:
@@ -207,13 +211,6 @@ class _Walk:
             members = slice(start, start + self.groups.size)
             part = values[:, start - now : start - now + self.groups.size].contiguous()
             self.groups.put(start // self.groups.size, self.decision.start_group(self.grid, part, self.importance[members]))
-
-    def _fit_scattered(self) -> None:
-        """Fit every group of stored columns on the original weights."""
-        for group in range(len(self.groups.scale)):
-            members = self.groups.members(group)
-            values = self.target[members].T.contiguous()
-            self.groups.put(group, self.decision.start_group(self.grid, values, self.importance[members]))
 
     def _standing(self, now: int, stop: int) -> Tensor:
         """Columns `now … stop` as they stand once all columns before `now` are decided, `[stop − now, rows]`.
