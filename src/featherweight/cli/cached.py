@@ -21,7 +21,9 @@ KvCache = Annotated[
 ]
 
 
-def load_with_cache(name: str, kv_cache: str | None, device: str | None, *, offline: bool) -> tuple[Any, Any]:
+def load_with_cache(
+    name: str, kv_cache: str | None, device: str | None, *, stream: bool = False, offline: bool
+) -> tuple[Any, Any]:
     """The model, in float32 on a CPU, and its tokenizer.
 
     Raises:
@@ -38,7 +40,8 @@ def load_with_cache(name: str, kv_cache: str | None, device: str | None, *, offl
     settings = None
     if kv_cache not in (None, "none"):
         settings = read_settings(str(kv_cache), cache_shapes(source.config())[0].key_dim)
-    loaded = api.load(source.folder, device=device, dtype=torch.float32 if device in (None, "cpu") else "auto")
+    dtype = torch.float32 if device in (None, "cpu") else "auto"
+    loaded = api.load(source.folder, device=device, dtype=dtype, stream=stream)
     if settings is not None:
         attach_cache(loaded, settings)
     elif kv_cache == "none":

@@ -21,13 +21,14 @@ def run(
     kv_cache: KvCache = None,
     seed: options.Seed = 0,
     device: options.Device = None,
+    stream: options.Stream = False,
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
     """Go on from PROMPT with MODEL; speed and the cache's bytes on stderr."""
     from featherweight.evaluation.generate import Tally, generate_text
 
-    loaded, tokenizer = load_with_cache(model, kv_cache, device, offline=offline)
+    loaded, tokenizer = load_with_cache(model, kv_cache, device, stream=stream, offline=offline)
     tally = Tally()
     pieces = generate_text(
         loaded, tokenizer, prompt, max_new_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed or 0,

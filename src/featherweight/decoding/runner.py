@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featherweight.decoding.coded_cache import CodedCache
 from featherweight.decoding.reading import read_decoder
 from featherweight.decoding.sampling import Sampling
 from featherweight.decoding.slots import slots
 from featherweight.decoding.step import Step
 from featherweight.errors import FeatherweightError
+from featherweight.kv_cache import attached
 
 #: Relative to the logits' norm, of a step's logits against the model's own for the same token.
 BOUNDS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -44,7 +46,7 @@ def open_runner(
 
 
 class Runner:
-    """Sequences of equal length over one static cache.
+    """Sequences of equal length over one static cache, of exact keys and values or, where codecs are attached, of codes.
 
     Prompts are read by the model's own forward; `open_runner` also compares the first step with the model's.
 
@@ -64,7 +66,8 @@ class Runner:
 
     def __init__(self, model: Any, batch: int, length: int, *, graphs: bool = True) -> None:
         self.model = model
-        self.step = Step(read_decoder(model, batch, length), batch, length)
+        self._coded = None if attached(model) is None else CodedCache(model, length)
+        self.step = Step(read_decoder(model, batch, length), batch, length, self._coded)
         self._graphs_wanted = graphs and self.step.device.type == "cuda"
         self._graphs: dict[tuple[Any, ...], torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
@@ -78,12 +81,26 @@ class Runner:
 
     def crop(self, count: int) -> None:
         """Leave `count` tokens in the cache, or all but the last `-count`."""
-        self._held = max(0, self._held + count) if count < 0 else min(count, self._held)
+        left = max(0, self._held + count) if count < 0 else min(count, self._held)
+        if self._coded is not None and left < self._held:
+            self._coded.crop(self._held, left)
+            self._enter()
+        self._held = left
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the static cache."""
+        """Bytes of the static cache, or of the codes and exact tokens held."""
+        if self._coded is not None:
+            return self.compressed.nbytes
         return sum(tensor.nbytes for tensor in [*self.step.keys, *self.step.values])
+
+    @property
+    def compressed(self) -> Any:
+        """The `CompressedCache` with what it holds by now; None where keys and values are exact."""
+        if self._coded is None:
+            return None
+        self._coded.leave(self._held)
+        return self._coded.cache
 
     def sample(self, sampling: Sampling, seed: int) -> None:
         """From now on choose tokens so, on the device."""
@@ -103,7 +120,11 @@ class Runner:
             return
         old = self.step
         self._graphs.clear()
-        self.step = Step(old.decoder, old.batch, length)
+        if self._coded is not None:
+            self._coded.leave(self._held)
+            self._coded.length = length
+            self._enter()
+        self.step = Step(old.decoder, old.batch, length, self._coded)
         for new, before in zip([*self.step.keys, *self.step.values], [*old.keys, *old.values], strict=True):
             new[:, :, : self._held] = before[:, :, : self._held]
         self.sample(*self._sampling)
@@ -120,7 +141,10 @@ class Runner:
             raise FeatherweightError(
                 "the static cache is full", found=f"{held} tokens", expected=f"at most {self.step.length}", fix="grow it first"
             )
+        if self._coded is not None:
+            self._coded.leave(self._held)
         self.step.logits = self._forward(ids, self._held).contiguous()
+        self._enter()
         self.step.chosen.position.fill_(held - 1)
         self.step.choose()
         self._held = held
@@ -176,8 +200,13 @@ class Runner:
         event.record(torch.cuda.current_stream(self.step.device))
         return self._held, event
 
+    def _enter(self) -> None:
+        """Hand a cache in code to the steps."""
+        if self._coded is not None and self._coded.enter():
+            self._graphs.clear()
+
     def _forward(self, ids: Tensor, held: int) -> Tensor:
-        cache = slots(self.step.keys, self.step.values, held)
+        cache = slots(self.step.keys, self.step.values, held) if self._coded is None else self._coded.cache
         logits: Tensor = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         return logits[:, -1]
 

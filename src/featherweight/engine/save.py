@@ -102,7 +102,9 @@ def _config(walk: Walk, rows: Iterable[Row]) -> dict[str, Any]:
     cache, section = walk.plan.cache, None
     if cache is not None:
         section = cache_section(cache.settings.as_dict(), DrawnConstants(cache.settings, cache.shapes).fingerprint())
-    config["quantization_config"] = quantization_config(descriptions, walk.plan.recipe.name, section)
+    config["quantization_config"] = quantization_config(
+        descriptions, walk.plan.recipe.name, section, experts=bool(walk.plan.structure.experts)
+    )
     return config
 
 
@@ -114,7 +116,7 @@ def _ledger(walk: Walk, rows: Iterable[Row], totals: Totals, proof: Mapping[str,
         "model": {"name": plan.source.name, "fingerprint": plan.fingerprint},
         "recipe": plan.recipe.as_dict(),
         "calibration": {**walk.windows.description, "sha256": walk.windows.sha256} if walk.windows else None,
-        "compute": {"device": walk.device.type, "dtype": str(walk.dtype)},
+        "compute": {"device": walk.device.type, "dtype": str(walk.dtype), "ranks": walk.ranks.count},
         "versions": {
             "featherweight": __version__,
             "python": platform.python_version(),

@@ -15,7 +15,7 @@ from featherweight.decoding.sampling import Sampling
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.forward import context_of, device_of, measuring
 from featherweight.kernels.reference.decode_choice import cut_logits
-from featherweight.kv_cache import new_cache
+from featherweight.kv_cache import attached, new_cache
 
 INCOMPLETE = "\ufffd"  # how a tokenizer decodes bytes that are not yet a whole character
 
@@ -100,7 +100,8 @@ class Tally:
     def as_dict(self) -> dict[str, Any]:
         """The `--json` form; of a compressed cache also what it holds."""
         told = {name: value for name, value in vars(self).items() if name != "cache"}
-        cache = self.cache.as_dict() if hasattr(self.cache, "exact_nbytes") else None
+        cache = getattr(self.cache, "compressed", self.cache)  # a runner has one if codecs are attached
+        cache = cache.as_dict() if hasattr(cache, "exact_nbytes") else None
         return {**told, "tokens_per_second": self.tokens_per_second, "cache": cache}
 
 
@@ -142,10 +143,12 @@ def _runner(
     model: Any, fresh: Tensor, count: int, tally: Tally, sampling: Sampling, generator: torch.Generator
 ) -> Runner | None:
     """The runner that has read `fresh` and chosen what follows; None where transformers' own step has to run."""
-    if fresh.device.type != "cuda" or not (tally.cache is None or isinstance(tally.cache, Runner)):
+    if fresh.device.type != "cuda" or not (
+        tally.cache is None or isinstance(tally.cache, Runner) or _untouched(tally.cache, model)
+    ):
         return None
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator)) if sampling.temperature > 0 else 0
-    if tally.cache is not None:
+    if isinstance(tally.cache, Runner):
         runner = tally.cache
         runner.grow(runner.get_seq_length() + fresh.shape[1] + count)
         runner.sample(sampling, seed)
@@ -155,6 +158,12 @@ def _runner(
     if opened is not None:
         tally.cache, tally.path = opened, "fused"
     return opened
+
+
+def _untouched(cache: Any, model: Any) -> bool:
+    """Whether a cache is an empty one in the model's own codecs, in whose place a runner can make its own."""
+    known = attached(model)
+    return known is not None and getattr(cache, "settings", None) == known.settings and cache.get_seq_length() == 0
 
 
 def _replayed(runner: Runner, count: int, ends: frozenset[int], tally: Tally, started: float) -> Iterator[int]:

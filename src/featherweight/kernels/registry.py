@@ -108,9 +108,17 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("cuda", f"{_ROOM}.cuda.cache_attention", "cache_attention", supports.cuda_cache),
         Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", supports.always),
     ),
+    "attend_coded": (
+        Kernel("cuda", f"{_ROOM}.cuda.cache_append", "attend_coded", supports.cuda_coded_step),
+        Kernel("reference", f"{_ROOM}.reference.coded_step", "attend_coded", supports.always),
+    ),
+    "integer_encode": (Kernel("cuda", f"{_ROOM}.cuda.cache_encode", "integer_encode", supports.cuda_encode),),
     "cache_scores": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_scores", supports.always),),
     "cache_mix": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_mix", supports.always),),
-    "qjl_encode": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_encode", supports.always),),
+    "qjl_encode": (
+        Kernel("cuda", f"{_ROOM}.cuda.cache_encode", "qjl_encode", supports.cuda_encode),
+        Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_encode", supports.always),
+    ),
     "qjl_decode": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_decode", supports.always),),
     "qjl_scores": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_scores", supports.always),),
     "rotated_scores": (Kernel("reference", f"{_ROOM}.reference.rotated", "rotated_scores", supports.always),),

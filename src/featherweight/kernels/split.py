@@ -5,11 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Multiplications from which on splitting both factors costs less than it gains.
+LARGE = 2**32
+
 
 def halves(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """`matrix` as a sum of two bfloat16 matrices, to 2⁻¹⁷ of each entry."""
     high = matrix.to(torch.bfloat16)
     return high, torch.sub(matrix, high, out=torch.empty_like(high))
+
+
+def as_left(matrix: Tensor) -> Tensor:
+    """The halves of `A [m, k]` in a row, `[m, 3k]`: `as_left(A) @ as_right(B)` is the product of A and B without that of the low halves."""
+    high, low = halves(matrix)
+    return torch.cat((high, low, high), 1)
+
+
+def as_right(matrix: Tensor) -> Tensor:
+    """The halves of `B [k, n]` one above the other, `[3k, n]`; see `as_left`."""
+    high, low = halves(matrix)
+    return torch.cat((high, high, low))
+
+
+def pays(left: Tensor, columns: int) -> bool:
+    """Whether the product of `left` with something of so many columns is large enough, on CUDA, to be split."""
+    return left.is_cuda and left.dtype == torch.float32 and left.numel() * columns >= LARGE
 
 
 def split_product(left: Tensor, right: Tensor) -> Tensor:

@@ -210,3 +210,29 @@ def cuda_cache(signature: Signature, device: torch.device) -> tuple[bool, str]:
 
     reason = missing() or unsupported(signature["keys"], signature["values"], signature["head_dim"])
     return not reason, reason or "one launch for all query heads of a key head, tokens read in code"
+
+
+def cuda_encode(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """What `kernels/cuda/cache_encode.py` codes, on Hopper and later."""
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return False, "for compute capability 9.0 and later"
+    from featherweight.kernels.cuda.cache_encode import unsupported
+    from featherweight.kernels.cuda.compiler import missing
+
+    reason = missing() or unsupported(signature["head_dim"], signature["dtype"], signature)
+    return not reason, reason or "one launch for all tokens"
+
+
+def cuda_coded_step(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """What `kernels/cuda/cache_append.py` adds to and reads, on Hopper and later."""
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return False, "for compute capability 9.0 and later"
+    from featherweight.kernels.cuda.cache_append import unsupported
+    from featherweight.kernels.cuda.compiler import missing
+
+    reason = missing() or unsupported(signature["keys"], signature["values"], signature["head_dim"], signature["dtype"])
+    return not reason, reason or "a launch that adds a token and codes what it settles, and those of attention over codes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.grids.uniform import store_scale
 from featherweight.kernels.bits import pack_across, packed_width, unpack_across
+from featherweight.kernels.registry import accelerated
 from featherweight.kv_cache.codec import CacheCodec, Codes, Constants
 
 Axis = Literal["token", "channel"]
@@ -85,6 +87,11 @@ class Integer(CacheCodec):
 
     def encode(self, exact: Tensor, constants: Constants) -> dict[str, Tensor]:
         """See `CacheCodec.encode`; arithmetic in float32."""
+        signature = {"bits": self.bits, "axis": self.axis, "group_size": self.group_size, "head_dim": exact.shape[-1]}
+        signature["dtype"] = str(exact.dtype).removeprefix("torch.")
+        if encode := accelerated("integer_encode", signature, exact.device):
+            with suppress(FeatherweightError):  # it does not compile, and says so from now on
+                return encode(exact, self.bits, self.axis, self.group_size)
         grouped, largest = self._grouped(exact), 2**self.bits - 1
         low = grouped.amin(self._along, keepdim=True)
         scale = store_scale((grouped.amax(self._along, keepdim=True) - low) / largest, exact.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError, nearest
+from featherweight.models.experts import separate_experts
+from featherweight.models.places import Place, fused_places, spellings
 from featherweight.models.shards import DTYPES, SAMPLE, StoredTensor, fingerprint, model_shards, read_headers
 
 if TYPE_CHECKING:
@@ -26,9 +29,9 @@ class Weights(ABC):
     """The stored tensors of one model, named as in `model.state_dict()`; tied ones answer to all their names, and are listed
     once.
 
-    Two implementations: `LazyWeights` reads each tensor from its shard; `LoadedWeights` lets transformers load the whole
-    checkpoint (on the CPU, in the stored dtype) where names on disk do not map one to one to the model's, as for experts
-    that are stored one by one and fused into 3-D tensors on loading.
+    Two implementations: `LazyWeights` reads each tensor from its shard, an expert of a 3-D tensor by its slice alone;
+    `LoadedWeights` lets transformers load the whole checkpoint (on the CPU, in the stored dtype) where names on disk are
+    neither the model's nor one of the spellings known here.
     """
 
     def __init__(
@@ -81,7 +84,12 @@ class Weights(ABC):
 
 
 class LazyWeights(Weights):
-    """One tensor at a time from its shard; nothing is kept."""
+    """One tensor at a time from its shard; nothing is kept.
+
+    Args:
+        places: where each tensor lies.
+        floating: names of floating parameters.
+    """
 
     def __init__(
         self,
@@ -89,7 +97,7 @@ class LazyWeights(Weights):
         shapes: Mapping[str, tuple[int, ...]],
         stored: Mapping[str, StoredTensor],
         first: Mapping[str, str],
-        places: Mapping[str, str],
+        places: Mapping[str, Place],
         floating: frozenset[str],
     ) -> None:
         super().__init__(folder, shapes, stored, first)
@@ -99,7 +107,7 @@ class LazyWeights(Weights):
     def dtype(self, name: str) -> torch.dtype:
         """Stored dtype of one tensor; raises FeatherweightError for a parameter that is not stored as floating point."""
         name = self._listed(name)
-        stored = self._stored[self._places[name]]
+        stored = self._stored[self._places[name].disk]
         dtype = DTYPES.get(stored.dtype)
         if dtype is None or (name in self._floating and not dtype.is_floating_point):
             raise FeatherweightError(
@@ -116,7 +124,7 @@ class LazyWeights(Weights):
 
         self.dtype(name)
         name = self._listed(name)
-        stored = self._stored[self._places[name]]
+        stored = self._stored[self._places[name].disk]
         size = stored.shard.stat().st_size if stored.shard.is_file() else 0
         if size != self._sizes[stored.shard]:
             raise FeatherweightError(
@@ -126,7 +134,7 @@ class LazyWeights(Weights):
                 fix="leave the folder alone during a run; download the model again",
             )
         with safe_open(str(stored.shard), framework="pt", device="cpu") as file:
-            return file.get_tensor(self._places[name])
+            return self._places[name].read(file)
 
 
 class LoadedWeights(Weights):
@@ -170,14 +178,17 @@ class LoadedWeights(Weights):
         problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         if any(problems.values()):
             raise _mismatch(self.folder, problems["missing_keys"] + problems["mismatched_keys"], problems["unexpected_keys"])
+        if self._shapes.keys() - model.state_dict().keys():
+            separate_experts(model)
         return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in self._shapes}
 
 
 def open_weights(folder: Path, model: PreTrainedModel) -> Weights:
     """The weights in `folder` under the names of `model` (a skeleton will do); headers are checked, no data is read.
 
-    Names on disk may lack the model's base prefix (`h.0` for `transformer.h.0`) or carry it where the model has none. If
-    they still differ on both sides, the checkpoint is left to transformers (`LoadedWeights`).
+    Names on disk may lack the model's base prefix (`h.0` for `transformer.h.0`) or carry it where the model has none; experts
+    may be stored one by one or as 3-D tensors. If names still differ on both sides, the checkpoint is left to transformers
+    (`LoadedWeights`).
 
     Raises:
         FeatherweightError: a checkpoint that is quantized already; truncated or missing shards; tensors missing, unexpected
@@ -190,22 +201,27 @@ def open_weights(folder: Path, model: PreTrainedModel) -> Weights:
     shapes = {name: tuple(state[name].shape) for name in aliases}
     first = {alias: name for name, names in aliases.items() for alias in names}
     prefix = f"{model.base_model_prefix}."
-    places: dict[str, str] = {}
+    places: dict[str, Place] = {}
     used: set[str] = set()
+    fused = fused_places(model)
     for name, names in aliases.items():
-        found = [disk for alias in names for disk in _spellings(alias, prefix) if disk in stored]
-        used.update(found)
+        found = [disk for alias in names for disk in spellings(alias, prefix) if disk in stored]
         if found:
-            places[name] = found[0]
-            _check_duplicates(folder, [stored[disk] for disk in found], names)
+            places[name] = Place(found[0], shapes[name])
+        elif name in fused:
+            found = [disk for disk in spellings(fused[name].disk, prefix) if disk in stored]
+            if found:
+                places[name] = replace(fused[name], disk=found[0])
+        used.update(found)
+        _check_duplicates(folder, [stored[disk] for disk in found], names)
     missing = [name for name in aliases if name not in places]
     ignored = re.compile("|".join(f"(?:{rule})" for rule in _ignored_rules(model)) or r"(?!)")
     unexpected = [disk for disk in stored if disk not in used and not ignored.search(disk)]
     if missing and unexpected:
         return LoadedWeights(folder, shapes, stored, first, type(model), model.config)
-    wrong = [name for name in places if stored[places[name]].shape != shapes[name]]
+    wrong = {name: place for name, place in places.items() if stored[place.disk].shape != place.shape}
     if missing or unexpected or wrong:
-        sizes = [f"{name} {list(stored[places[name]].shape)}, not {list(shapes[name])}" for name in wrong]
+        sizes = [f"{name} {list(stored[place.disk].shape)}, not {list(place.shape)}" for name, place in wrong.items()]
         raise _mismatch(folder, missing + sizes, unexpected)
     floating = frozenset(name for name in aliases if state[name].is_floating_point())
     return LazyWeights(folder, shapes, stored, first, places, floating)
@@ -218,10 +234,6 @@ def tied_names(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         names.setdefault(first.setdefault(id(tensor), name), []).append(name)
     return {name: tuple(all_names) for name, all_names in names.items()}
-
-
-def _spellings(name: str, prefix: str) -> list[str]:
-    return [name, name.removeprefix(prefix) if name.startswith(prefix) else prefix + name]
 
 
 def _ignored_rules(model: PreTrainedModel) -> list[str]:

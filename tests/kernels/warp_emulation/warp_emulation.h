@@ -2,7 +2,6 @@
 #pragma once
 #include "emulation.h"
 
-inline void copy_8_to_shared(void* target, const void* source) { std::memcpy(target, source, 8); }
 inline void close_copies() {}
 template <int LEFT>
 inline void wait_for_copies() {}
@@ -29,6 +28,14 @@ inline bool any_lane(bool value) {
         for (int at = 0; at < 32; at++) *out[at] = any;
     });
 }
+inline word vote(bool value) {
+    return emulation::together<bool, word>(value, [](const bool* const* in, word* const* out) {
+        word all = 0;
+        for (int at = 0; at < 32; at++) all |= (word)*in[at] << at;
+        for (int at = 0; at < 32; at++) *out[at] = all;
+    });
+}
+inline float divide(float a, float b) { return a / b; }
 inline word transpose(word value) {
     return emulation::together<word, word>(value, [](const word* const* in, word* const* out) {
         for (int at = 0; at < 32; at++) {
