@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 import featherweight as fw
 from common import TINY
 from featherweight.api import finetune
+from featherweight.engine.progress import Event
 from featherweight.finetune.settings import Settings
 
 QUICK = {**TINY, "steps.0.passes": 0, "steps.0.scope": "model.layers.0.self_attn.*"}
@@ -34,3 +36,19 @@ def test_a_tuned_run_is_as_planned_and_its_signs_go_on_in_fine_tuning(tmp_path: 
     settings = Settings(task="lm", train=("outputs",), length=32, samples=4, held_out=2)
     assert finetune(tmp_path / "tuned", tmp_path / "further", settings, device="cpu").told["grown_bytes"] == 0
     fw.verify(tmp_path / "further")
+
+
+def test_a_killed_run_goes_on_with_the_norms_that_were_trained(tmp_path: Path) -> None:
+    scope = ["model.layers.0.self_attn.k_proj", "model.layers.1.self_attn.k_proj"]
+    plan = fw.plan("demo", "quip-2bit", changes={**QUICK, "steps.0.scope": scope, "steps.0.tune_block": 4})
+
+    def kill(event: Event) -> None:
+        if event.stage == "block written":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fw.compress(plan, tmp_path / "killed", report=kill)
+    whole, resumed = fw.compress(plan, tmp_path / "whole"), fw.compress(plan, tmp_path / "killed")
+    assert resumed.resumed == 2
+    for shard in whole.folder.glob("*.safetensors"):
+        assert shard.read_bytes() == (resumed.folder / shard.name).read_bytes(), shard.name

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from featherweight.kernels.split import add_split_product_, as_left, as_right, halves, split_product, stacked_halves
+from featherweight.kernels.split import add_split_product_, halves, row_of_halves, split_product, stacked_halves
 
 
 def make():
@@ -25,7 +25,7 @@ def test_three_products_of_halves_suffice():
     product = high @ right_high + high @ right_low + low @ right_high
     exact = left.double() @ right.double()
     assert ((product - exact).norm(dim=1) <= 2e-5 * exact.norm(dim=1)).all()
-    joined = as_left(left).float() @ as_right(right).float()
+    joined = row_of_halves(left).float() @ stacked_halves(right).float()
     assert ((joined - exact).norm(dim=1) <= 2e-5 * exact.norm(dim=1)).all()
     assert torch.equal(split_product(left, right), left @ right)  # on a CPU nothing is split
     total = torch.zeros(40, 30)

@@ -16,6 +16,7 @@ from featherweight.engine.task import BlockResult, BlockTask
 from featherweight.methods.base import Method
 from featherweight.models.axes import Axis
 from featherweight.models.experts import all_tokens_for
+from featherweight.models.freed import return_freed_memory
 from featherweight.packed.base import PackedWeight
 from featherweight.planning.plan import Plan
 from featherweight.statistics.collector import Collector
@@ -36,6 +37,7 @@ def compress_block(task: BlockTask) -> BlockResult:
         for part in [group] if together else [[axis] for axis in group]:
             with task.phases.timed("linears"):
                 compress_axes(task, part, statistics, result)
+            return_freed_memory()
     return result
 
 

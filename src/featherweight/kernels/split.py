@@ -15,16 +15,10 @@ def halves(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return high, torch.sub(matrix, high, out=torch.empty_like(high))
 
 
-def as_left(matrix: Tensor) -> Tensor:
-    """The halves of `A [m, k]` in a row, `[m, 3k]`: `as_left(A) @ as_right(B)` is the product of A and B without that of the low halves."""
+def row_of_halves(matrix: Tensor) -> Tensor:
+    """The halves of `A [m, k]` in a row, `[m, 3 k]`: times `stacked_halves(B)` it is `A B` less the product of the low halves."""
     high, low = halves(matrix)
     return torch.cat((high, low, high), 1)
-
-
-def as_right(matrix: Tensor) -> Tensor:
-    """The halves of `B [k, n]` one above the other, `[3k, n]`; see `as_left`."""
-    high, low = halves(matrix)
-    return torch.cat((high, high, low))
 
 
 def pays(left: Tensor, columns: int) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import Grid, GridParameters
 from featherweight.kernels.registry import choose
-from featherweight.kernels.split import as_left, as_right, pays
+from featherweight.kernels.split import pays, row_of_halves, stacked_halves
 from featherweight.kernels.vectors import SIZE, Vectors
 from featherweight.solvers.fitting import vectors_of
 
@@ -96,12 +96,16 @@ class _State:
         blocks = hessian.reshape(len(hessian) // SIZE, SIZE, -1, SIZE).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         self.inverses = torch.linalg.inv(blocks)
         self.run = choose("descend_vectors", {"columns": min(BLOCK, len(hessian)), "rows": len(scale)}, hessian.device)
-        self.split = as_left(hessian) if pays(hessian, len(scale)) else None
-        self.halves = None if self.split is None else as_right(self.error)
+        self.split = row_of_halves(hessian) if pays(hessian, len(scale)) else None
+        self.halves = None if self.split is None else stacked_halves(self.error)
 
     def weigh(self, values: Tensor) -> Tensor:
         """`H V` of `values [in, rows]`."""
-        return self.hessian @ values if self.split is None else torch.mm(self.split, as_right(values), out_dtype=torch.float32)
+        return (
+            self.hessian @ values
+            if self.split is None
+            else torch.mm(self.split, stacked_halves(values), out_dtype=torch.float32)
+        )
 
     def pull(self, part: slice) -> Tensor:
         """The columns `part` of `(E H)ᵀ`, `[columns, rows]`."""
@@ -143,5 +147,5 @@ class _State:
         self.scale = (self.scale * ratios).to(torch.float32)
         self.decoded = self.decoded * ratios.to(torch.float32)
         self.error = self.weight - self.decoded
-        self.halves = None if self.halves is None else as_right(self.error)
+        self.halves = None if self.halves is None else stacked_halves(self.error)
         return torch.where(usable, cross.square() / torch.where(usable, energy, 1.0), 0.0).sum()

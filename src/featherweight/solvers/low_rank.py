@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.kernels.split import as_left, as_right, pays
+from featherweight.kernels.split import pays, row_of_halves, stacked_halves
 
 #: Rounds of subspace iteration, and least columns beyond the rank, of the randomised decomposition.
 POWERS, OVERSAMPLING = 4, 8
@@ -46,7 +46,7 @@ class Metric:
         if self.hessian is None:
             return values
         if pays(values, len(self.hessian)):
-            return torch.mm(as_left(values), self._split, out_dtype=torch.float32)
+            return torch.mm(row_of_halves(values), self._split, out_dtype=torch.float32)
         return values @ self.hessian
 
     def energy(self, values: Tensor) -> float:
@@ -61,7 +61,7 @@ class Metric:
     @cached_property
     def _split(self) -> Tensor:
         assert self.hessian is not None
-        return as_right(self.hessian)
+        return stacked_halves(self.hessian)
 
     @cached_property
     def root(self) -> Tensor:
