@@ -1,13 +1,13 @@
-"""Seconds by phase of compressing one model on 1, 2, … ranks, and how far the outputs lie apart.
+"""Seconds by phase of compressing one model on one rank and on all of a launch, and how far the outputs lie apart.
 
-    python benchmarks/ranks.py --model demo --device cpu --ranks 1 2 4 --windows 16        # gloo
-    python benchmarks/ranks.py --shape llama-3.1-8b --blocks 2 --ranks 1 2                 # NCCL, random weights
+    torchrun --nproc-per-node 2 benchmarks/ranks.py --model demo --device cpu --windows 16 --output results        # gloo
+    torchrun --nproc-per-node 2 benchmarks/ranks.py --shape llama-3.1-8b --blocks 2 --output results               # NCCL, random weights
 
-Every count of ranks is one launch of `torchrun`, which compresses by each recipe, on GPUs first on few tokens to warm up (kernels,
-NCCL), and then `--repeats` times. Statistics are neither kept nor reused. `linears` is the slowest rank's; of `reduce` and
+By each recipe the first rank compresses alone while the others wait, then all together, each first on few tokens to warm up (kernels,
+NCCL); together `--repeats` times. Statistics are neither kept nor reused. `linears` is the slowest rank's; of `reduce` and
 `broadcast` the last to come counts, which waits for nobody; `rest` is reading, the last layers and the proof. `differing` is the
-share of dequantized weights that are not those of the first count, `difference` the relative difference of all of them, `error`
-the mean over linears of their relative output errors; `repeats` says whether all runs of a count wrote the same bytes.
+share of dequantized weights that are not those of one rank, `difference` the relative difference of all of them, `error` the mean
+over linears of their relative output errors; `repeats` says whether all runs wrote the same bytes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
-import sys
+import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,28 +74,42 @@ def settings(options: argparse.Namespace, samples: int) -> dict[str, Any]:
     return changes | ({"calibration.source": options.tokens} if options.tokens else {})
 
 
-def work(options: argparse.Namespace) -> None:
-    """One launch: every recipe, warm-up and repeats; the first rank writes what all ranks spent."""
-    found: dict[str, Any] = {}
-    device = pick_device(options.device)
-    for recipe in options.recipes:
-        name, further = CHANGED.get(recipe, (recipe, {}))
-        for repeat in range(-1 if device.type == "cuda" else 0, options.repeats):
-            samples = options.samples if repeat >= 0 else min(options.samples, 2 * options.batch_size * launched())
-            plan = fw.plan(options.model, name, changes={**settings(options, samples), **further}, offline=True)
-            folder = options.output / f"{recipe}-{launched()}-{repeat}"
-            with tempfile.TemporaryDirectory() as statistics:
-                result = compress(plan, folder, device=options.device, statistics=Path(statistics), offline=True)
-            told: list[Any] = [dict(result.phases)]
-            if launched() > 1:
-                told = [None] * launched()
-                dist.all_gather_object(told, dict(result.phases))
-            if repeat == 0:
-                found[recipe] = timed(result, told)
-                if leads():
-                    (options.output / f"times-{launched()}.json").write_text(json.dumps(found))
-            if leads():
-                print(f"{recipe}, {launched()} ranks, run {repeat}: {result.seconds:.2f} s", flush=True)
+def run(options: argparse.Namespace, recipe: str, folder: Path, samples: int) -> tuple[Result, list[dict[str, float]]]:
+    """A run of all ranks that are told of, and the phases of each."""
+    name, further = CHANGED.get(recipe, (recipe, {}))
+    plan = fw.plan(options.model, name, changes={**settings(options, samples), **further}, offline=True)
+    with tempfile.TemporaryDirectory() as statistics:
+        result = compress(plan, folder, device=options.device, statistics=Path(statistics), offline=True)
+    told: list[Any] = [dict(result.phases)] * launched()
+    if launched() > 1:
+        dist.all_gather_object(told, dict(result.phases))
+    if leads():
+        print(f"{folder.name}: {result.seconds:.2f} s", flush=True)
+    return result, told
+
+
+def measure(options: argparse.Namespace, recipe: str) -> list[dict[str, Any]]:
+    """Rows of the first rank alone and of all together; every rank comes here."""
+    count, few, rows = launched(), min(options.samples, 2 * options.batch_size * launched()), []
+    for ranks in (1, count):
+        folders = [
+            options.output / f"{recipe}-{ranks}-{repeat}" for repeat in range(options.repeats[recipe] if ranks > 1 else 1)
+        ]
+        os.environ["WORLD_SIZE"] = str(ranks)
+        if ranks == 1 and os.environ["RANK"] != "0":
+            wait_for(folders[0] / "ledger.json")
+        else:
+            run(options, recipe, options.output / f"{recipe}-{ranks}-warm", few)
+            found = [run(options, recipe, folder, options.samples) for folder in folders]
+            rows.append({"recipe": recipe, "ranks": ranks, **timed(*found[0])})
+            rows[-1] |= {"repeats": same_bytes(folders)} if leads() and len(folders) > 1 else {}
+    return rows
+
+
+def wait_for(path: Path) -> None:
+    """Until the first rank has written it."""
+    while not path.is_file():
+        time.sleep(0.05)
 
 
 def timed(result: Result, told: list[dict[str, float]]) -> dict[str, float]:
@@ -135,22 +149,14 @@ def same_bytes(folders: list[Path]) -> bool:
     return all(each == files[0] for each in files)
 
 
-def rows_of(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    times = {count: json.loads((options.output / f"times-{count}.json").read_text()) for count in options.ranks}
-    rows = []
-    for recipe in [each for each in options.recipes if all(each in found for found in times.values())]:
-        first = times[options.ranks[0]][recipe]["seconds"]
-        for count in options.ranks:
-            folders = [options.output / f"{recipe}-{count}-{repeat}" for repeat in range(options.repeats)]
-            row: dict[str, Any] = {"recipe": recipe, "ranks": count, **times[count][recipe]}
-            row |= apart(options.output / f"{recipe}-{options.ranks[0]}-0", folders[0], device)
-            row |= {"speed-up": first / row["seconds"], "repeats": same_bytes(folders) if len(folders) > 1 else ""}
-            if options.windows:
-                told = fw.evaluate(
-                    folders[0], against=options.model, windows=options.windows, device=options.device, offline=True
-                )
-                row["kl"] = next(each.value for each in told if each.name == "kl")
-            rows.append(row)
+def compared(options: argparse.Namespace, rows: list[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
+    """The rows of one recipe with what their outputs are worth."""
+    folders = [options.output / f"{row['recipe']}-{row['ranks']}-0" for row in rows]
+    for row, folder in zip(rows, folders, strict=True):
+        row |= {"speed-up": rows[0]["seconds"] / row["seconds"], **apart(folders[0], folder, device)}
+        if options.windows:
+            told = fw.evaluate(folder, against=options.model, windows=options.windows, device=options.device, offline=True)
+            row |= {each.name: each.value for each in told if each.name == "kl"}
     return rows
 
 
@@ -175,37 +181,31 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this shape instead, on random tokens")
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--recipes", nargs="+", default=["gptq-4bit"])
-    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument(
+        "--repeats", nargs="+", type=int, default=[1], help="of each recipe; the last is that of all further ones"
+    )
     parser.add_argument("--windows", type=int, help="measure the divergence from the dense model on so many held-out windows")
     parser.add_argument("--device", help="GPUs if there are any")
-    parser.add_argument("--tokens", help=argparse.SUPPRESS)
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, required=True, help="folder for outputs, ranks.csv and ranks.md")
+    parser.add_argument("--output", type=Path, required=True, help="new folder for outputs, ranks.csv and ranks.md")
     options = parser.parse_args()
-    if options.work:
-        return work(options)
-    device = pick_device(options.device)
-    options.output.mkdir(parents=True, exist_ok=True)
+    device, options.tokens, rows = pick_device(options.device), None, []
+    options.repeats = dict(zip(options.recipes, options.repeats + options.repeats[-1:] * len(options.recipes), strict=False))
     if options.shape:
-        options.model = str(random_model(options.shape, options.blocks, options.output / "model", device))
-        options.tokens = str(options.output / "tokens.safetensors")
-        drawn = torch.randint(0, 1024, (options.samples * 2, options.length), generator=torch.Generator().manual_seed(0))
-        save_file({"tokens": drawn}, options.tokens)
-    told = {
-        key.replace("_", "-"): value for key, value in vars(options).items() if key not in ("work", "ranks", "shape", "windows")
-    }
-    words = [
-        word for key, value in told.items() if value is not None
-        for word in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
-    ]  # fmt: skip
-    for count in options.ranks:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        subprocess.run([*launcher, __file__, "--work", *words], check=False)
-    write(rows_of(options, device), options.output)
+        options.model, options.tokens = str(options.output / "model"), str(options.output / "tokens.safetensors")
+        if leads():
+            random_model(options.shape, options.blocks, Path(options.model), device)
+            drawn = torch.randint(0, 1024, (options.samples * 2, options.length), generator=torch.Generator().manual_seed(0))
+            save_file({"tokens": drawn}, options.tokens + ".partial")
+            Path(options.tokens + ".partial").rename(options.tokens)
+        wait_for(Path(options.tokens))
+    for recipe in options.recipes:
+        found = measure(options, recipe)
+        if leads():
+            rows += compared(options, found, device)
+            write(rows, options.output)
 
 
 if __name__ == "__main__":

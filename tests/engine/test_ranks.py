@@ -85,7 +85,7 @@ def test_two_ranks_give_what_one_gives_and_repeat_themselves(tmp_path: Path) -> 
     fw.verify(tmp_path / "first")
     for one, two in zip(ledgers[0]["rows"], ledgers[1]["rows"], strict=True):
         if one["relative_error"] is not None:
-            assert two["relative_error"] == pytest.approx(one["relative_error"], rel=0.02)
+            assert two["relative_error"] == pytest.approx(one["relative_error"], rel=0.05)
             if "block_loss" in one:
                 assert two["block_loss_even"] == pytest.approx(one["block_loss_even"], rel=1e-5)
                 assert two["block_loss"] == pytest.approx(one["block_loss"], rel=1e-3)

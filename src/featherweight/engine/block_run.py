@@ -103,7 +103,7 @@ class _SumGradients(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        return None, *(context.ranks.sum_(gradient.contiguous().clone()) for gradient in gradients)
+        return None, *(context.ranks.sum_(gradient.clone(memory_format=torch.contiguous_format)) for gradient in gradients)
 
 
 def _summed(ranks: Ranks, tensor: Tensor) -> Tensor:

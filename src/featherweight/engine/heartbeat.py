@@ -19,7 +19,8 @@ BEAT, LOST, GRACE = 1.0, 30.0, 5.0
 class Heartbeat:
     """A thread that tells the other ranks that this one lives, and ends this one where another ended or fell silent.
 
-    Messages through gloo fail by themselves once a rank is gone; one that computes, or waits inside NCCL, would never know.
+    Messages through gloo fail by themselves once a rank is gone; one that computes, or waits inside NCCL, would never know. Each
+    watches the next, and tells all when that falls silent.
 
     Args:
         name: of this run, alike on all ranks and unlike that of any run before.
@@ -30,12 +31,13 @@ class Heartbeat:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=LOST))
         self._store = dist.PrefixStore(f"featherweight/{name}", store)
-        self._rank, self._others = rank, [other for other in range(count) if other != rank]
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+        self._rank, self._next = rank, (rank + 1) % count
+        self._told, self._answered, self._over = "", time.monotonic(), threading.Event()
 
     def __enter__(self) -> Heartbeat:
-        self._thread.start()
+        self._answered = time.monotonic()
+        for work in (self._beat, self._watch):  # the store may never answer, so one asks and another looks on
+            threading.Thread(target=work, name="heartbeat", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
@@ -43,7 +45,6 @@ class Heartbeat:
             with suppress(RuntimeError):  # rank 0 keeps the store, and may be gone
                 self._store.set("ended", f"rank {self._rank}: {str(problem).splitlines()[0] if str(problem) else kind}")
         self._over.set()
-        self._thread.join(GRACE)
 
     def ended(self) -> str:
         """Which rank ended first, and why; "" if none said so."""
@@ -52,28 +53,28 @@ class Heartbeat:
         except RuntimeError:
             return "rank 0, which keeps the store of all, is gone"
 
-    def _watch(self) -> None:
-        beats, seen = 0, dict.fromkeys(self._others, (b"", time.monotonic()))
-        while not self._over.wait(BEAT):
+    def _beat(self) -> None:
+        """Say that this rank lives, and hear the others."""
+        beats, seen, last, theirs = 0, b"", time.monotonic(), f"beat {self._next}"
+        while not self._over.wait(BEAT) and not self._told:
             beats += 1
-            try:
+            with suppress(RuntimeError):  # `ended` says so
                 self._store.set(f"beat {self._rank}", str(beats))
-                for other in self._others:
-                    beat = self._store.get(f"beat {other}") if self._store.check([f"beat {other}"]) else b""
-                    if beat != seen[other][0]:
-                        seen[other] = (beat, time.monotonic())
-            except RuntimeError:
-                return self._end("rank 0, which keeps the store of all, is gone")
-            silent = [other for other, (_, last) in seen.items() if time.monotonic() - last > LOST]
-            told = self.ended() or (f"no sign of life of rank {silent[0]} for {LOST:.0f} seconds" if silent else "")
-            if told:
-                return self._end(told)
-        return None
+                beat = self._store.get(theirs) if self._store.check([theirs]) else b""
+                if beat != seen:
+                    seen, last = beat, time.monotonic()
+                elif time.monotonic() - last > LOST and not self.ended():
+                    self._store.set("ended", f"no sign of life of rank {self._next} for {LOST:.0f} seconds")
+            self._told, self._answered = self.ended(), time.monotonic()
 
-    def _end(self, told: str) -> None:
-        """End this process, unless it ends by itself; what is written is whole, as after any kill."""
+    def _watch(self) -> None:
+        """End this process once another has ended, unless it ends by itself; what is written is whole, as after any kill."""
+        while not self._told and time.monotonic() - self._answered < LOST:
+            if self._over.wait(BEAT):
+                return
         if self._over.wait(GRACE):
             return
+        told = self._told or f"no answer from the store of rank 0 for {LOST:.0f} seconds"
         print(
             f"error: rank {self._rank} ends, since another did\n  found: {told}\n"
             "  fix: the same command goes on after the last finished block, with any number of ranks",

@@ -104,7 +104,7 @@ class Walk:
     @torch.no_grad()
     def run(self) -> tuple[Tensor, Tensor]:
         """Walk to the end; returns the probe's tokens and the logits of the compressed model as it stands in memory."""
-        check_room(self)
+        self.ranks.on_first(lambda: check_room(self))
         packed = self._outside()
         probe_tokens = self.probe_tokens()
         inputs = [self._capture(probe_tokens, len(probe_tokens))]
@@ -154,8 +154,11 @@ class Walk:
 
     @property
     def _spill(self) -> Path | None:
-        """Folder for activations that are to lie on disk."""
-        return self.output if self.plan.recipe.engine.activations == "disk" else None
+        """Folder for activations that are to lie on disk, there by now on every node."""
+        if self.plan.recipe.engine.activations != "disk":
+            return None
+        self.output.mkdir(parents=True, exist_ok=True)
+        return self.output
 
     def _kept(self, states: Iterable[Tensor]) -> list[Tensor] | SpilledStates:
         """States of all batches, beside those that move on."""
