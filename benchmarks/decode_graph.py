@@ -185,6 +185,7 @@ def write(folder: Path, rows: list[dict[str, Any]], options: argparse.Namespace)
         table.writeheader()
         table.writerows(rows)
     about = f"{device_name(options.device)}, torch {torch.__version__}, batch 1, {options.context} + {options.tokens} tokens"
+    about += ", cuts of integer products tried first" if options.tune else ""
     lines = [
         "# Whole-model decode, one graph a token",
         "",

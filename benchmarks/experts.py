@@ -1,12 +1,12 @@
 """Perplexity of a compressed mixture of experts: width, and whose tokens each expert is calibrated on.
 
-    python benchmarks/experts.py make MODEL [--seconds 15]      # on a GPU
+    python benchmarks/experts.py make MODEL [--seconds 180]
     python benchmarks/experts.py measure MODEL [--output FOLDER]
 
 No small trained mixture is at hand, so `make` grows one out of the packaged Llama: the layout of Mixtral, every MLP copied into 8
-experts with noise of half its weights' spread on each copy, a random router, 2 experts a token. It is then trained on text that the
-Llama itself writes, with the usual loss that balances the experts, until the time is up. `measure` compresses it by
-every recipe below and scores the reloaded files on the packaged held-out text.
+experts with noise of 0.3 of its weights' spread on each copy, a random router, 2 experts a token. It is then trained on the packaged
+calibration text, with the usual loss that balances the experts, until the time is up. `measure` compresses it by every recipe below
+and scores the reloaded files on the packaged held-out text.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import featherweight as fw
+from featherweight.data.corpora import load_corpus
+from featherweight.models.source import resolve_model
 
-EXPERTS, CHOSEN, NOISE = 8, 2, 0.5
-WRITTEN, LENGTH, BATCH = 1024, 256, 32  # texts that the Llama writes, their tokens, texts of a step
+EXPERTS, CHOSEN, NOISE = 8, 2, 0.3
+LENGTH, BATCH, RATE = 256, 8, 3e-4  # tokens of a window, windows of a step, learning rate
 
 #: Experts that saw fewer tokens than this times their inputs are calibrated on all tokens.
 POLICIES = {"its own tokens": 0.0, "all if fewer than inputs": 1.0, "all tokens": 1e9}
@@ -54,24 +55,20 @@ def grown(llama: Any) -> Any:
     return model
 
 
-def written(llama: Any, count: int, length: int) -> Tensor:
-    """Texts that the Llama writes, `[count, length]` token ids."""
-    start = torch.full((count, 1), llama.config.bos_token_id, device=llama.device)
-    with torch.no_grad():
-        return llama.generate(start, do_sample=True, top_k=0, min_new_tokens=length - 1, max_new_tokens=length - 1)
-
-
 def make(folder: Path, seconds: float, device: str) -> None:
     """Grow, train and save the mixture."""
     torch.manual_seed(0)
     llama = fw.load("demo", dtype=torch.float32).to(device)
-    texts = written(llama, WRITTEN, LENGTH)
+    tokenizer = resolve_model("demo").tokenizer()
+    tokens = torch.tensor(tokenizer(load_corpus("sample", split="calibration").text)["input_ids"], device=device)
+    texts = tokens[: len(tokens) // LENGTH * LENGTH].view(-1, LENGTH)
+    print(f"{texts.numel()} tokens of text", flush=True)
     model = grown(llama).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01)
     started, step = time.perf_counter(), 0
     while (spent := time.perf_counter() - started) < seconds:
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 20) * max(0.02, 1 - spent / seconds)
+            group["lr"] = RATE * min(1.0, (step + 1) / 20) * max(0.02, 1 - spent / seconds)
         batch = texts[torch.randint(len(texts), (BATCH,), device=device)]
         loss = model(input_ids=batch, labels=batch, output_router_logits=True).loss
         optimizer.zero_grad(set_to_none=True)
@@ -81,23 +78,27 @@ def make(folder: Path, seconds: float, device: str) -> None:
         step += 1
     print(f"{step} steps of {BATCH * LENGTH} tokens, last loss {loss.item():.3f}", flush=True)
     model.to(torch.bfloat16).eval().save_pretrained(folder)
-    from featherweight.models.source import resolve_model
-
-    resolve_model("demo").tokenizer().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def recipes() -> list[tuple[str, dict[str, Any]]]:
     """What is measured: a name, and a recipe."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    for bits in (4, 3):
-        found.append((f"rtn {bits}-bit", {"steps": [{"method": "rtn", "bits": bits, "group_size": 128}]}))
-        for samples in (128, 8):
-            for policy, least in POLICIES.items() if bits == 3 else [("all if fewer than inputs", 1.0)]:
-                told = {"samples": samples, "length": LENGTH}
-                step = {"method": "gptq", "bits": bits, "group_size": 128, "order": "static"}
-                name = f"gptq {bits}-bit, {samples * LENGTH:,} tokens, {policy}"
-                found.append((name, {"steps": [step], "calibration": told, "engine": {"expert_tokens": least}}))
-    return found
+
+    def gptq(bits: int, samples: int, policy: str) -> tuple[str, dict[str, Any]]:
+        step = {"method": "gptq", "bits": bits, "group_size": 128, "order": "static"}
+        told = {"samples": samples, "length": LENGTH}
+        name = f"gptq {bits}-bit, {samples * LENGTH:,} tokens, {policy}"
+        return name, {"steps": [step], "calibration": told, "engine": {"expert_tokens": POLICIES[policy]}}
+
+    def rtn(bits: int) -> tuple[str, dict[str, Any]]:
+        return f"rtn {bits}-bit", {"steps": [{"method": "rtn", "bits": bits, "group_size": 128}]}
+
+    own, usual, everyone = POLICIES
+    few, many = 8, 64
+    return [
+        rtn(4), gptq(4, many, own), rtn(3), gptq(3, many, own), gptq(3, few, own), gptq(3, few, everyone), gptq(3, few, usual),
+        gptq(3, many, everyone),
+    ]  # fmt: skip
 
 
 def measure(model: Path, output: Path | None, windows: int) -> None:
@@ -115,13 +116,12 @@ def measure(model: Path, output: Path | None, windows: int) -> None:
                 "seconds": round(time.perf_counter() - started, 1),
             })  # fmt: skip
         print(rows[-1], flush=True)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        with (output / "experts.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            with (output / "experts.csv").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 def scored(folder: Path, against: Path | None, windows: int) -> dict[str, float]:
@@ -136,9 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=("make", "measure"))
     parser.add_argument("model", type=Path)
-    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--seconds", type=float, default=180.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--output", type=Path)
     told = parser.parse_args()
     if told.verb == "make":

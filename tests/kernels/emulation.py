@@ -39,6 +39,11 @@ def emulated(source, name, constants, device=None):
     return EmulatedFunction(ctypes.CDLL(str(folder / "kernel.so")), name)
 
 
+def launch(source, name, constants, grid, threads, shared, arguments, device):
+    """As `kernels.cuda.cache_attention.Launch`."""
+    emulated(source, name, driver.constants_of(constants)).launch(grid, (threads, 1, 1), shared, arguments)
+
+
 @pytest.fixture
 def emulation(monkeypatch):
     """Launches go to the CPU."""

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from cuda_emulation import COMPILER, launch
+from emulation import launch, needs_compiler
 
 from featherweight.kernels.cuda.cache_encode import integer_encode, qjl_encode, unsupported
 from featherweight.kernels.reference.qjl import qjl_encode as reference_sketch
 from featherweight.kv_cache import make_codec
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+pytestmark = needs_compiler
 
 
 def states(tokens, dtype=torch.bfloat16, batch=2, heads=2, seed=0):
@@ -48,6 +48,26 @@ def test_sketches_are_those_of_the_reference(sketch, outliers, apart):
             torch.testing.assert_close(found[name], tensor, rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize(("sketch", "outliers", "apart"), [(256, 8, 256), (512, 8, 128), (128, 0, 128)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_keys_go_through_the_matrix_unit(sketch, outliers, apart, dtype, monkeypatch):
+    """In tiles of 128, the last one not whole, more tiles than blocks."""
+    from featherweight.kernels.cuda import cache_encode
+
+    monkeypatch.setattr(cache_encode, "MANY", 1)
+    exact = states(160, dtype, batch=1)
+    codec = make_codec({"codec": "qjl", "sketch": sketch, "outliers": outliers, "outlier_sketch": apart})
+    projection = codec.constants(128, torch.Generator().manual_seed(3))["projection"]
+    arguments = (exact, projection, outliers, apart, 32)
+    expected, found = reference_sketch(*arguments), qjl_encode(*arguments, launch)
+    for name, tensor in expected.items():
+        if "signs" in name:
+            bits = (found[name] ^ tensor).unsqueeze(-1) >> torch.arange(8) & 1
+            assert bits.float().mean() < 1e-4, name
+        else:
+            torch.testing.assert_close(found[name], tensor, rtol=0.01, atol=0)
+
+
 def test_what_is_not_served_is_said():
     served = {"bits": 2, "axis": "token", "group_size": 32}
     assert not unsupported(128, "bfloat16", served)
@@ -55,3 +75,17 @@ def test_what_is_not_served_is_said():
     assert "groups of 32" in unsupported(128, "float16", served | {"group_size": 16})
     sketch = {"sketch": 256, "outliers": 8, "outlier_sketch": 256, "group_size": 32}
     assert not unsupported(128, "bfloat16", sketch) and "8 outliers" in unsupported(128, "bfloat16", sketch | {"outliers": 4})
+
+
+def test_what_does_not_compile_is_left_to_the_reference_and_says_so(monkeypatch):
+    from featherweight.errors import FeatherweightError
+    from featherweight.kernels.cuda import cache_encode
+
+    def refuse(*_, **__):
+        raise FeatherweightError("a kernel does not compile", found="nonsense")
+
+    monkeypatch.setattr(cache_encode, "_FAILED", {})
+    exact, served = states(8), {"bits": 2, "axis": "token", "group_size": 32}
+    expected = make_codec({"codec": "integer", "bits": 2}).encode(exact, {})
+    assert torch.equal(integer_encode(exact, 2, "token", 32, refuse)["codes"], expected["codes"])
+    assert "does not compile" in unsupported(128, "bfloat16", served)

@@ -51,7 +51,10 @@ def chi_square(choose_token, top_k, top_p, rows=400, device="cpu", dtype=torch.b
     assert ((observed - wanted).square() / wanted).sum() < free + 5 * (2 * free) ** 0.5  # about one in 10⁵
 
 
-def compare_launches(device="cpu", vocabularies=(37, 4500), cuts=CUTS, dtypes=(torch.bfloat16, torch.float16, torch.float32)):
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def compare_launches(device="cpu", vocabularies=(37, 4500), cuts=CUTS, dtypes=DTYPES, rows=40):
     """In two parts and more, in 16 and 32 bits: what is drawn is what transformers keeps, and of few all that it keeps."""
     from featherweight.kernels.triton.decode_choice import choose_token
 
@@ -61,9 +64,10 @@ def compare_launches(device="cpu", vocabularies=(37, 4500), cuts=CUTS, dtypes=(t
         choose_token(logits, chosen, Sampling(0.8, top_k, top_p).cuts)
         kept = decode_choice.cut_logits(logits.double() / 0.8, top_k, top_p).isfinite()
         assert kept.gather(1, chosen.token[:, None]).all(), (dtype, vocabulary, top_k, top_p)
-    logits = torch.tensor([[1.0, 1.02, 1.01, 0.99, 1.03, -9.0]], device=device).expand(24, -1).contiguous()
+    few = torch.tensor([[64.0, 66, 65, 63, 67, -500]], device=device, dtype=torch.bfloat16) / 64
+    logits = few.expand(rows, -1).contiguous()
     for top_k, top_p, expected in ((3, 1.0, {1, 2, 4}), (0, 0.39, {1, 4}), (4, 0.55, {1, 2, 4})):
-        chosen = chosen_of(24, 6, top_k, top_p, device, temperature=1.0)
+        chosen = chosen_of(rows, 6, top_k, top_p, device, temperature=1.0)
         choose_token(logits, chosen, Sampling(1.0, top_k, top_p).cuts)
         assert set(chosen.token.tolist()) == expected, (top_k, top_p)
 
@@ -84,12 +88,14 @@ def test_the_reference_draws_by_probability(top_k, top_p):
 @needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the compiled cases run here")
 def test_cuts_in_the_interpreter():
+    """In parts of 64 logits, of which the interpreter makes tables."""
     script = (
         f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
+        "from featherweight.kernels import decoding; decoding.CUT_BLOCK = 64\n"
         "import torch; from test_decode_cut import CUTS, chi_square, compare_launches\n"
         "from featherweight.kernels.triton.decode_choice import choose_token\n"
-        "chi_square(choose_token, 0, 0.7, 100)\n"
-        "compare_launches('cpu', (2100,), CUTS[1:3], (torch.bfloat16, torch.float32))\n"
+        "chi_square(choose_token, 0, 0.7, 40)\n"
+        "compare_launches('cpu', (100,), CUTS[2:3], (torch.bfloat16, torch.float32), 12)\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300

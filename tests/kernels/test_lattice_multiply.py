@@ -109,6 +109,30 @@ def test_transform_is_that_of_the_map(small_device, size, dtype, to, inverted):
         )
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("size", "dtype", "to", "inverted"),
+    [
+        (2048, torch.bfloat16, torch.bfloat16, True),
+        (4096, torch.float16, torch.float16, False),
+        (8192, torch.bfloat16, torch.float16, True),
+        (1536, torch.bfloat16, torch.bfloat16, False),
+        (2560, torch.float16, torch.bfloat16, True),
+        (11008, torch.bfloat16, torch.bfloat16, False),
+    ],
+)
+def test_many_rows_are_those_of_the_map(emulation, monkeypatch, size, dtype, to, inverted):  # noqa: F811
+    monkeypatch.setattr(hadamard, "FEW_ROWS", 0)
+    monkeypatch.setattr(hadamard, "SHARED", 2000)  # one block, which goes from row to row
+    launched = []
+    monkeypatch.setattr(hadamard, "_launch", lambda *_: launched.append(size))
+    weight = Rotated.of(Lattice.from_tensors(Lattice.describe((16, size), 2), _codes(16, size)), rotation(size, inverted))
+    x = torch.randn(6 if size <= 4096 else 2, size, generator=drawn()).to(dtype)
+    found = hadamard.rotate(x, to_device(weight).input, to)
+    assert not launched and found.dtype == to
+    assert error(found, weight.input.apply(x.double())) < {torch.float16: 5e-4, torch.bfloat16: 3e-3}[to]
+
+
 def _codes(rows, inputs):
     return {"codes": torch.zeros(rows, inputs // 8, dtype=torch.int16), "scale": torch.ones(1)}
 

@@ -47,6 +47,12 @@ class CodedCache:
             raise FeatherweightError(
                 FIRST, found=f"exact_first: {cache.settings.exact_first}", fix="none is needed: transformers' own step runs"
             )
+        for codec in (codec for layer in range(len(cache.layers)) for codec in cache.settings.codecs(layer)):
+            if not hasattr(codec, "window"):
+                raise FeatherweightError(
+                    "a step of ours keeps only the newest tokens exact beside codes", found=codec.name, expected="codecs with a window",
+                    fix="none is needed: transformers' own step runs",
+                )  # fmt: skip
         self.cache, self.length = cache, length
         self.layers: list[CodedLayer] = []
         self._addresses: list[int] = []

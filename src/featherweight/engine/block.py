@@ -16,6 +16,7 @@ from featherweight.engine.task import BlockResult, BlockTask
 from featherweight.methods.base import Method
 from featherweight.models.axes import Axis
 from featherweight.models.experts import all_tokens_for
+from featherweight.models.freed import return_freed_memory
 from featherweight.packed.base import PackedWeight
 from featherweight.planning.plan import Plan
 from featherweight.statistics.collector import Collector
@@ -27,7 +28,7 @@ def compress_block(task: BlockTask) -> BlockResult:
     """Compress every linear of the block that has a chain; the model holds `PackedLinear`s afterwards."""
     result = BlockResult()
     axes = [axis for axis in task.plan.axes[task.block] if _needs_or_chain(task.plan, axis)]
-    groups = [[axis] for axis in axes] if task.plan.recipe.engine.true_sequential else [axes]
+    groups = _in_turn(axes) if task.plan.recipe.engine.true_sequential else [axes]
     for group in groups:
         task = replace(task, owners=deal(jobs_of(task.plan, task.block, group), task.ranks.count))
         with task.phases.timed("statistics"):
@@ -36,7 +37,17 @@ def compress_block(task: BlockTask) -> BlockResult:
         for part in [group] if together else [[axis] for axis in group]:
             with task.phases.timed("linears"):
                 compress_axes(task, part, statistics, result)
+            return_freed_memory()
     return result
+
+
+def _in_turn(axes: Sequence[Axis]) -> list[list[Axis]]:
+    """The axes one by one; those of all experts of a mixture that stand at the same place in each together."""
+    groups: dict[tuple[str, str], list[Axis]] = {}
+    for axis in axes:
+        bank = axis.expert.rpartition(".")[0]
+        groups.setdefault((bank, axis.name.removeprefix(axis.expert)), []).append(axis)
+    return list(groups.values())
 
 
 def gather(

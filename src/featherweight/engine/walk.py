@@ -22,6 +22,7 @@ from featherweight.engine.progress import Event
 from featherweight.engine.ranks import Ranks
 from featherweight.engine.room import check_room
 from featherweight.engine.task import BlockTask
+from featherweight.models.experts import noting_routing
 from featherweight.models.freed import return_freed_memory
 from featherweight.models.replay import BlockInputs, capture, head_inputs, override_forwards
 from featherweight.models.skeleton import build_skeleton, materialize
@@ -66,6 +67,7 @@ class Walk:
         self._model = build_skeleton(self.plan.source.config())
         self._shards = self.plan.shard_names()
         self._dense: BlockInputs | None = None
+        self.routing: dict[str, Tensor] = {}  # of the probe's tokens
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to go on."""
@@ -155,7 +157,7 @@ class Walk:
     @property
     def _spill(self) -> Path | None:
         """Folder for activations that are to lie on disk, there by now on every node."""
-        if self.plan.recipe.engine.activations != "disk":
+        if self.plan.recipe.engine.activations == "memory":
             return None
         self.output.mkdir(parents=True, exist_ok=True)
         return self.output
@@ -214,7 +216,8 @@ class Walk:
         """Outputs become the next block's inputs; the probe always sees the compressed block."""
         for index, part in enumerate(inputs):
             keep_dense = bool(dense_outputs) and index > 0
-            part.advance(dense_outputs[index] if keep_dense else self._forward(part, block))
+            with noting_routing(self._model, block, self.routing if index == 0 else {}):
+                part.advance(dense_outputs[index] if keep_dense else self._forward(part, block))
 
     def _forward(self, part: BlockInputs, block: str) -> Iterator[Tensor]:
         """What the block makes of each batch, one at a time."""

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError
-from featherweight.integrations.config import METHOD
+from featherweight.integrations.config import LINEARS, METHOD
 from featherweight.kv_cache.attach import attach_cache
 from featherweight.kv_cache.settings import CacheSettings
 from featherweight.models.freed import return_freed_memory
@@ -49,7 +49,7 @@ def load_streamed(folder: Path, *, device: str | None = None, dtype: torch.dtype
     if ours:
         config.quantization_config = None
     chosen = None if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    model = build_skeleton(config, chosen)
+    model = build_skeleton(config, chosen, fused_experts=ours and section.get("experts") != LINEARS)
     structure = find_structure(model)
     read = open_weights(folder, model).read if not ours else _place_packed(model, section["modules"], folder)
     own_head = [structure.head] if structure.head and not structure.tied else []

@@ -112,7 +112,10 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("cuda", f"{_ROOM}.cuda.cache_append", "attend_coded", supports.cuda_coded_step),
         Kernel("reference", f"{_ROOM}.reference.coded_step", "attend_coded", supports.always),
     ),
-    "integer_encode": (Kernel("cuda", f"{_ROOM}.cuda.cache_encode", "integer_encode", supports.cuda_encode),),
+    "integer_encode": (
+        Kernel("cuda", f"{_ROOM}.cuda.cache_encode", "integer_encode", supports.cuda_encode),
+        Kernel("reference", f"{_ROOM}.reference.integer_encode", "integer_encode", supports.always),
+    ),
     "cache_scores": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_scores", supports.always),),
     "cache_mix": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_mix", supports.always),),
     "qjl_encode": (

@@ -91,7 +91,7 @@ def triton_groups(signature: Signature, device: torch.device) -> tuple[bool, str
 def cuda_walk(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """Whole blocks of the walk, with what is dropped, on Hopper and later."""
     size, of = signature["group_size"], signature.get("of", 0)
-    if size and not (0 < size <= 128 and size % 16 == 0):
+    if size and not signature.get("scattered") and not (0 < size <= 128 and size % 16 == 0):
         return False, f"groups of a multiple of 16 columns up to 128, not {size}"
     if signature["inputs"] % 4:
         return False, f"inputs in fours, not {signature['inputs']}"

@@ -23,12 +23,13 @@ class Walking:
         target, original: `[in, rows]` float32.
         feedback: `Ũ [in, in]`.
         importance: `r_jj² [in]`.
-        scale, zero: written, `[groups, rows]` float32.
+        scale, zero: written, `[groups, rows]` float32; read where there is a `group_index`.
         codes: written, `[in, rows]` uint8.
         loss: added to, `[rows]`.
         size: columns of a group.
         fitting: of every group; None where values are rounded to `dtype` and there is no grid.
         dtype: of the values.
+        group_index: of every column, `[in]` int32, where groups are not runs of columns; their grids are then given.
     """
 
     target: Tensor
@@ -42,6 +43,7 @@ class Walking:
     size: int
     fitting: Fitting | None
     dtype: torch.dtype
+    group_index: Tensor | None = None
 
 
 @dataclass(frozen=True)

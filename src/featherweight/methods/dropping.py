@@ -51,6 +51,10 @@ class Hold(Decision):
         self.span = len(dropped)
         self.fitted = 0
 
+    def fitted_on(self, values: Tensor) -> Tensor | None:
+        """Those kept, or all."""
+        return values.masked_fill(self.grouped.T, 0.0) if self.fit_on_kept else values
+
     def dropping(self) -> Dropping | None:
         """The mask."""
         return Dropping(self.dropped.contiguous(), "given", self._fitted_on())
@@ -153,6 +157,10 @@ class Fixed(Hold):
         super().__init__(dropped)
         self.in_blocks = False
         self.scales, self.zeros, self.group = scales, zeros, 0
+
+    def fitted_on(self, values: Tensor) -> Tensor | None:
+        """Nothing is fitted."""
+        return None
 
     def start_group(self, grid: Grid, values: Tensor, importance: Tensor) -> GridParameters:
         """The next group's."""

@@ -234,3 +234,47 @@ def all_tokens_for(model: nn.Module, experts: set[str]) -> Iterator[None]:
     finally:
         for module in modules.values():
             module.wide = frozenset()
+
+
+@contextmanager
+def noting_routing(model: nn.Module, block: str, noted: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, the experts that each token of a block goes to, and their weights, are noted on the CPU: `PATH.index`, `PATH.weights`."""
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            noted.update({f"{path}.index": args[1].cpu().contiguous(), f"{path}.weights": args[2].cpu().contiguous()})
+
+        return hook
+
+    found = find_experts(model.get_submodule(block))
+    handles = [experts.register_forward_pre_hook(note(f"{block}.{path}")) for path, experts in found.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def repeating_routing(model: nn.Module, noted: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, tokens go where `noted` says, for one forward on the tokens it was noted for.
+
+    Which experts are the best is no continuous function of a token: rounding can send it elsewhere, where all is different.
+    """
+
+    def repeat(path: str) -> Callable[..., tuple[Tensor, ...]]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0], noted[f"{path}.index"].to(args[1].device), noted[f"{path}.weights"].to(args[2]))
+
+        return hook
+
+    handles = [
+        experts.register_forward_pre_hook(repeat(path))
+        for path, experts in find_experts(model).items()
+        if f"{path}.index" in noted
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

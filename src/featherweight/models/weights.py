@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError, nearest
 from featherweight.models.experts import separate_experts
-from featherweight.models.places import Place, fused_places, spellings
+from featherweight.models.places import Place, fused_places, spelled
 from featherweight.models.shards import DTYPES, SAMPLE, StoredTensor, fingerprint, model_shards, read_headers
 
 if TYPE_CHECKING:
@@ -24,14 +23,16 @@ if TYPE_CHECKING:
 #: What an output's `quantization_config` names as its recipe where `fw shrink --per-layer` wrote it.
 PER_LAYER = "fw shrink --per-layer"
 
+#: The `quant_method` of checkpoints whose experts are 4-bit floats under a power of two for every 32 (gpt-oss).
+MXFP4 = "mxfp4"
+
 
 class Weights(ABC):
     """The stored tensors of one model, named as in `model.state_dict()`; tied ones answer to all their names, and are listed
     once.
 
-    Two implementations: `LazyWeights` reads each tensor from its shard, an expert of a 3-D tensor by its slice alone;
-    `LoadedWeights` lets transformers load the whole checkpoint (on the CPU, in the stored dtype) where names on disk are
-    neither the model's nor one of the spellings known here.
+    Two implementations: `LazyWeights` reads each tensor from its shard; `LoadedWeights` lets transformers load the whole
+    checkpoint (on the CPU, in the stored dtype) where names on disk are none that are known here.
     """
 
     def __init__(
@@ -84,12 +85,7 @@ class Weights(ABC):
 
 
 class LazyWeights(Weights):
-    """One tensor at a time from its shard; nothing is kept.
-
-    Args:
-        places: where each tensor lies.
-        floating: names of floating parameters.
-    """
+    """One tensor at a time from its shard, an expert of a 3-D tensor by its slice alone; nothing is kept."""
 
     def __init__(
         self,
@@ -108,7 +104,7 @@ class LazyWeights(Weights):
         """Stored dtype of one tensor; raises FeatherweightError for a parameter that is not stored as floating point."""
         name = self._listed(name)
         stored = self._stored[self._places[name].disk]
-        dtype = DTYPES.get(stored.dtype)
+        dtype = self._places[name].decoded or DTYPES.get(stored.dtype)
         if dtype is None or (name in self._floating and not dtype.is_floating_point):
             raise FeatherweightError(
                 f"the tensor {name} is not stored as floating point, so this checkpoint is quantized already",
@@ -120,11 +116,14 @@ class LazyWeights(Weights):
 
     def read(self, name: str) -> Tensor:
         """See `Weights.read`."""
+        self.dtype(name)
+        return self._places[self._listed(name)].read(self._part)
+
+    def _part(self, disk: str, index: int | None) -> Tensor:
+        """What is stored by a name, or one slice of it."""
         from safetensors import safe_open
 
-        self.dtype(name)
-        name = self._listed(name)
-        stored = self._stored[self._places[name].disk]
+        stored = self._stored[disk]
         size = stored.shard.stat().st_size if stored.shard.is_file() else 0
         if size != self._sizes[stored.shard]:
             raise FeatherweightError(
@@ -134,7 +133,8 @@ class LazyWeights(Weights):
                 fix="leave the folder alone during a run; download the model again",
             )
         with safe_open(str(stored.shard), framework="pt", device="cpu") as file:
-            return self._places[name].read(file)
+            tensor: Tensor = file.get_tensor(disk) if index is None else file.get_slice(disk)[index]
+        return tensor
 
 
 class LoadedWeights(Weights):
@@ -187,8 +187,8 @@ def open_weights(folder: Path, model: PreTrainedModel) -> Weights:
     """The weights in `folder` under the names of `model` (a skeleton will do); headers are checked, no data is read.
 
     Names on disk may lack the model's base prefix (`h.0` for `transformer.h.0`) or carry it where the model has none; experts
-    may be stored one by one or as 3-D tensors. If names still differ on both sides, the checkpoint is left to transformers
-    (`LoadedWeights`).
+    may be stored one by one or as 3-D tensors, also in MXFP4, which is decoded. Where names differ on both sides still, the
+    checkpoint is left to transformers (`LoadedWeights`).
 
     Raises:
         FeatherweightError: a checkpoint that is quantized already; truncated or missing shards; tensors missing, unexpected
@@ -205,15 +205,11 @@ def open_weights(folder: Path, model: PreTrainedModel) -> Weights:
     used: set[str] = set()
     fused = fused_places(model)
     for name, names in aliases.items():
-        found = [disk for alias in names for disk in spellings(alias, prefix) if disk in stored]
-        if found:
-            places[name] = Place(found[0], shapes[name])
-        elif name in fused:
-            found = [disk for disk in spellings(fused[name].disk, prefix) if disk in stored]
-            if found:
-                places[name] = replace(fused[name], disk=found[0])
-        used.update(found)
-        _check_duplicates(folder, [stored[disk] for disk in found], names)
+        wanted = [Place(alias, shapes[name]) for alias in names]
+        found = spelled(wanted, stored, prefix) or spelled(fused.get(name, ()), stored, prefix)
+        places |= dict.fromkeys([name], found[0]) if found else {}
+        used.update(disk for place in found for disk in place.names)
+        _check_duplicates(folder, [stored[place.disk] for place in found], names)
     missing = [name for name in aliases if name not in places]
     ignored = re.compile("|".join(f"(?:{rule})" for rule in _ignored_rules(model)) or r"(?!)")
     unexpected = [disk for disk in stored if disk not in used and not ignored.search(disk)]
@@ -242,11 +238,13 @@ def _ignored_rules(model: PreTrainedModel) -> list[str]:
 
 
 def refuse_quantized(folder: Path, config: Any) -> None:
-    """Raise FeatherweightError for the config of a checkpoint that is quantized already."""
+    """Raise FeatherweightError for the config of a checkpoint that is quantized already, but for experts in MXFP4, which are read."""
     settings = getattr(config, "quantization_config", None)
     if settings is not None:
         settings = settings if isinstance(settings, dict) else vars(settings)
         method = settings.get("quant_method")
+        if str(method) == MXFP4:
+            return
         if settings.get("recipe") == PER_LAYER:
             raise FeatherweightError(
                 f"the model in {folder} has other widths in every block",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def open_blocks(decision: Decision, grid: Grid, walking: Walking) -> WalkBlock | None:
-    """What walks blocks of at most 128 columns of `walking`, whose groups are runs of columns; None where plain torch has to.
+    """What walks blocks of at most 128 columns of `walking`; None where other kernels, or plain torch, have to.
 
     Args:
         grid: of the walk.
@@ -26,6 +27,7 @@ def open_blocks(decision: Decision, grid: Grid, walking: Walking) -> WalkBlock |
         return None
     dropping, (inputs, rows) = decision.dropping(), walking.target.shape
     signature: dict[str, Any] = {"inputs": inputs, "rows": rows, "group_size": walking.size if walking.fitting else 0}
+    signature["scattered"] = walking.group_index is not None
     if dropping is not None:
         signature |= {"how": dropping.how, "of": dropping.of, "linears": list(dropping.linears)}
     kernel = accelerated("walk_block", signature, walking.target.device)
@@ -33,6 +35,7 @@ def open_blocks(decision: Decision, grid: Grid, walking: Walking) -> WalkBlock |
         return None
     try:
         opened: WalkBlock = kernel(walking, dropping)
-    except FeatherweightError:  # it does not compile here: the kernels of a single group run
+    except FeatherweightError as problem:  # it does not compile here
+        warnings.warn(f"blocks of columns are walked by slower kernels: {problem}", RuntimeWarning, stacklevel=2)
         return None
     return opened

@@ -83,6 +83,10 @@ class Decision:
         """
         return fit_grid(grid, values, importance)
 
+    def fitted_on(self, values: Tensor) -> Tensor | None:
+        """Of the original `values [rows, in]`, as stored, what grids are fitted on; None where `start_group` does more than fit."""
+        return None
+
     def dropping(self) -> Dropping | None:
         """What is dropped, as block kernels are told; None for nothing."""
         return None
@@ -114,6 +118,10 @@ class Round(Decision):
     """Round every weight: GPTQ, LDLQ."""
 
     in_blocks = True
+
+    def fitted_on(self, values: Tensor) -> Tensor | None:
+        """All of them."""
+        return values
 
     def whole_blocks(self, grid: Grid, groups: Groups, block: int) -> Callable[[Block], None] | None:
         """By the kernel for uniform grids."""

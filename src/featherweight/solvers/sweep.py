@@ -23,6 +23,7 @@ from featherweight.solvers.fitting import fitting_of, vectors_of
 from featherweight.solvers.groups import Groups, cut_blocks
 from featherweight.solvers.order import to_stored, to_walked
 from featherweight.solvers.result import Solved
+from featherweight.solvers.scattered import fit_scattered
 
 #: Columns between two products with everything to the right.
 BLOCK = 128
@@ -113,7 +114,9 @@ class _Walk:
         self.loss = torch.zeros(rows, device=self.weight.device)
         starts = self.groups.starts()
         runs = not (self.stale or self.groups.scattered)
-        self.in_blocks = open_blocks(self.decision, self.grid, self._whole()) if runs and self.block == MOST else None
+        self.in_blocks = None
+        if (runs or self.groups.scattered) and self.block == MOST:
+            self.in_blocks = open_blocks(self.decision, self.grid, self._all())
         sizes = [] if self.stale else [self.groups.size] * bool(starts)
         sizes += [] if self.decision.span is None else [self.decision.span]
         if self.in_blocks is not None:  # what fills blocks evenly cuts none
@@ -124,7 +127,7 @@ class _Walk:
         self.vectors = vectors_of(self.grid, self.weight.device)
         self.group_of = [] if self.in_blocks else self.groups.of_walked.tolist()
         if self.groups.scattered:
-            self._fit_scattered()
+            fit_scattered(self.weight, self.target, self.factor, self.grid, self.groups, self.decision)
         for start, stop in cut_blocks(width, self.block, views):
             self._block(start, stop, sorted({view[0] for view in views if start < view[0] < stop}), starts)
         if self.vectors is not None:  # a kernel's values may differ from those of its codes in the last bit
@@ -153,6 +156,7 @@ class _Walk:
         if self.stale:
             self._fit([group for group in starts if start <= group < stop], start)
         for first, last in pairwise(edges):
+            self._start_span(first)
             if not self.stale and first in starts:
                 self._fit([first], first)
             inside = slice(first - start, last - start)
@@ -172,13 +176,13 @@ class _Walk:
             high, low = (half[start:stop, stop:] for half in self.split)
             add_split_product_(after, (high, low), stacked_halves(error) if whole else error)
 
-    def _whole(self) -> Walking:
+    def _all(self) -> Walking:
         """All columns, as kernels of whole blocks see them."""
-        fitting, rounding = fitting_of(self.grid), self.grid.rounding
-        dtype = rounding if isinstance(rounding, torch.dtype) else torch.float32
+        dtype, groups = self.grid.rounding, self.groups
         return Walking(
-            self.target, self.original, self.feedback, self.importance, self.groups.scale, self.groups.zero, self.codes,
-            self.loss, self.groups.size, fitting, dtype,
+            self.target, self.original, self.feedback, self.importance, groups.scale, groups.zero, self.codes, self.loss,
+            groups.size, fitting_of(self.grid), dtype if isinstance(dtype, torch.dtype) else torch.float32,
+            groups.of_walked.to(torch.int32) if groups.scattered else None,
         )  # fmt: skip
 
     def _cut_out(self, start: int, stop: int, error: Tensor) -> Block:
@@ -208,13 +212,6 @@ class _Walk:
             part = values[:, start - now : start - now + self.groups.size].contiguous()
             self.groups.put(start // self.groups.size, self.decision.start_group(self.grid, part, self.importance[members]))
 
-    def _fit_scattered(self) -> None:
-        """Fit every group of stored columns on the original weights."""
-        for group in range(len(self.groups.scale)):
-            members = self.groups.members(group)
-            values = self.target[members].T.contiguous()
-            self.groups.put(group, self.decision.start_group(self.grid, values, self.importance[members]))
-
     def _standing(self, now: int, stop: int) -> Tensor:
         """Columns `now … stop` as they stand once all columns before `now` are decided, `[stop − now, rows]`.
 
@@ -229,16 +226,18 @@ class _Walk:
         inside = self.feedback[now:stop, now:stop].T
         return original + torch.linalg.solve_triangular(inside, values - original, upper=False, unitriangular=True)
 
-    def _segment(self, first: int, last: int, original: Tensor, error: Tensor) -> None:
-        """Decide columns between two cuts: in one kernel where no decision looks at single columns."""
-        part = slice(first, last)
-        dropped = None
+    def _start_span(self, first: int) -> None:
+        """Let the decision choose among the columns of a span that begins here."""
         if self.decision.span is not None and first % self.decision.span == 0:
             stop = min(first + self.decision.span, len(self.target))
             self.dropped = self.decision.start_span(first, self._standing(first, stop), self.importance[first:stop])
             self.span_start = first
-        if self.decision.span is not None and self.dropped is not None:
-            dropped = self.dropped[first - self.span_start : last - self.span_start].contiguous()
+
+    def _segment(self, first: int, last: int, original: Tensor, error: Tensor) -> None:
+        """Decide columns between two cuts: in one kernel where no decision looks at single columns."""
+        part = slice(first, last)
+        chosen = None if self.decision.span is None else self.dropped
+        dropped = None if chosen is None else chosen[first - self.span_start : last - self.span_start].contiguous()
         feedback = self.feedback[part, part]
         if self.vectors is not None and not self.decision.looks_at_columns:
             self._vectors(first, last, original, error, self.vectors)

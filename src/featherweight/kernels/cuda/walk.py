@@ -29,7 +29,7 @@ class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
             "target", "original", "feedback", "importance", "scale", "zero", "codes", "halves", "loss", "dropped", "scores",
-            "counts", "tile_counts", "linear",
+            "counts", "tile_counts", "group_index", "linear",
         )),
         *((name, ctypes.c_int) for name in ("inputs", "rows", "first", "columns", "group", "size")),
     )  # fmt: skip
@@ -57,6 +57,8 @@ class _Blocks:
         for name in ("target", "original", "feedback", "importance", "scale", "zero", "codes", "loss"):
             setattr(given, name, getattr(walking, name).data_ptr())
         given.halves = self.halves.data_ptr()
+        if walking.group_index is not None:
+            given.group_index = walking.group_index.data_ptr()
         if dropping is not None:
             given.dropped = dropping.dropped.data_ptr()
         self.competing = _Competing(dropping, inputs, rows, device) if dropping and dropping.how == "least" else None
@@ -64,7 +66,7 @@ class _Blocks:
         kernels = [(driver.load("walk.cu", "walk", driver.constants_of(self.constants), device), _shared_bytes(self.constants))]
         if self.competing is not None:
             given.scores, given.tile_counts = (each.data_ptr() for each in (self.competing.scores, self.competing.tile_counts))
-            alone = {**self.constants, "ROUND": 3, "FIT": 0, "DROPS": 0, "FITTED": 0, "SCORES": 1, "LARGEST": 0}
+            alone = {**self.constants, "ROUND": 3, "FIT": 0, "DROPS": 0, "FITTED": 0, "SCORES": 1, "LARGEST": 0, "SCATTERED": 0}
             count = [driver.load("walk_count.cu", "walk_count", (("DIGIT", digit),), device) for digit in (1, 2)]
             score = driver.load("walk.cu", "walk", driver.constants_of(alone), device), _shared_bytes(alone)
             kernels = [score, *((each, 4 * (NEXT_DIGITS + THREADS + 3)) for each in count), *kernels]
@@ -76,7 +78,8 @@ class _Blocks:
     def __call__(self, first: int, last: int) -> Tensor:
         given, columns = self.arguments, last - first
         given.first, given.columns = first, columns
-        given.group, given.size = (0, columns) if self.walking.fitting is None else (first // self.size, self.size)
+        runs = self.walking.fitting is not None and self.walking.group_index is None
+        given.group, given.size = (first // self.size, self.size) if runs else (0, columns)
         if self.competing is not None:
             given.counts, given.linear = self.competing.place(first, columns)
         for number, launch in enumerate(self.launches):
@@ -113,15 +116,25 @@ class _Competing:
 def _constants(walking: Walking, dropping: Dropping | None) -> dict[str, int]:
     """As the source wants them defined."""
     fitting = walking.fitting
-    constants = {"SUB": 16, "ROUND": ROUNDINGS[walking.dtype], "FIT": 0, "SYMMETRIC": 0, "LARGEST": 0, "SCALE": 0}
+    constants = {
+        "SUB": 16,
+        "ROUND": ROUNDINGS[walking.dtype],
+        "FIT": 0,
+        "SYMMETRIC": 0,
+        "LARGEST": 0,
+        "SCALE": 0,
+        "SCATTERED": 0,
+    }
     if fitting is not None:
         constants |= {"ROUND": 0, "FIT": FITS[fitting.by], "SYMMETRIC": int(fitting.symmetric)}
         constants |= {"LARGEST": fitting.largest_code, "SCALE": SCALES[fitting.scale_dtype]}
-    if fitting is None or walking.size % 32 == 0:
+    if walking.group_index is not None:
+        constants |= {"FIT": 0, "SCATTERED": 1}
+    if fitting is None or walking.group_index is not None or walking.size % 32 == 0:
         constants["SUB"] = 32
     constants |= {"DROPS": 0, "FITTED": 0, "SCORES": 0}
     if dropping is not None:
-        constants |= {"DROPS": DROPS[dropping.how], "FITTED": FITTED[dropping.fitted] if fitting is not None else 0}
+        constants |= {"DROPS": DROPS[dropping.how], "FITTED": FITTED[dropping.fitted] if constants["FIT"] else 0}
         constants |= {"KEEP": dropping.keep, "OF": dropping.of} if dropping.how == "n of m" else {}
     return constants
 
@@ -135,4 +148,5 @@ def _shared_bytes(constants: dict[str, int]) -> int:
         turns.append(WARPS * (18 if constants["SYMMETRIC"] else 9) * ROWS)
     if constants["SCORES"]:
         turns.append(FIRST_DIGITS)
-    return 4 * (sub * sub * subs * (subs + 1) // 2 + 3 * MOST * ROWS + MOST + 4 * ROWS + max(turns))
+    grids = 3 * sub * ROWS if constants["SCATTERED"] else 0
+    return 4 * (grids + sub * sub * subs * (subs + 1) // 2 + 3 * MOST * ROWS + MOST + 4 * ROWS + max(turns))

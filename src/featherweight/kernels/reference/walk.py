@@ -27,10 +27,11 @@ def _walk_block(walking: Walking, dropping: Dropping | None, first: int, last: i
     error = torch.empty_like(walking.target[block])
     if dropping is not None and dropping.how == "least":
         dropping.dropped[block] = _select(dropping, _standing(walking, block, None), walking.importance[block])
-    for begin in range(first, last, walking.size):
-        group = slice(begin, min(begin + walking.size, last))
+    size = walking.size if walking.group_index is None else last - first
+    for begin in range(first, last, size):
+        group = slice(begin, min(begin + size, last))
         _correct(walking, first, group, error)
-        if walking.fitting is not None:
+        if walking.fitting is not None and walking.group_index is None:
             scale, zero = walking.fitting.apply(_fitted_on(walking, dropping, group), walking.importance[group])
             walking.scale[begin // walking.size], walking.zero[begin // walking.size] = scale, zero
         step = dropping.of if dropping is not None and dropping.how == "n of m" else group.stop - begin
@@ -51,6 +52,7 @@ def _decide(walking: Walking, dropping: Dropping | None, part: slice, error: Ten
     if dropping is not None and dropping.how == "n of m":
         dropping.dropped[part] = _select(dropping, _standing(walking, part, None), walking.importance[part])
     index = torch.full((part.stop - part.start,), part.start // walking.size, dtype=torch.int32, device=error.device)
+    index = index if walking.group_index is None else walking.group_index[part]
     sweep_block(
         walking.target[part], walking.original[part], walking.feedback[part, part], walking.importance[part], walking.scale,
         walking.zero, index, None if dropping is None else dropping.dropped[part],

@@ -35,7 +35,7 @@ def _choose(
     value = tl.where(lane < vocabulary, value, float("-inf"))
     if has_cut:
         smallest, _, _ = next_digit(
-            partial, maxima, prefixes, left, peaks, aim, heat, row, cut_parts, by_mass, digit, cut_padded
+            partial, maxima, prefixes, left, peaks, aim, heat, row, cut_parts, digit, by_mass, cut_padded
         )
         value = tl.where(ordered(raw) >= smallest, value, float("-inf"))
     value = tl.where(broken, float("inf"), value)

@@ -35,9 +35,8 @@ def ordered(value):
 
 @triton.jit
 def next_digit(
-    partial, maxima, prefixes, left, peaks, aim, heat, row, parts, by_mass: tl.constexpr, digit: tl.constexpr,
-    padded: tl.constexpr,
-):  # fmt: skip
+    partial, maxima, prefixes, left, peaks, aim, heat, row, parts, digit, by_mass: tl.constexpr, padded: tl.constexpr
+):
     """The digits known with the one that was counted last, how much is still looked for below that, and the largest logit."""
     part, bin = tl.arange(0, padded), tl.arange(0, BINS)
     inside = part < parts
@@ -46,18 +45,13 @@ def next_digit(
     peak = tl.zeros([], dtype=tl.float32)
     if by_mass:
         most = tl.load(maxima + place, mask=inside, other=float("-inf"), cache_modifier=".cg")
-        if digit == 0:
-            peak = tl.max(most, 0)
-        else:
-            peak = tl.load(peaks + row)
+        peak = tl.where(digit == 0, tl.max(most, 0), tl.load(peaks + row))
         tile *= tl.exp((most - peak) / heat)[:, None]
     each = tl.sum(tile, 0)
     total = tl.sum(each, 0)
-    if digit == 0:
-        known = tl.zeros([], dtype=tl.int64)
-        wanted = tl.load(aim) * total if by_mass else tl.load(aim)
-    else:
-        known, wanted = tl.load(prefixes + row), tl.load(left + row)
+    share = tl.load(aim) * total if by_mass else tl.load(aim)
+    wanted = tl.where(digit == 0, share, tl.load(left + row))
+    known = tl.where(digit == 0, 0, tl.load(prefixes + row))
     reached = total - tl.cumsum(each, 0) + each  # of this digit and all larger ones
     found = tl.max(tl.where((reached >= wanted) & (each > 0), bin, -1), 0)
     lowest = tl.min(tl.where(each > 0, bin, BINS - 1), 0)  # rounding, or a k beyond the vocabulary: all that there are
@@ -66,33 +60,27 @@ def next_digit(
     return known * BINS + found, wanted - above, peak
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["launch", "digit"])
 def _count(
     logits, temperature, aim, aim_before, partial, partial_before, maxima, maxima_before, prefixes, left, peaks, floors,
-    vocabulary, batch, parts,
-    launch: tl.constexpr, digit: tl.constexpr, digits: tl.constexpr, by_mass: tl.constexpr, was_by_mass: tl.constexpr,
+    vocabulary, batch, parts, launch, digit, digits: tl.constexpr, by_mass: tl.constexpr, was_by_mass: tl.constexpr,
     block: tl.constexpr, padded: tl.constexpr, dependent: tl.constexpr,
 ):  # fmt: skip
     """Count, or weigh, each next digit of a part's logits among those whose digits before are known."""
     wait_for_inputs(dependent)
     row, part = tl.program_id(0), tl.program_id(1)
     heat = tl.load(temperature)
-    known, floor = tl.zeros([], dtype=tl.int64), tl.zeros([], dtype=tl.int64)
-    if launch > 0:
-        before: tl.constexpr = digits - 1 if digit == 0 else digit - 1
-        slot = (launch - 1) * batch
-        known, wanted, peak = next_digit(
-            partial_before, maxima_before, prefixes + slot, left + slot, peaks + slot, aim_before, heat, row, parts,
-            was_by_mass, before, padded,
-        )  # fmt: skip
-        floor = tl.load(floors + slot + row)
-        if digit == 0:
-            known, floor = tl.zeros([], dtype=tl.int64), known
-        if part == 0:
-            tl.store(prefixes + launch * batch + row, known)
-            tl.store(left + launch * batch + row, wanted)
-            tl.store(peaks + launch * batch + row, peak)
+    slot = tl.maximum(launch - 1, 0) * batch
+    known, wanted, peak = next_digit(
+        partial_before, maxima_before, prefixes + slot, left + slot, peaks + slot, aim_before, heat, row, parts,
+        tl.where(digit == 0, digits, digit) - 1, was_by_mass, padded,
+    )  # fmt: skip
+    floor = tl.where(launch == 0, 0, tl.where(digit == 0, known, tl.load(floors + slot + row)))
+    known = tl.where(digit == 0, 0, known)  # a search begins
     if part == 0:
+        tl.store(prefixes + launch * batch + row, known)
+        tl.store(left + launch * batch + row, wanted)
+        tl.store(peaks + launch * batch + row, peak)
         tl.store(floors + launch * batch + row, floor)
     lane = part * block + tl.arange(0, block)
     raw = tl.load(logits + row.to(tl.int64) * vocabulary + lane, mask=lane < vocabulary, other=0.0)

@@ -9,9 +9,11 @@ static_assert(HEAD_DIM == 128, "a lane has four channels of a token");
 DEVICE float stored_scale(float scale) { return from_number(to_number(fminf(fmaxf(scale, LEAST), MOST))); }
 DEVICE word exchange_word(word value, int lanes) { return as_word(exchange(as_float(value), lanes)); }
 
+// The code of `above` the minimum, for a scale and its reciprocal: the quotient as IEEE has it, by one correction (Markstein 1990).
 template <int BITS>
-DEVICE word integer_code(float value, float low, float scale) {
-    return (word)fminf(fmaxf(rintf(divide(value - low, scale)), 0.0f), (float)((1 << BITS) - 1));
+DEVICE word integer_code(float above, float scale, float reciprocal) {
+    const float near = above * reciprocal, quotient = fmaf(fmaf(-near, scale, above), reciprocal, near);
+    return (word)fminf(fmaxf(rintf(quotient), 0.0f), (float)((1 << BITS) - 1));
 }
 
 // Four neighbouring channels of a token for each lane. Code i of W words goes to field i / W of word i % W; 8 bits in their order.
@@ -19,52 +21,65 @@ template <int BITS, int GROUP>
 DEVICE void encode_token(uint2 four, unsigned char* codes, unsigned char* scales, unsigned char* minima, int lane) {
     const float x[4] = {from_number(four.x), from_number(four.x >> 16), from_number(four.y), from_number(four.y >> 16)};
     float low = fminf(fminf(x[0], x[1]), fminf(x[2], x[3])), high = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
+#pragma unroll
     for (int lanes = 1; lanes < GROUP / 4; lanes *= 2) low = fminf(low, exchange(low, lanes)), high = fmaxf(high, exchange(high, lanes));
-    const float scale = stored_scale(divide(high - low, (float)((1 << BITS) - 1)));
+    const float scale = stored_scale(divide(high - low, (float)((1 << BITS) - 1))), reciprocal = divide(1.0f, scale);
     if (lane % (GROUP / 4) == 0) {
         ((half_word*)scales)[lane / (GROUP / 4)] = to_number(scale);
         ((half_word*)minima)[lane / (GROUP / 4)] = to_number(low);
     }
-    word of[4];
+    word bytes = 0;  // a channel's code in each
 #pragma unroll
-    for (int at = 0; at < 4; at++) of[at] = integer_code<BITS>(x[at], low, scale);
-    if constexpr (BITS == 8) {
-        ((word*)codes)[lane] = of[0] | of[1] << 8 | of[2] << 16 | of[3] << 24;
+    for (int at = 0; at < 4; at++) bytes |= integer_code<BITS>(x[at] - low, scale, reciprocal) << 8 * at;
+    if constexpr (BITS < 8) {  // BITS lanes own the words' first fields; byte by byte, then bytes are turned among lanes 8 apart
+        bytes <<= BITS * (lane % 8 / BITS);
+#pragma unroll
+        for (int lanes = BITS; lanes < 8; lanes *= 2) bytes |= exchange_word(bytes, lanes);
+        word other = exchange_word(bytes, 8);
+        bytes = lane & 8 ? pick_bytes(bytes, other, 0x3715u) : pick_bytes(bytes, other, 0x6240u);
+        other = exchange_word(bytes, 16);
+        bytes = lane & 16 ? pick_bytes(bytes, other, 0x3276u) : pick_bytes(bytes, other, 0x5410u);
+        if (lane % 8 < BITS) ((word*)codes)[4 * (lane % BITS) + lane / 8] = bytes;
     } else {
-        constexpr int OWNERS = BITS;  // of four words each: lanes that hold their first fields
-#pragma unroll
-        for (int at = 0; at < 4; at++) {
-            of[at] <<= lane / OWNERS * BITS;
-            for (int lanes = OWNERS; lanes < 32; lanes *= 2) of[at] |= exchange_word(of[at], lanes);
-        }
-        if (lane < OWNERS) ((uint4*)codes)[lane] = {of[0], of[1], of[2], of[3]};
+        ((word*)codes)[lane] = bytes;
     }
 }
 
-// GROUP tokens by HEAD_DIM threads, one for each channel; `rows` may lie in shared memory, `room` holds GROUP * HEAD_DIM bytes of it.
-// `row_of(token)` tells where a token lies.
+// GROUP tokens by HEAD_DIM threads, one for each channel; `room` has the codes' bytes of shared memory. `row_of(token)` tells where a
+// token lies.
 template <int BITS, int GROUP, class RowOf>
 DEVICE void encode_channels(const RowOf& row_of, unsigned char* codes, unsigned char* scales, unsigned char* minima, unsigned char* room, int thread) {
+    constexpr int WORDS = HEAD_DIM * BITS / 32, SHARE = 32 / WORDS > 0 ? 32 / WORDS : 1;  // lanes whose codes meet in a byte
+    static_assert(SHARE == 8 / BITS, "two or four");
+    const int lane = thread % 32, warp = thread / 32;
     float low = MOST, high = -MOST;
-#pragma unroll 16
+#pragma unroll 32
     for (int token = 0; token < GROUP; token++) {
         const float value = from_number(((const half_word*)row_of(token))[thread]);
         low = fminf(low, value), high = fmaxf(high, value);
     }
-    const float scale = stored_scale(divide(high - low, (float)((1 << BITS) - 1)));
+    const float scale = stored_scale(divide(high - low, (float)((1 << BITS) - 1))), reciprocal = divide(1.0f, scale);
     ((half_word*)scales)[thread] = to_number(scale);
     ((half_word*)minima)[thread] = to_number(low);
-#pragma unroll 16
-    for (int token = 0; token < GROUP; token++) {
-        room[token * HEAD_DIM + thread] = (unsigned char)integer_code<BITS>(from_number(((const half_word*)row_of(token))[thread]), low, scale);
+    // The warp's codes of a token lie in byte `warp` of its words: those of four tokens at a time.
+#pragma unroll
+    for (int first = 0; first < GROUP; first += 4) {
+        word bytes = 0;
+#pragma unroll
+        for (int at = 0; at < 4; at++) {
+            const float above = from_number(((const half_word*)row_of(first + at))[thread]) - low;
+            bytes |= integer_code<BITS>(above, scale, reciprocal) << 8 * at;
+        }
+        bytes <<= lane / WORDS * BITS;
+#pragma unroll
+        for (int lanes = WORDS; lanes < 32; lanes *= 2) bytes |= exchange_word(bytes, lanes);
+#pragma unroll
+        for (int at = 0; at < 4 / SHARE; at++) {
+            const int token = lane / WORDS * (4 / SHARE) + at;
+            room[((first + token) * WORDS + lane % WORDS) * 4 + warp] = (unsigned char)(bytes >> 8 * token);
+        }
     }
     synchronize_block();
-    constexpr int WORDS = HEAD_DIM * BITS / 32;
-    for (int at = thread; at < GROUP * WORDS; at += HEAD_DIM) {
-        word fields = 0;
-#pragma unroll
-        for (int field = 0; field < 32 / BITS; field++) fields |= (word)room[at / WORDS * HEAD_DIM + field * WORDS + at % WORDS] << field * BITS;
-        ((word*)codes)[at] = fields;
-    }
+    for (int at = thread; at < GROUP * WORDS / 4; at += HEAD_DIM) ((uint4*)codes)[at] = ((const uint4*)room)[at];
     synchronize_block();
 }

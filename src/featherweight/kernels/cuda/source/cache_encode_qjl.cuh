@@ -23,21 +23,26 @@ DEVICE void choose_outliers(const float* sizes, unsigned char* chosen, unsigned 
     synchronize_block();
 }
 
-// Signs of one column of S for all tokens, of channels `count` through `channel_of`; the warp's lanes have neighbouring columns.
-template <class ChannelOf>
+// Signs of one column of S for all tokens, of `count` channels by `channel_of` but those `skipped`; the warp's lanes have neighbouring columns.
+template <class ChannelOf, class Skipped>
 DEVICE void sketch_column(const float* keys, const float* projection, int column, int count, const ChannelOf& channel_of,
-                          unsigned char* signs, int bytes, int lane) {
+                          const Skipped& skipped, unsigned char* signs, int bytes, int lane) {
+    constexpr int AHEAD = 8;  // entries of S on their way
     float sums[STAGE] = {};
-#pragma unroll 2
-    for (int at = 0; at < count; at++) {
-        const int channel = channel_of(at);
-        const float entry = channel < 0 ? 0.0f : projection[channel * SKETCH + column];
-        const float4* of = (const float4*)(keys + (channel < 0 ? 0 : channel) * KEY_ROW);
+    for (int first = 0; first < count; first += AHEAD) {
+        float entries[AHEAD];
 #pragma unroll
-        for (int four = 0; four < STAGE / 4; four++) {
-            const float4 key = of[four];
-            sums[4 * four] += entry * key.x, sums[4 * four + 1] += entry * key.y;
-            sums[4 * four + 2] += entry * key.z, sums[4 * four + 3] += entry * key.w;
+        for (int at = 0; at < AHEAD; at++) entries[at] = projection[channel_of(first + at) * SKETCH + column];
+#pragma unroll
+        for (int at = 0; at < AHEAD; at++) {
+            const float4* of = (const float4*)(keys + channel_of(first + at) * KEY_ROW);
+            const float entry = skipped(first + at) ? 0.0f : entries[at];
+#pragma unroll
+            for (int four = 0; four < STAGE / 4; four++) {
+                const float4 key = of[four];
+                sums[4 * four] += entry * key.x, sums[4 * four + 1] += entry * key.y;
+                sums[4 * four + 2] += entry * key.z, sums[4 * four + 3] += entry * key.w;
+            }
         }
     }
     word mine = 0;
@@ -81,10 +86,10 @@ DEVICE void encode_sketch(const RowOf& row_of, unsigned char* const (&targets)[5
     }
     if (thread < OUTLIERS) targets[4][thread] = apart[thread];
     for (int column = thread; column < SKETCH; column += HEAD_DIM) {
-        sketch_column(keys, projection, column, HEAD_DIM, [&](int at) { return chosen[at] ? -1 : at; }, targets[0], SKETCH / 8, lane);
+        sketch_column(keys, projection, column, HEAD_DIM, [](int at) { return at; }, [&](int at) { return chosen[at] != 0; }, targets[0], SKETCH / 8, lane);
         if constexpr (OUTLIERS > 0) {
             if (column < OUTLIER_SKETCH) {
-                sketch_column(keys, projection, column, OUTLIERS, [&](int at) { return (int)apart[at]; }, targets[2], OUTLIER_SKETCH / 8, lane);
+                sketch_column(keys, projection, column, OUTLIERS, [&](int at) { return (int)apart[at]; }, [](int) { return false; }, targets[2], OUTLIER_SKETCH / 8, lane);
             }
         }
     }

@@ -137,73 +137,68 @@ struct Keys {
         if constexpr (OUTLIERS > 0) outliers.fetch(a, prepared, more, row, quarter);
     }
 
-    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char* prepared, int row, int quarter) {
-        const int token = token_of(row);
-        const half_word* norms = (const half_word*)(stage + KEY_NORMS);
-        int sums[2][4] = {}, taken[2][2][4] = {}, given[2][2][4] = {};  // of a tile; bits that count 128, 64
-        Signs<SIGN_WORDS> signs[2];
-        Signs<APART_WORDS> apart[2];
+    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter) {
+        if constexpr (OUTLIERS > 0) {  // tile by tile: registers are short
+#pragma unroll 1
+            for (int tile = 0; tile < 2; tile++) {
+                float scores[2];
+                score_tile(scores, stage, a, 16 * tile + token_of(row), quarter);
+                if (tile == 0) x[0][0] = scores[0], x[0][1] = scores[1];
+                else x[1][0] = scores[0], x[1][1] = scores[1];
+            }
+        } else {
 #pragma unroll
-        for (int tile = 0; tile < 2; tile++) {
-            signs[tile].read(stage + KEY_SIGNS, 16 * tile + token, quarter);
-            if constexpr (OUTLIERS > 0) apart[tile].read(stage + KEY_APART, 16 * tile + token, quarter);
+            for (int tile = 0; tile < 2; tile++) score_tile(x[tile], stage, a, 16 * tile + token_of(row), quarter);
         }
+    }
+
+    // Of tokens `token` and 8 more.
+    DEVICE void score_tile(float (&x)[2], const unsigned char* stage, const Arguments& a, int token, int quarter) {
+        int sums[4] = {}, taken[2][4] = {}, given[2][4] = {};  // of bits that count 128, 64
+        Signs<SIGN_WORDS> signs;
+        signs.read(stage + KEY_SIGNS, token, quarter);
+        Signs<APART_WORDS> apart;
+        if constexpr (OUTLIERS > 0) apart.read(stage + KEY_APART, token, quarter);
         uint4 columns;
+        word bytes[4];
 #pragma unroll
         for (int product = 0; product < PRODUCTS; product++) {
             if constexpr (OUTLIERS > 0) {
                 if (product % 2 == 0) columns = Outliers::HELD ? outliers.rows[product / 2] : outliers.row_of(a.table, TABLE_ROW, quarter)[product / 2 * 4];
             }
-#pragma unroll
-            for (int tile = 0; tile < 2; tile++) {
-                word bytes[4];
-                signs[tile].bytes(bytes, product);
-                multiply_unsigned(sums[tile], bytes, sketch[product][0], sketch[product][1]);
-                if constexpr (OUTLIERS > 0) multiply_columns(taken[tile], bytes, columns, product);
-                if constexpr (OUTLIERS > 0 && ALIKE) {
-                    apart[tile].bytes(bytes, product);
-                    multiply_columns(given[tile], bytes, columns, product);
-                }
+            signs.bytes(bytes, product);
+            multiply_unsigned(sums, bytes, sketch[product][0], sketch[product][1]);
+            if constexpr (OUTLIERS > 0) multiply_columns(taken, bytes, columns, product);
+            if constexpr (OUTLIERS > 0 && ALIKE) {
+                apart.bytes(bytes, product);
+                multiply_columns(given, bytes, columns, product);
             }
         }
         if constexpr (OUTLIERS > 0 && !ALIKE) {
 #pragma unroll
             for (int product = 0; product < APART_PRODUCTS; product++) {
                 if (product % 2 == 0) columns = outliers.row_of(a.table + TABLE_APART, TABLE_APART_ROW, quarter)[product / 2 * 4];
-#pragma unroll
-                for (int tile = 0; tile < 2; tile++) {
-                    word bytes[4];
-                    apart[tile].bytes(bytes, product);
-                    multiply_columns(given[tile], bytes, columns, product);
-                }
+                apart.bytes(bytes, product);
+                multiply_columns(given, bytes, columns, product);
             }
         }
+        const half_word* norms = (const half_word*)(stage + KEY_NORMS) + token;
+        const float norm[2] = {from_number(norms[0]), from_number(norms[8])};
+        x[0] = norm[0] * ((float)(sums[0] * 256 + sums[1]) * factor - offset);
+        x[1] = norm[1] * ((float)(sums[2] * 256 + sums[3]) * factor - offset);
+        if constexpr (OUTLIERS > 0) {
+            const half_word* others = (const half_word*)(stage + KEY_APART_NORMS) + token;
+            const float other[2] = {from_number(others[0]), from_number(others[8])};
+            float terms[4], more[4] = {};
 #pragma unroll
-        for (int tile = 0; tile < 2; tile++) {
-            x[tile][0] = from_number(norms[16 * tile + token]) * ((float)(sums[tile][0] * 256 + sums[tile][1]) * factor - offset);
-            x[tile][1] = from_number(norms[16 * tile + token + 8]) * ((float)(sums[tile][2] * 256 + sums[tile][3]) * factor - offset);
-        }
-        if constexpr (OUTLIERS > 0) replace(x, stage, taken, given, token);
-    }
-
-    // Scores with the outliers' terms of the sketch `taken` away and those of their own sketch `given` in their place.
-    DEVICE void replace(float (&x)[2][2], const unsigned char* stage, const int (&taken)[2][2][4], const int (&given)[2][2][4], int token) const {
-        const half_word *norms = (const half_word*)(stage + KEY_NORMS), *apart_norms = (const half_word*)(stage + KEY_APART_NORMS);
-#pragma unroll
-        for (int tile = 0; tile < 2; tile++) {
-            float terms[4];
-#pragma unroll
-            for (int index = 0; index < 4; index++) {
+            for (int index = 0; index < 4; index++) {  // what outliers take away from the sketch, and their own in its place
                 const float4 unit = outliers.units[index % 2];
-                const int at = 16 * tile + token + index / 2 * 8;
-                const int away = taken[tile][0][index] + 2 * taken[tile][1][index], instead = given[tile][0][index] + 2 * given[tile][1][index];
-                terms[index] = from_number(apart_norms[at]) * ((float)instead * unit.z - unit.w) -
-                               from_number(norms[at]) * ((float)away * unit.x - unit.y);
+                const float away = (float)(taken[0][index] + 2 * taken[1][index]) * unit.x - unit.y;
+                terms[index] = other[index / 2] * ((float)(given[0][index] + 2 * given[1][index]) * unit.z - unit.w) - norm[index / 2] * away;
             }
-            float more[4] = {};
             multiply_short(more, pair(terms[0], terms[1]), pair(terms[2], terms[3]), outliers.asked);
-            x[tile][0] += more[0] + more[1];
-            x[tile][1] += more[2] + more[3];
+            x[0] += more[0] + more[1];
+            x[1] += more[2] + more[3];
         }
     }
 };

@@ -3,7 +3,7 @@
 // ones of the block are off, each for a share of them, then the first warp decides them in its registers.
 //
 // Fixed when compiled: SUB (columns at a time, 16 or 32), ROUND (0 to a grid, 1 bf16, 2 fp16, 3 fp32), FIT (0 scales are given or
-// there is no grid, 1 by the extremes, 2 weighted), SYMMETRIC, LARGEST (code), SCALE (of stored scales: 0 fp16, 1 bf16, 2 fp32),
+// there is no grid, 1 by the extremes, 2 weighted), SCATTERED (1: scales are given, and every column names its group), SYMMETRIC, LARGEST (code), SCALE (of stored scales: 0 fp16, 1 bf16, 2 fp32),
 // DROPS (0 nothing, 1 what is given, 2 all but KEEP of every OF, 3 the smallest by rank), FITTED (grids are fitted on 0 all
 // weights, 1 on those kept, 2 on those kept once they make up for what goes), SCORES (1: only write what dropping each costs).
 #include "walk.cuh"
@@ -50,6 +50,10 @@ DEVICE float step_through(const Parts& parts, int start, Grid grid) {
         bool gone = bits >> k & 1;
         float decoded = gone ? 0.0f : value[k];
         if (DECIDE) {
+#if SCATTERED
+            grid.scale = parts.grids[k * ROWS + lane()], grid.inverse = parts.grids[(SUB + k) * ROWS + lane()];
+            grid.zero = parts.grids[(2 * SUB + k) * ROWS + lane()];
+#endif
             decoded = decide(value[k], grid, gone, code[k]);
             float off = value[k] - decoded;
             cost = fmaf(parts.importance[start + k] * off, off, cost);
@@ -77,10 +81,27 @@ DEVICE float step_through(const Parts& parts, int start, Grid grid) {
     return cost;
 }
 
+// The grids of SUB columns, where neighbours are not of one group; all warps.
+DEVICE void load_grids(const Arguments& given, const Parts& parts, int start) {
+    long row = (long)blockIdx.x * ROWS + lane();
+#pragma unroll
+    for (int k = 0; k < SHARE; k++) {
+        int column = start + warp() * SHARE + k;
+        bool there = column < given.columns && row < given.rows;
+        long place = there ? given.group_index[given.first + column] * (long)given.rows + row : 0;
+        Grid grid;
+        grid.set(there ? given.scale[place] : 1.0f, there ? given.zero[place] : 0.0f);
+        parts.grids[(warp() * SHARE + k) * ROWS + lane()] = grid.scale;
+        parts.grids[(SUB + warp() * SHARE + k) * ROWS + lane()] = grid.inverse;
+        parts.grids[(2 * SUB + warp() * SHARE + k) * ROWS + lane()] = grid.zero;
+    }
+}
+
 template <bool DECIDE, bool MASKED>
-DEVICE float walk_through(const Parts& parts, int begin, int end, Grid grid) {
+DEVICE float walk_through(const Arguments& given, const Parts& parts, int begin, int end, Grid grid) {
     float cost = 0;
     for (int start = begin; start < end; start += SUB) {
+        if (SCATTERED) load_grids(given, parts, start);
         correct(parts, start);
         synchronize_block();
         if (warp() == 0) cost += step_through<DECIDE, MASKED>(parts, start, grid);
@@ -93,12 +114,12 @@ DEVICE float walk_through(const Parts& parts, int begin, int end, Grid grid) {
 DEVICE Grid fit_group(const Arguments& given, const Parts& parts, int begin, int end) {
 #if FIT > 0
     constexpr bool MADE_UP = FITTED == 2 && DROPS > 0;
-    walk_through<false, MADE_UP && DROPS != 2>(parts, begin, end, Grid());
+    walk_through<false, MADE_UP && DROPS != 2>(given, parts, begin, end, Grid());
 #if DROPS == 2
     if (FITTED > 0) {
         select_standing(parts, begin, end);
         synchronize_block();
-        if (MADE_UP) walk_through<false, true>(parts, begin, end, Grid());
+        if (MADE_UP) walk_through<false, true>(given, parts, begin, end, Grid());
     }
 #endif
     Grid grid = fit(parts, begin, end);
@@ -138,7 +159,7 @@ KERNEL void __launch_bounds__(THREADS) walk(Arguments given) {
     finish_copies();
     synchronize_block();
 #if SCORES
-    walk_through<false, false>(parts, 0, given.columns, Grid());
+    walk_through<false, false>(given, parts, 0, given.columns, Grid());
     write_scores(given, parts);
 #else
     long row = (long)blockIdx.x * ROWS + lane();
@@ -148,10 +169,10 @@ KERNEL void __launch_bounds__(THREADS) walk(Arguments given) {
         long place = (long)group * given.rows + row;
         Grid grid = fit_group(given, parts, begin, end);
         if (ROUND == 0 && row < given.rows) {
-            if (FIT == 0) grid.set(given.scale[place], given.zero[place]);
-            else if (warp() == 0) given.scale[place] = grid.scale, given.zero[place] = grid.zero;
+            if (FIT == 0 && !SCATTERED) grid.set(given.scale[place], given.zero[place]);
+            if (FIT > 0 && warp() == 0) given.scale[place] = grid.scale, given.zero[place] = grid.zero;
         }
-        cost += walk_through<true, DROPS == 1 || DROPS == 3>(parts, begin, end, grid);
+        cost += walk_through<true, DROPS == 1 || DROPS == 3>(given, parts, begin, end, grid);
     }
     write(given, parts);
     if (warp() == 0 && row < given.rows) given.loss[row] += cost;

@@ -18,6 +18,7 @@ struct Arguments {
     float* scores;             // [columns][rows]
     int* counts;               // [linears][4096] of digits of scores
     int* tile_counts;          // [tiles][1024] of the last digit
+    const int* group_index;    // [in]: of every column, where groups are not runs of columns
     const int* linear;         // [tiles]: the linear of every 32 rows, its first tile, and how many of its weights go here
     int inputs, rows, first, columns, group, size;
 };
@@ -30,6 +31,7 @@ DEVICE int lane() { return threadIdx.x % ROWS; }
 struct Parts {
     float *feedback, *target, *original, *error, *value, *importance;
     word* dropped;  // [4][ROWS], a bit for every column
+    float* grids;   // [3][SUB][ROWS], where every column has its own
     DEVICE Parts(unsigned char* shared) {
         feedback = (float*)shared;
         target = feedback + offset(MOST / SUB);
@@ -37,7 +39,8 @@ struct Parts {
         error = original + MOST * ROWS;
         importance = error + MOST * ROWS;
         dropped = (word*)(importance + MOST);
-        value = (float*)(dropped + 4 * ROWS);  // the last: as much as is asked for
+        grids = (float*)(dropped + 4 * ROWS);
+        value = grids + (SCATTERED ? 3 * SUB * ROWS : 0);  // the last: as much as is asked for
     }
 };
 

@@ -16,6 +16,7 @@ DEVICE float exchange(float value, int lanes) { return __shfl_xor_sync(0xFFFFFFF
 DEVICE float broadcast(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 DEVICE bool any_lane(bool value) { return __any_sync(0xFFFFFFFFu, value); }
 DEVICE word vote(bool value) { return __ballot_sync(0xFFFFFFFFu, value); }
+DEVICE int count_bits(word bits) { return __popc(bits); }
 
 // As IEEE has it.
 DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
