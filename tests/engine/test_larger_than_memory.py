@@ -17,6 +17,7 @@ from featherweight import FeatherweightError, api
 from featherweight.engine.progress import Event
 from featherweight.evaluation.forward import fingerprint
 from featherweight.integrations.load import load
+from featherweight.models.freed import return_freed_memory
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.source import resolve_model
 from featherweight.models.spill import SpilledStates
@@ -27,21 +28,29 @@ BLOCK_BYTES = 4 * (4 * WIDTH**2 + 3 * WIDTH * INSIDE)  # in float32, as it runs
 STATUS = Path("/proc/self/status")
 
 
+def held() -> int:
+    """Bytes of anonymous memory."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
+
+
 class Peaks(Thread):
-    """The most anonymous memory of this process, by how many blocks were written."""
+    """The most anonymous memory of this process, by how many blocks were written, beyond what it held when the walk began."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.written, self.ended, self.bytes = 0, False, dict.fromkeys(range(BLOCKS + 1), 0)
+        self.written, self.ended, self.before, self.bytes = 0, False, 0, dict.fromkeys(range(BLOCKS + 1), 0)
 
     def run(self) -> None:
         while not self.ended:
-            line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
-            self.bytes[self.written] = max(self.bytes[self.written], 1024 * int(line.split()[1]))
+            self.bytes[self.written] = max(self.bytes[self.written], held() - self.before)
             sleep(0.003)
 
     def count(self, event: Event) -> None:
         self.written += event.stage == "block written"
+        if event.stage == "start":
+            return_freed_memory()
+            self.before = held()
 
 
 def deep_model(folder: Path) -> Path:
@@ -71,8 +80,7 @@ def test_memory_does_not_grow_with_the_blocks(tmp_path: Path) -> None:
     fw.compress(plan, tmp_path / "out", report=peaks.count)
     peaks.ended = True
     peaks.join()
-    later = max(peaks.bytes[block] for block in range(2, BLOCKS))
-    assert later - max(peaks.bytes[0], peaks.bytes[1]) < 0.5 * BLOCK_BYTES  # a block more would be a whole one
+    assert max(peaks.bytes[block] for block in range(1, BLOCKS)) < 2.1 * BLOCK_BYTES  # 1.6 as it is, 2.5 with two blocks
 
 
 #: All ways in which activations are held: the stream alone, dense inputs, a dense chain beside it; the head's inputs too.

@@ -28,6 +28,8 @@ FORMATS: dict[str, Format] = {each.name: each for each in (CompressedTensors(), 
 
 #: Bytes of tensors beyond which no weight file grows, but one of a single tensor.
 SHARD_BYTES = 4 << 30
+#: Bytes from which a weight file is closed where one of the source's ends: what is held at once is one block, not a file of any size.
+SMALL_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _prepare(output: Path, source: Checkpoint) -> None:
 
 
 def _write_shards(source: Checkpoint, target: Format, output: Path) -> list[str]:
-    """A file for each of the source's, as the decoded values of one block are what is held at once; and their index."""
+    """Files, and their index."""
     placed: dict[str, str] = {}
     files: list[str] = []
     total = 0
@@ -149,6 +151,7 @@ def _write_shards(source: Checkpoint, target: Format, output: Path) -> list[str]
         write(output / files[-1], held)
         placed.update(dict.fromkeys(held, files[-1]))
         total += sum(tensor.nbytes for tensor in held.values())
+        held.clear()  # before the next is made
     index = {"metadata": {"total_size": total}, "weight_map": placed}
     write_text(output / "model.safetensors.index.json", json.dumps(index, indent=1))
     return files
@@ -181,18 +184,20 @@ def _fused(source: Checkpoint, tensors: Iterator[tuple[str, Tensor]]) -> Iterato
 
 
 def _parts(source: Checkpoint, target: Format) -> Iterator[dict[str, Tensor]]:
+    held: dict[str, Tensor] = {}
+    size = 0
     for shard in source.shards:
-        held: dict[str, Tensor] = {}
-        size = 0
         for name, tensor in _fused(source, _converted(source, target, shard)):
             if held and size + tensor.nbytes > SHARD_BYTES:
                 yield held
                 held, size = {}, 0
             held[name], size = tensor, size + tensor.nbytes
-        if held:
+        if size >= SMALL_BYTES:
             yield held
-            held = {}
+            held, size = {}, 0
             return_freed_memory()
+    if held:
+        yield held
 
 
 def _notes(source: Checkpoint, target: Format) -> list[str]:

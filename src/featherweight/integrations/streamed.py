@@ -54,10 +54,10 @@ def load_streamed(folder: Path, *, device: str | None = None, dtype: torch.dtype
     read = open_weights(folder, model).read if not ours else _place_packed(model, section["modules"], folder)
     own_head = [structure.head] if structure.head and not structure.tied else []
     paths = [*structure.blocks, *own_head]
-    outside = Part.of(model, "", read, model.dtype, device or "cpu", leave_out=paths)
-    parts = [Part.of(model, path, read, model.dtype, device or "cpu") for path in paths]
+    outside = StreamedModule.of(model, "", read, model.dtype, device or "cpu", leave_out=paths)
+    streamed = [StreamedModule.of(model, path, read, model.dtype, device or "cpu") for path in paths]
     outside.load()
-    for path, part in zip(paths, parts, strict=True):
+    for path, part in zip(paths, streamed, strict=True):
         module = model.get_submodule(path)
         module.register_forward_pre_hook(lambda *_, part=part: part.load())
         module.register_forward_hook(lambda *_, part=part: part.drop(), always_call=True)
@@ -69,7 +69,7 @@ def load_streamed(folder: Path, *, device: str | None = None, dtype: torch.dtype
 
 
 @dataclass(frozen=True)
-class Part:
+class StreamedModule:
     """Tensors of a module that come and go together.
 
     Attributes:
@@ -89,7 +89,7 @@ class Part:
     @classmethod
     def of(
         cls, model: nn.Module, path: str, read: Read, dtype: torch.dtype, device: str, leave_out: list[str] | None = None
-    ) -> Part:
+    ) -> StreamedModule:
         """All tensors below `path`, those below `leave_out` excepted."""
         state = model.state_dict(keep_vars=True)
         tensors = {
