@@ -122,8 +122,10 @@ DEVICE float from_lane(float value, int distance) {
 DEVICE float maximum(float a, float b) { return std::fmax(a, b); }
 DEVICE float magnitude(float value) { return std::fabs(value); }
 DEVICE word pack_fp16(float low, float high) { return to_fp16(low) | (word)to_fp16(high) << 16; }
+DEVICE word pack_two_bf16(float low, float high) { return to_bf16(low) | (word)to_bf16(high) << 16; }
 
 DEVICE float exponential(float value) { return std::exp(value); }
+DEVICE float reciprocal(float value) { return 1.0f / value; }
 
 DEVICE word select_bits(word a, word mask, word b) { return (a & mask) | b; }
 DEVICE word pick_bytes(word a, word b, word selector) {

@@ -25,6 +25,9 @@ class EmulatedFunction:
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
         self.run((ctypes.c_int * 3)(*grid), (ctypes.c_int * 3)(*block), ctypes.c_size_t(shared_bytes), cluster, pointers)
 
+    def bind(self, grid, block, shared_bytes, arguments, *, cluster=1, overlapped=True):
+        return lambda: self.launch(grid, block, shared_bytes, arguments, cluster=cluster)
+
 
 @functools.cache
 def emulated(source, name, constants, device=None):

@@ -18,6 +18,7 @@ DEVICE void copy_chunk(void* target, const void* source, int bytes, barrier_word
     memcpy(target, source, bytes);
     arrive(barrier);
 }
+DEVICE void copy_kept(void* target, const void* source, int bytes, barrier_word* barrier) { copy_chunk(target, source, bytes, barrier); }
 
 DEVICE word word_from_lane(word value, int lane) { return of_lane(value, lane); }
 DEVICE word add_lane_before(word value, int apart) {

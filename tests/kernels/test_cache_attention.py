@@ -22,6 +22,7 @@ KEYS = {
     "qjl": {**QJL, "sketch": 256, "outliers": 0},
     "qjl-outliers": {**QJL, "sketch": 256, "outlier_sketch": 256},
     "qjl-first-layers": {**QJL, "sketch": 512, "outlier_sketch": 128},
+    "qjl-short": {**QJL, "sketch": 128, "outlier_sketch": 128},
     "kivi-2": {"codec": "integer", "bits": 2, "axis": "channel"},
     "kivi-4": {"codec": "integer", "bits": 4, "axis": "channel"},
     "int8": {"codec": "integer", "bits": 8, "axis": "token", "group_size": 64},

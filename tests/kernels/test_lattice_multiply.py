@@ -17,6 +17,7 @@ from featherweight.packed.linear import PackedLinear
 from featherweight.packed.low_rank import LowRank
 from featherweight.packed.lower import OP
 from featherweight.packed.rotated import Rotated
+from featherweight.packed.signs import real_signs
 from featherweight.packed.sum import Sum
 
 
@@ -182,6 +183,20 @@ def test_a_linear_runs_from_the_layout_and_gives_back_what_it_stored(small_devic
     again = lattice_prepared.prepare_lattice(plain).stored()
     assert again.keys() == plain.tensors().keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in plain.tensors().items())
+
+
+@needs_compiler
+def test_real_signs_of_the_output_follow_the_rotation(small_device):
+    """They are what tuned blocks store."""
+    weight = real_signs(weight_of(128, 256, 2, 16), ("output",))
+    weight.stored["output_factors"].mul_(1 + 0.25 * torch.rand(128, generator=drawn()))
+    prepared = lattice_prepared.prepare_lattice(weight)
+    for tokens in (3, 40):
+        x = torch.randn(tokens, 256, generator=drawn()).to(torch.bfloat16)
+        assert error(prepared(x), weight.matmul(x.double())) < (4e-3 if tokens == 3 else 1e-2)
+    assert prepared.stored().keys() == weight.tensors().keys()
+    assert all(torch.equal(tensor, weight.tensors()[name]) for name, tensor in prepared.stored().items())
+    assert "input: only" in unsupported(real_signs(weight, ("input",)).description())
 
 
 def test_what_cannot_run_says_why():

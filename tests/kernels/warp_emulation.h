@@ -2,7 +2,6 @@
 #pragma once
 #include "emulation.h"
 
-DEVICE void copy_8_to_shared(void* target, const void* source) { memcpy(target, source, 8); }
 DEVICE void close_copies() {}
 template <int LEFT>
 DEVICE void wait_for_copies() {}
@@ -14,6 +13,13 @@ DEVICE bool any_lane(bool value) {
     for (int lane = 0; lane < 32; lane++) any |= of_lane(value, lane);
     return any;
 }
+DEVICE int count_bits(word bits) { return __builtin_popcount(bits); }
+DEVICE word vote(bool value) {
+    word all = 0;
+    for (int lane = 0; lane < 32; lane++) all |= (word)of_lane(value, lane) << lane;
+    return all;
+}
+DEVICE float divide(float a, float b) { return a / b; }
 DEVICE word transpose(word value) {
     int row = fibre_here->lane / 4, column = fibre_here->lane % 4 * 2;
     word first = of_lane(value, column * 4 + row / 2), second = of_lane(value, column * 4 + 4 + row / 2);

@@ -38,10 +38,14 @@ class DeviceBitmap:
     chunked: Chunked
 
 
+def kernel(weight: DeviceBitmap) -> tuple[str, dict[str, int]]:
+    """Source of its kernels, and what that wants fixed."""
+    return "bitmap.cu", {"SLOT_BYTES": weight.chunked.cut[2]}
+
+
 def multiply(x: Tensor, weight: DeviceBitmap, bias: Tensor | None, y: Tensor, shape: Shape | None = None) -> Tensor:
     """As `stream.multiply`; values must have the dtype of `x`."""
-    constants = {"SLOT_BYTES": weight.chunked.cut[2]}
-    return stream.multiply("bitmap.cu", constants, x, weight.chunked, bias, y, shape)
+    return stream.multiply(*kernel(weight), x, weight.chunked, bias, y, shape)
 
 
 def encode(values: Tensor, mask: Tensor) -> DeviceBitmap:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -83,6 +83,19 @@ class Function:
             cluster: blocks along the grid's second dimension that form a cluster.
             overlapped: it may begin before the kernel ahead of it is done (and waits for it itself).
         """
+        self.bind(grid, block, shared_bytes, arguments, cluster=cluster, overlapped=overlapped)()
+
+    def bind(
+        self,
+        grid: Sequence[int],
+        block: Sequence[int],
+        shared_bytes: int,
+        arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
+        *,
+        cluster: int = 1,
+        overlapped: bool = True,
+    ) -> Callable[[], None]:
+        """`launch` to be called again and again on the present stream, with what `arguments` then hold."""
         attributes, count = (_Attribute * 2)(), 0
         for wanted, kind, value in ((cluster > 1, _CLUSTER, (1, cluster, 1)), (overlapped, _OVERLAPPED, (1,))):
             if wanted:
@@ -91,16 +104,23 @@ class Function:
         stream = torch.cuda.current_stream(self._device).cuda_stream
         configuration = _Configuration(*grid, *block, shared_bytes, stream, attributes, count)
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
+        start, handle, told = self._driver.cuLaunchKernelEx, self._handle, ctypes.byref(configuration)
         with self._current():
             self.allow_shared(shared_bytes)
-            _check(self._driver.cuLaunchKernelEx(ctypes.byref(configuration), self._handle, pointers, None))
+
+        def run(held: object = arguments) -> None:
+            with self._current():
+                _check(start(told, handle, pointers, None))
+
+        return run
 
 
 @cache
 def load(source: str, name: str, constants: tuple[tuple[str, int], ...], device: torch.device) -> Function:
     """Kernel `name` of a source file compiled with `constants` for `device`."""
     major, minor = torch.cuda.get_device_capability(device)
-    return Function(build(source, dict(constants), f"sm_{major}{minor}"), name, device)
+    own = "a" if (major, minor) == (9, 0) else ""  # with instructions that only this architecture has
+    return Function(build(source, dict(constants), f"sm_{major}{minor}{own}"), name, device)
 
 
 def constants_of(values: Mapping[str, int]) -> tuple[tuple[str, int], ...]:

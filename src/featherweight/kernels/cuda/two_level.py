@@ -58,10 +58,14 @@ class DeviceTwoLevel:
     chunked: Chunked
 
 
+def kernel(weight: DeviceTwoLevel) -> tuple[str, dict[str, int]]:
+    """Source of its kernels, and what that wants fixed."""
+    return "two_level.cu", {"BITS": weight.bits, "SECOND_BITS": weight.second_bits}
+
+
 def multiply(x: Tensor, weight: DeviceTwoLevel, bias: Tensor | None, y: Tensor, shape: Shape | None = None) -> Tensor:
     """As `stream.multiply`."""
-    constants = {"BITS": weight.bits, "SECOND_BITS": weight.second_bits}
-    return stream.multiply("two_level.cu", constants, x, weight.chunked, bias, y, shape)
+    return stream.multiply(*kernel(weight), x, weight.chunked, bias, y, shape)
 
 
 def encode(parts: TwoLevelParts, bits: int, second_bits: int, sparse: SparseParts | None) -> DeviceTwoLevel:

@@ -5,6 +5,7 @@
 // whether element e of the lane's operand of step 4 w + s is kept, where e 2 a and 2 a + 1 are the halves of its word a; then the values.
 // Chunks differ in length, `chunk_starts` tells where they lie; SLOT_BYTES is room for the longest.
 constexpr int MASKS_AT = 32, KEPT_AT = MASKS_AT + 512, CHUNK_BYTES = SLOT_BYTES;
+constexpr int SPAN_BLOCKS = 1;
 constexpr bool HELD = true;
 
 // Of one step, a digit for each element: whether it is kept, and how many before it are.

@@ -34,6 +34,13 @@ DEVICE void copy_chunk(void* target, const void* source, int bytes, barrier_word
                      "r"(shared_address(target)), "l"(source), "r"(bytes), "r"(shared_address(barrier)), "l"(policy) : "memory");
 }
 
+// The same of what others read as well.
+DEVICE void copy_kept(void* target, const void* source, int bytes, barrier_word* barrier) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+                     "r"(shared_address(target)), "l"(source), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+}
+
 DEVICE void synchronize_warp() { __syncwarp(); }
 DEVICE word word_from_lane(word value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 // Plus that of the lane so far before, where there is one.

@@ -12,6 +12,7 @@
 constexpr int FIRST = BITS == 4 ? 4 : BITS == 3 ? 3 : 4, SECOND = BITS == 4 ? 4 : 6;
 constexpr int CODE_LOADS = BITS, CONSTANTS_AT = 512 * BITS, SECOND_AT = CONSTANTS_AT + 128;
 constexpr int CHUNK_BYTES = SECOND_AT + (SECOND_BITS == 3 ? 192 : 256);
+constexpr int SPAN_BLOCKS = 1;
 constexpr bool HELD = false;
 
 constexpr word FIELD = twice((1u << BITS) - 1);
