@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from card import Case, measure, measure_card, rotated, write_page
 from lattice_weights import random_weight
+from sparse_multiply import read_card
 from torch.nn.functional import linear
 
 from featherweight.kernels.cuda import hadamard, lattice
@@ -67,8 +68,9 @@ def main() -> None:
     """All shapes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("lattice-multiply"))
+    parser.add_argument("--card", type=Path, help="the card's own figures, from an earlier run")
     options = parser.parse_args()
-    card, rows = measure_card("cuda"), []
+    card, rows = measure_card("cuda") if options.card is None else read_card(options.card), []
     for outputs, inputs, bits, batches in SHAPES:
         for tokens in batches:
             about = {"outputs": outputs, "inputs": inputs, "bits": bits, "tokens": tokens}

@@ -1,15 +1,18 @@
 """Products with integer codes on CUDA beside bf16 and torch's own 4-bit kernel: one row per shape, width and number of tokens.
 
     python benchmarks/multiply.py --output benchmarks/multiply-h200        # all shapes; minutes
-    python benchmarks/multiply.py --shapes 28672x4096 --bits 4 --tokens 1 16 --output /tmp/multiply
+    python benchmarks/multiply.py --shapes 28672x4096 --bits 4 --tokens 1 16 --cuts --output /tmp/multiply
 
-Codes are random, groups of 128 share a bf16 scale. Every case is checked against float64 in the run that is timed.
+Codes are random, groups of 128 share a bf16 scale. Every case is checked against float64 in the run that is timed. `--cuts` times other
+cuts of the work as well, which `choices.py` chooses from; `--seconds` stops early, what comes first in the lists is done first.
 """
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -17,8 +20,11 @@ from card import Case, measure, measure_card, rotated, write_page
 from torch import Tensor
 from torch.nn.functional import linear
 
+from featherweight.kernels.cuda.batch import UNIT, BatchShape, multiply_batch, shared_bytes
+from featherweight.kernels.cuda.driver import processors
 from featherweight.kernels.cuda.integer import DeviceCodes
-from featherweight.kernels.cuda.prepared import PreparedInteger
+from featherweight.kernels.cuda.multiply import SHARED_BYTES, Shape, memory_of, multiply
+from featherweight.kernels.cuda.prepared import PreparedInteger, multiply_dense
 
 GROUP = 128
 SHAPES = {
@@ -56,17 +62,108 @@ def tinygemm(n: int, k: int, index: int) -> tuple[Tensor, Tensor]:
     return packed, torch.stack([scales.T, torch.zeros_like(scales.T)], -1).contiguous()
 
 
-def cases(n: int, k: int, bits: int, tokens: int) -> list[Case]:
-    """bf16, ours, and at 4 bits torch's."""
+def cuts(weight: DeviceCodes, tokens: int) -> list[Shape | BatchShape | int]:
+    """Cuts of the work to try; a number is the bytes of dense values made at a time."""
+    if tokens <= 16:
+        return [*few_cuts(weight, tokens), *(batch_cuts(weight, tokens, 8 if tokens <= 8 else 16) if tokens > 4 else ())]
+    if tokens <= 64:
+        return batch_cuts(weight, tokens, 32 if tokens <= 32 else 64)
+    slabs = [16 << 20, 128 << 20, 256 << 20]
+    return slabs if tokens > 512 else [*batch_cuts(weight, tokens, 64), *batch_cuts(weight, tokens, 128)[:2], *slabs]
+
+
+def few_cuts(weight: DeviceCodes, tokens: int) -> list[Shape | BatchShape | int]:
+    """Of the kernel for up to 16 tokens."""
+    count = processors(weight.codes.device)
+    unit, splits = 256 if weight.bits == 8 else 512, 1 if tokens * weight.inputs <= 1 << 16 else 2
+    grid = (1, splits, count // splits)
+    if tokens <= 4:
+        return [Shape(unit, 1, 1, 8, 2, 1, 2 * count, 2), Shape(unit, 1, 1, 8, 2, 1, 2 * count, 2, True)]
+    tried = [Shape(unit, 1, 2, 8, *grid, 1, True), Shape(256, 1, 2, 8, *grid, 2, True), Shape(256, 2, 2, 8, *grid, 1, True)]
+    if tokens <= 8:
+        tried += [Shape(unit, 1, 1, 8, 2, 1, 2 * count, 1, True)]
+    return [cut for cut in tried if memory_of(weight, cut, tokens)[2] <= SHARED_BYTES // cut.resident - 1024]
+
+
+def batch_cuts(weight: DeviceCodes, tokens: int, size: int) -> list[Shape | BatchShape | int]:
+    """Of the kernel for more, with blocks of `size` tokens: as many splits as there are processors for, and half of them."""
+    found: list[Shape | BatchShape | int] = []
+    for groups in (4, 2, 1) if size <= 64 else (2,):
+        blocks = -(-weight.rows // (64 * groups)) * -(-tokens // size)
+        splits = max((each for each in (1, 2, 4, 8) if each * blocks <= 1.1 * processors(weight.codes.device)), default=1)
+        fits = [each for each in range(2, 9) if shared_bytes(weight, BatchShape(size, groups, each)) <= SHARED_BYTES - 1024]
+        for each in {splits, max(1, splits // 2)} if fits else ():
+            found += [BatchShape(size, groups, min(fits[-1], 1 + weight.inputs // UNIT // each), each, ahead)
+                      for ahead in ((False, True) if size <= 32 and groups > 1 else (False,))]  # fmt: skip
+    return found
+
+
+def call(cut: Shape | BatchShape | int, x: Tensor, weight: DeviceCodes, y: Tensor) -> Tensor:
+    """The product by one cut."""
+    if isinstance(cut, int):
+        return multiply_dense(x, None, weight, y, cut)
+    return multiply_batch(x, weight, None, y, cut) if isinstance(cut, BatchShape) else multiply(x, weight, None, y, cut)
+
+
+def name_of(cut: Shape | BatchShape | int) -> str:
+    """For the table."""
+    if isinstance(cut, int):
+        return f"dense, {cut >> 20} MB"
+    kind = "batch" if isinstance(cut, BatchShape) else "few"
+    return f"{kind} {' '.join(str(int(value)) for value in vars(cut).values())}"
+
+
+def build_together(shapes: list[str], widths: list[int], tokens: list[int]) -> None:
+    """Compile the kernels of all cuts side by side; what fails here fails again where it is used."""
+    wanted = {}
+    for shape in shapes:
+        n, k = map(int, shape.split("x"))
+        for bits in widths:
+            empty = torch.empty(-(-n // 16), k * bits // 2, dtype=torch.int32, device="cuda")
+            weight = DeviceCodes(
+                n, k, bits, GROUP, empty, torch.empty(1, 1, 8, 1, 2, dtype=torch.bfloat16, device="cuda"), None
+            )
+            for count in tokens:
+                for cut in cuts(weight, count):
+                    if not isinstance(cut, int):
+                        wanted[bits, count > 8, cut] = bits, count, cut
+
+    def build(bits: int, count: int, cut: Shape | BatchShape) -> None:
+        torch.cuda.set_device(0)
+        torch.cuda.current_stream()
+        weight = ours(64, 8192, bits, 0).weight
+        x = torch.zeros(count, 8192, dtype=torch.bfloat16, device="cuda")
+        call(cut, x, weight, x.new_empty(count, 64))
+
+    with ThreadPoolExecutor(16) as pool:
+        for done in [pool.submit(build, *each) for each in wanted.values()]:
+            if done.exception() is not None:
+                print(repr(done.exception())[:300])
+    torch.cuda.synchronize()
+
+
+@lru_cache(maxsize=1)
+def material(n: int, k: int, bits: int) -> tuple[list[Tensor], list[PreparedInteger], Tensor]:
+    """Dense copies in bf16, ours, and the first one's values in float64."""
+    dense = rotated(lambda index: values(*draw(n, k, bits, index), bits, torch.float32).to(torch.bfloat16), 2 * n * k)
+    weights = rotated(partial(ours, n, k, bits), n * k * bits // 8 + 2 * n * k // GROUP)
+    return dense, weights, values(*draw(n, k, bits, 0), bits, torch.float64)
+
+
+def cases(n: int, k: int, bits: int, tokens: int, others: bool = False) -> list[Case]:
+    """bf16, ours, and at 4 bits torch's; other cuts of ours."""
     generator = torch.Generator("cuda").manual_seed(99)
     x = torch.randn(tokens, k, generator=generator, device="cuda").to(torch.bfloat16)
-    reference = x.double() @ values(*draw(n, k, bits, 0), bits, torch.float64).T
+    dense, weights, exact = material(n, k, bits)
+    reference = x.double() @ exact.T
     size, flops = n * k * bits // 8 + 2 * n * k // GROUP, 2.0 * n * k * tokens
-    dense = rotated(lambda index: values(*draw(n, k, bits, index), bits, torch.float32).to(torch.bfloat16), 2 * n * k)
     found = [
         Case("bf16", [partial(linear, x, each) for each in dense], 2 * n * k, flops, reference),
-        Case("ours", [partial(each, x) for each in rotated(partial(ours, n, k, bits), size)], size, flops, reference),
+        Case("ours", [partial(each, x) for each in weights], size, flops, reference),
     ]
+    y = x.new_empty(tokens, n)
+    for cut in cuts(weights[0].weight, tokens) if others else ():
+        found.append(Case(name_of(cut), [partial(call, cut, x, each.weight, y) for each in weights], size, flops, reference))
     if bits == 4 and tokens <= 16:
         packed = rotated(partial(tinygemm, n, k), size)
         calls = [partial(torch.ops.aten._weight_int4pack_mm, x, codes, GROUP, scales) for codes, scales in packed]
@@ -80,17 +177,30 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=[shape for shapes in SHAPES.values() for shape in shapes])
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 8, 3, 2])
     parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4, 16, 64, 256, 2048])
+    parser.add_argument("--other-tokens", nargs="*", type=int, default=[1, 16, 64], help="for the second and later of the bits")
     parser.add_argument("--replays", type=int, default=30)
+    parser.add_argument("--cuts", action="store_true")
+    parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--output", type=Path, default=Path("multiply"))
     options = parser.parse_args()
+    start = time.monotonic()
+    if options.cuts:
+        build_together(options.shapes, options.bits, options.tokens)
     card, rows = measure_card("cuda"), []
-    for shape in options.shapes:
+    asked = [
+        (shape, bits, tokens)
+        for bits in options.bits
+        for shape in options.shapes
+        for tokens in (options.tokens if bits == options.bits[0] else options.other_tokens)
+    ]
+    for shape, bits, tokens in asked:
+        if time.monotonic() - start > options.seconds:
+            print("no time for", shape, bits, tokens)
+            continue
         n, k = map(int, shape.split("x"))
-        for bits in options.bits:
-            for tokens in options.tokens:
-                about = {"shape": shape, "bits": bits, "tokens": tokens}
-                rows += measure(cases(n, k, bits, tokens), card, about, options.replays, cold=False)
-                write_page(options.output, "multiply", "Products with integer codes", card, rows, __doc__.splitlines()[-1])
+        about = {"shape": shape, "bits": bits, "tokens": tokens}
+        rows += measure(cases(n, k, bits, tokens, options.cuts), card, about, options.replays, cold=False)
+        write_page(options.output, "multiply", "Products with integer codes", card, rows, __doc__.splitlines()[-3])
 
 
 if __name__ == "__main__":

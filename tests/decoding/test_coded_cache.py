@@ -15,7 +15,7 @@ from featherweight.kv_cache import CompressedCache, attach_cache
 from featherweight.kv_cache.presets import read_settings
 
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-from cuda_emulation import COMPILER, launch
+from emulation import launch, needs_compiler
 
 CODECS = {
     "int8": "int8", "kivi-2": "kivi-2", "qjl": "qjl",
@@ -83,7 +83,7 @@ def test_codecs_that_no_step_serves_are_left_to_transformers():
     assert runner is None and "first tokens exact" in reason
 
 
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("name", ["int8", "kivi-2", "qjl"])
 def test_the_kernels_add_and_read_what_the_reference_does(name):
     """One layer, steps across the end of a window, in bfloat16."""

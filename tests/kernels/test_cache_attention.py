@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from cuda_emulation import COMPILER, launch
+from emulation import launch, needs_compiler
 
 from featherweight.errors import FeatherweightError
 from featherweight.kernels.cache_part import CachePart
@@ -15,7 +15,7 @@ from featherweight.kv_cache.part import StoredPart
 from featherweight.kv_cache.presets import read_settings
 from featherweight.kv_cache.registry import codec_settings
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+pytestmark = needs_compiler
 
 QJL = {"codec": "qjl", "group_size": 32, "window": 128}
 KEYS = {

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from cuda_emulation import COMPILER, launch
+from emulation import launch, needs_compiler
 
 from featherweight.kernels.cuda.cache_encode import integer_encode, qjl_encode, unsupported
 from featherweight.kernels.reference.qjl import qjl_encode as reference_sketch
 from featherweight.kv_cache import make_codec
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+pytestmark = needs_compiler
 
 
 def states(tokens, dtype=torch.bfloat16, batch=2, heads=2, seed=0):

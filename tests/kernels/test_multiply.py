@@ -37,9 +37,9 @@ def weight_of(rows, inputs, bits, group, zeros, scale_dtype, seed=0):
         (4, torch.float16, 96, 640, 13, 64, True, torch.bfloat16, Shape(256, 2, 1, 1, blocks=1, held=2)),
         (3, torch.bfloat16, 40, 1536, 3, 0, False, torch.float32, Shape(256, 1, 2, 1, splits=2)),
         (3, torch.float16, 16, 512, 2, 32, True, torch.float16, Shape(512, 1, 1, 1)),
-        (2, torch.bfloat16, 80, 1152, 9, 128, True, torch.float16, Shape(256, 1, 1, 1, blocks=2, held=2)),
+        (2, torch.bfloat16, 80, 1152, 9, 128, True, torch.float16, Shape(256, 1, 1, 1, blocks=2, held=2, arranged=True)),
         (2, torch.float16, 32, 2048, 16, 256, False, torch.float16, Shape(512, 2, 1, 1, splits=2)),
-        (8, torch.bfloat16, 24, 768, 8, 128, True, torch.float16, Shape(256, 1, 2, 2)),
+        (8, torch.bfloat16, 24, 768, 8, 128, True, torch.float16, Shape(256, 1, 2, 2, arranged=True)),
         (8, torch.float16, 16, 512, 5, 128, True, torch.float32, Shape(256, 1, 1, 2)),
     ],
 )
@@ -111,11 +111,14 @@ def test_what_is_stored_comes_back_bit_for_bit(bits, zeros, group):
 
 
 @needs_compiler
-@pytest.mark.parametrize(("bits", "zeros", "dtype"), [(4, True, torch.bfloat16), (3, False, torch.float16)])
-def test_values_are_those_of_the_plain_twin(emulation, bits, zeros, dtype):  # noqa: F811
+@pytest.mark.parametrize(
+    ("bits", "zeros", "dtype", "blocks"),
+    [(4, True, torch.bfloat16, None), (3, False, torch.float16, 1), (8, True, torch.float16, 2)],
+)
+def test_values_are_those_of_the_plain_twin(emulation, bits, zeros, dtype, blocks):  # noqa: F811
     weight = stored_weight(72, 296, bits, zeros)
     made = torch.full((40, 296), float("nan"), dtype=dtype)
-    dequantize(DeviceCodes.from_stored(weight.description(), weight.tensors()), made, 32)
+    dequantize(DeviceCodes.from_stored(weight.description(), weight.tensors()), made, 32, blocks)
     assert torch.equal(made, weight.dequantize(dtype)[32:72])
 
 

@@ -51,6 +51,9 @@ def test_what_methods_store_is_multiplied_and_comes_back(name, prepared):
     expected = x.double() @ weight.dequantize(torch.float64).T
     assert ready.runs(x) and not ready.runs(x.float())
     assert (ready(x).double() - expected).norm() <= 4e-3 * expected.norm()
+    x = torch.randn(70, 136, generator=torch.Generator().manual_seed(4)).bfloat16()  # by dense values
+    expected = x.double() @ weight.dequantize(torch.float64).T
+    assert (ready(x).double() - expected).norm() <= 4e-3 * expected.norm()
     stored = ready.stored()
     assert list(stored) == list(weight.tensors())
     assert all(

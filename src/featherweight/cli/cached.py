@@ -23,7 +23,9 @@ KvCache = Annotated[
 ]
 
 
-def load_with_cache(name: str, kv_cache: str | None, device: str | None, *, offline: bool) -> tuple[Any, Any]:
+def load_with_cache(
+    name: str, kv_cache: str | None, device: str | None, *, stream: bool = False, offline: bool
+) -> tuple[Any, Any]:
     """The model, in float32 on a CPU, and its tokenizer.
 
     Raises:
@@ -35,7 +37,8 @@ def load_with_cache(name: str, kv_cache: str | None, device: str | None, *, offl
 
     source = options.find_model(name, offline=offline)
     settings = asked_settings(kv_cache, source)
-    loaded = api.load(source.folder, device=device, dtype=torch.float32 if device in (None, "cpu") else "auto")
+    dtype = torch.float32 if device in (None, "cpu") else "auto"
+    loaded = api.load(source.folder, device=device, dtype=dtype, stream=stream)
     use_cache(loaded, kv_cache, settings)
     return loaded, source.tokenizer()
 

@@ -30,6 +30,7 @@ class Step:
         keys, values: of every block, `[batch, key heads, length, dim]`; none where they are in code.
         chosen: token, position and history.
         logits: of the last step, `[batch, vocabulary]`.
+        cuts: whether draws are cut by top-k, and by top-p.
     """
 
     def __init__(self, decoder: Decoder, batch: int, length: int, coded: CodedCache | None = None) -> None:
@@ -41,6 +42,7 @@ class Step:
             [torch.zeros(shape, dtype=decoder.dtype, device=device) for _ in decoder.blocks if coded is None] for _ in "kv"
         )
         self.chosen = Chosen.make(batch, length, decoder.vocabulary, device)
+        self.cuts = (False, False)
         self.logits = torch.zeros(batch, decoder.vocabulary, dtype=decoder.dtype, device=device)
         places = torch.arange(length, device=device)[None]
         cosine, sine = decoder.rotation(torch.zeros(1, 1, 1, dtype=decoder.dtype, device=device), places)
@@ -57,7 +59,7 @@ class Step:
 
     def choose(self) -> None:
         """Choose from the logits, and move on by one."""
-        self._kernels["choose_token"](self.logits, self.chosen)
+        self._kernels["choose_token"](self.logits, self.chosen, self.cuts)
 
     def forward(self, reach: int) -> Tensor:
         """Logits of the token at the position, whose key and value enter the cache."""

@@ -25,6 +25,10 @@ def _step_kernels(file: str, function: str) -> tuple[Kernel, ...]:
 
 
 OPS: dict[str, tuple[Kernel, ...]] = {
+    "walk_block": (
+        Kernel("cuda", f"{_ROOM}.cuda.walk", "open_walk", supports.cuda_walk),
+        Kernel("reference", f"{_ROOM}.reference.walk", "open_walk", supports.always),
+    ),
     "sweep_block": (
         Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", supports.triton_sweep),
         Kernel("reference", f"{_ROOM}.reference.sweep_block", "sweep_block", supports.always),
@@ -39,6 +43,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     ),
     "fit_groups": (
         Kernel("triton", f"{_ROOM}.triton.sweep_groups", "fit_groups", supports.triton_fit),
+        Kernel("cpu", f"{_ROOM}.cpu.fit", "fit_groups", supports.cpu_fit),
         Kernel("reference", f"{_ROOM}.reference.fit_groups", "fit_groups", supports.always),
     ),
     "sweep_vectors": (

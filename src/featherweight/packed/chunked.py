@@ -11,7 +11,8 @@ from torch import Tensor
 from featherweight.kernels.bits import pack, unpack
 from featherweight.kernels.cuda import bitmap, two_level, two_of_four
 from featherweight.kernels.cuda.sparse_list import SparseParts
-from featherweight.kernels.cuda.stream import ACTIVATIONS, MOST_TOKENS, Chunked
+from featherweight.kernels.cuda.stream import ACTIVATIONS, MOST_TOKENS, Chunked, multiply
+from featherweight.kernels.cuda.stream_values import multiply_many
 from featherweight.kernels.cuda.two_level import TwoLevelParts
 from featherweight.packed.dense import Dense
 from featherweight.packed.dtypes import dtype_from
@@ -20,10 +21,8 @@ from featherweight.packed.sparse_rows import VALUE_DTYPES, SparseRows
 from featherweight.packed.sum import Sum
 from featherweight.packed.two_level import TwoLevel
 
-#: Tokens that are multiplied, 16 at a time; for more the values are made dense, which takes longer than so many products.
-FEW_TOKENS = 1024
-
-Multiply = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+#: Tokens up to which reading the chunks once for every sixteen of them is faster than making their values dense once.
+MOST_STREAMED = 64
 
 
 class PreparedChunks:
@@ -31,7 +30,7 @@ class PreparedChunks:
 
     Args:
         chunked: what lies on the device.
-        multiply: `(x, bias, y)` for up to 16 tokens.
+        kernel: source of the storage's kernels, and what that wants fixed.
         rebuild: the packed weight's stored tensors, bit for bit.
         dtypes: of activations.
     """
@@ -39,16 +38,15 @@ class PreparedChunks:
     def __init__(
         self,
         chunked: Chunked,
-        multiply: Multiply,
+        kernel: tuple[str, dict[str, int]],
         rebuild: Callable[[], dict[str, Tensor]],
         dtypes: tuple[torch.dtype, ...] = tuple(ACTIVATIONS),
     ) -> None:
-        self.chunked, self._multiply, self._rebuild, self._dtypes = chunked, multiply, rebuild, dtypes
+        self.chunked, self._kernel, self._rebuild, self._dtypes = chunked, kernel, rebuild, dtypes
 
     def runs(self, x: Tensor) -> bool:
-        """Whether `x` can be multiplied: few tokens, in a dtype of the kernel's, no gradients wanted."""
-        few = 0 < x.numel() <= FEW_TOKENS * self.chunked.inputs
-        return few and x.dtype in self._dtypes and not (torch.is_grad_enabled() and x.requires_grad)
+        """Whether `x` can be multiplied: in a dtype of the kernel's, no gradients wanted."""
+        return x.numel() > 0 and x.dtype in self._dtypes and not (torch.is_grad_enabled() and x.requires_grad)
 
     def stored(self) -> dict[str, Tensor]:
         """The stored tensors of the packed weight, rebuilt."""
@@ -67,8 +65,12 @@ class PreparedChunks:
             flat = flat.contiguous().clone()
         bias = None if bias is None else bias.to(x.dtype)
         y = torch.empty(len(flat), self.chunked.rows, dtype=x.dtype, device=x.device)
-        for first in range(0, len(flat), MOST_TOKENS):
-            self._multiply(flat[first : first + MOST_TOKENS], bias, y[first : first + MOST_TOKENS])
+        if len(flat) > MOST_STREAMED:
+            multiply_many(*self._kernel, flat, self.chunked, bias, y)
+        else:
+            for first in range(0, len(flat), MOST_TOKENS):
+                part = slice(first, first + MOST_TOKENS)
+                multiply(*self._kernel, flat[part], self.chunked, bias, y[part])
         return y.view(*x.shape[:-1], self.chunked.rows)
 
 
@@ -95,7 +97,7 @@ def prepare_two_level(weight: TwoLevel | Sum) -> PreparedChunks:
         rows, inputs = settings["shape"]
         return Sum((found, SparseRows.from_entries((rows, inputs), entries.rows, entries.columns, values))).tensors()
 
-    return _proven(PreparedChunks(encoded.chunked, lambda x, bias, y: two_level.multiply(x, encoded, bias, y), rebuild))
+    return _proven(PreparedChunks(encoded.chunked, two_level.kernel(encoded), rebuild))
 
 
 def prepare_two_of_four(weight: Masked) -> PreparedChunks:
@@ -119,9 +121,7 @@ def prepare_two_of_four(weight: Masked) -> PreparedChunks:
         return _masked_tensors(described, *two_of_four.decode(encoded))
 
     dtypes = (encoded.scale_dtype,) if encoded.bits == 16 else tuple(ACTIVATIONS)
-    return _proven(
-        PreparedChunks(encoded.chunked, lambda x, bias, y: two_of_four.multiply(x, encoded, bias, y), rebuild, dtypes)
-    )
+    return _proven(PreparedChunks(encoded.chunked, two_of_four.kernel(encoded), rebuild, dtypes))
 
 
 def prepare_bitmap(weight: Masked) -> PreparedChunks:
@@ -137,9 +137,7 @@ def prepare_bitmap(weight: Masked) -> PreparedChunks:
         values, mask = bitmap.decode(encoded)
         return Masked.of(Dense(values), mask, described).tensors()
 
-    return _proven(
-        PreparedChunks(encoded.chunked, lambda x, bias, y: bitmap.multiply(x, encoded, bias, y), rebuild, (encoded.dtype,))
-    )
+    return _proven(PreparedChunks(encoded.chunked, bitmap.kernel(encoded), rebuild, (encoded.dtype,)))
 
 
 def _proven(prepared: PreparedChunks) -> PreparedChunks:

@@ -18,14 +18,16 @@ static void widen_scalar(const uint16_t *halves, int64_t count, float *target) {
 INLINE void parameters(const Work *work, int64_t row, Room *room) {
     const Job *job = work->job;
     int64_t each = job->group_size / job->block, whole = (job->groups + 15) / 16 * 16, size = job->scale_kind == FLOAT32 ? 4 : 2;
-    memcpy(room->numbers, (const char *)job->scales + row * job->groups * size, job->groups * size);
+    const void *numbers = (const char *)job->scales + row * job->groups * size;
+    if ((job->rows - 1 - row) * job->groups * size < PADDING) numbers = memcpy(room->numbers, numbers, job->groups * size);
     if (job->zeros) work->level->unpack(work, job->zeros + row * job->zero_bytes, job->zero_bytes, job->groups, room->zeros);
     float *restrict scale = each == 1 ? room->scale : room->group_scale;
     float *restrict shift = each == 1 ? room->shift : room->group_shift;
     const uint8_t *restrict zeros = room->zeros;
-    if (job->scale_kind == FLOAT16) work->level->widen((const uint16_t *)room->numbers, whole, scale);
-    else if (job->scale_kind == BFLOAT16) for (int64_t i = 0; i < whole; i++) scale[i] = load(room->numbers, BFLOAT16, i);
-    else memcpy(scale, room->numbers, whole * sizeof(float));
+    if (job->scale_kind == FLOAT16) work->level->widen((const uint16_t *)numbers, whole, scale);
+    else if (job->scale_kind == BFLOAT16) for (int64_t i = 0; i < whole; i++) scale[i] = load(numbers, BFLOAT16, i);
+    else memcpy(scale, numbers, whole * sizeof(float));
+    for (int64_t i = job->groups; i < whole; i++) scale[i] = 0;
     for (int64_t i = 0; i < whole; i += 16)
         for (int lane = 0; lane < 16; lane++) shift[i + lane] = scale[i + lane] * zeros[i + lane];
     for (int64_t group = 0, b = 0; each > 1 && group < job->groups; group++)
@@ -108,7 +110,7 @@ INLINE void fix(Work *work, int64_t token) {
         }
 }
 
-/* One instruction set's versions of all of these; `unpack`, `widen` and `row` are written for each. */
+/* One instruction set's versions of all of these; `unpack`, `widen`, `dot` and `row` are written for each. */
 #define LEVEL(NAME, TARGET) \
     TARGET static void parameters_##NAME(const Work *work, int64_t row, Room *room) { parameters(work, row, room); } \
     TARGET static void factors_##NAME(const Work *work, const float *scale, int64_t token, int count, float *factor) { \
@@ -118,7 +120,6 @@ INLINE void fix(Work *work, int64_t token) {
         values(work->job, row, codes, zeros); \
     } \
     TARGET static void fix_##NAME(Work *work, int64_t token) { fix(work, token); } \
-    TARGET static float dot_##NAME(const float *a, const float *b, int64_t count) { return dot(a, b, count); } \
     static const Level NAME = { \
         unpack_##NAME, widen_##NAME, parameters_##NAME, factors_##NAME, fix_##NAME, row_##NAME, dot_##NAME, values_##NAME, \
     };

@@ -26,6 +26,7 @@ static void row_scalar(const Work *work, const uint8_t *codes, const float *fact
     }
 }
 
+static float dot_scalar(const float *a, const float *b, int64_t count) { return dot(a, b, count); }
 LEVEL(scalar, )
 #if X86
 #include "x86.h"

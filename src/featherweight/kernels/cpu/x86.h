@@ -53,6 +53,7 @@ T2 static void row_avx2(const Work *work, const uint8_t *codes, const float *fac
     else if (count == 2) row_avx2_of(work, codes, factor, token, 2, result);
     else row_avx2_of(work, codes, factor, token, 4, result);
 }
+T2 static float dot_avx2(const float *a, const float *b, int64_t count) { return dot(a, b, count); }
 LEVEL(avx2, T2)
 
 /* Tables of unpack_64 for 4 and 2 bits: shifts, and the block of 16 codes that each sum of four codes belongs to. */
@@ -94,45 +95,74 @@ INLINE T512 __m512 fixed(const __m512i *planes, const int count) {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(planes[0]), _mm512_set1_ps(65536), _mm512_cvtepi32_ps(low));
 }
 
+enum { NARROW, SINGLE, SEVERAL }; /* a block is a part of 64 inputs, these, or several times as many */
+
+/* What a row needs throughout: of the unpacking, and how many units a block has. */
+typedef struct {
+    __m512i gather, offset, mask, lanes;
+    int64_t units, plane, width, stride;
+} Constants;
+
+/* One block (of four that are narrow, all) times its activations, to `total`; `codes` and `x` go on to the next. */
+INLINE T512 void block_avx512(
+    const Constants *constants, const uint8_t **codes, const int8_t **x, const float *factor, __m512 *total, const int count,
+    const int planes, const int width, const int bits, int64_t step
+) {
+    __m512i sums[4][3];
+    for (int m = 0; m < count; m++)
+        for (int p = 0; p < planes; p++) sums[m][p] = _mm512_setzero_si512();
+    for (int64_t u = 0; u < (width == SEVERAL ? constants->units : 1); u++, *codes += step, *x += 64) {
+        _mm_prefetch((const char *)*codes + AHEAD, _MM_HINT_T0);
+        __m512i code = unpack_64(*codes, bits, constants->gather, constants->offset, constants->mask);
+        for (int m = 0; m < count; m++)
+            for (int p = 0; p < planes; p++) {
+                __m512i numbers = _mm512_loadu_si512(*x + m * constants->width + p * constants->plane);
+                sums[m][p] = _mm512_dpbusd_epi32(sums[m][p], code, numbers);
+            }
+    }
+    for (int m = 0; m < count; m++) {
+        const float *there = factor + m * constants->stride;
+        __m512 each = _mm512_set1_ps(there[0]);
+        if (width == NARROW) each = _mm512_permutexvar_ps(constants->lanes, _mm512_castps128_ps512(_mm_loadu_ps(there)));
+        total[m] = _mm512_fmadd_ps(fixed(sums[m], planes), each, total[m]);
+    }
+}
+
 INLINE T512 void row_avx512_of(
     const Work *work, const uint8_t *codes, const float *factor, int64_t token, float *result, const int count, const int planes,
-    const int narrow, const int bits
+    const int width, const int bits
 ) {
     const Job *job = work->job;
-    __m512i gather = _mm512_loadu_si512(work->gather), mask = _mm512_set1_epi8((char)((1 << job->bits) - 1));
-    __m512i offset = _mm512_loadu_si512(bits == 4 ? halves : bits == 2 ? quarters : (const void *)work->offset);
-    __m512i lanes = _mm512_loadu_si512(bits == 4 ? blocks_of_4 : bits == 2 ? blocks_of_2 : blocks_in_order);
-    int64_t units = narrow ? 1 : job->block / 64, step = 8 * job->bits, plane = job->tokens * work->width;
-    int64_t stride = work->blocks + PADDING;
+    Constants constants = {
+        _mm512_loadu_si512(work->gather), _mm512_loadu_si512(bits == 4 ? halves : bits == 2 ? quarters : (const void *)work->offset),
+        _mm512_set1_epi8((char)((1 << job->bits) - 1)),
+        _mm512_loadu_si512(bits == 4 ? blocks_of_4 : bits == 2 ? blocks_of_2 : blocks_in_order), job->block / 64,
+        job->tokens * work->width, work->width, work->blocks + PADDING,
+    };
     const int8_t *x = work->bytes + token * work->width;
-    __m512 total[4];
-    for (int m = 0; m < count; m++) total[m] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < work->blocks; b += narrow ? 4 : 1) {
-        __m512i sums[4][3];
-        for (int m = 0; m < count; m++)
-            for (int p = 0; p < planes; p++) sums[m][p] = _mm512_setzero_si512();
-        for (int64_t u = 0; u < units; u++, codes += step, x += 64) {
-            _mm_prefetch((const char *)codes + AHEAD, _MM_HINT_T0);
-            __m512i code = unpack_64(codes, bits, gather, offset, mask);
-            for (int m = 0; m < count; m++)
-                for (int p = 0; p < planes; p++)
-                    sums[m][p] = _mm512_dpbusd_epi32(sums[m][p], code, _mm512_loadu_si512(x + m * work->width + p * plane));
-        }
-        for (int m = 0; m < count; m++) {
-            const float *there = factor + m * stride + b;
-            __m512 each = _mm512_set1_ps(there[0]);
-            if (narrow) each = _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(_mm_loadu_ps(there)));
-            total[m] = _mm512_fmadd_ps(fixed(sums[m], planes), each, total[m]);
-        }
+    const int each = width == NARROW ? 4 : 1;
+    __m512 even[4], odd[4]; /* apart, so that additions need not wait for each other */
+    for (int m = 0; m < count; m++) even[m] = odd[m] = _mm512_setzero_ps();
+    int64_t b = 0;
+    for (; b + each < work->blocks; b += 2 * each) {
+        block_avx512(&constants, &codes, &x, factor + b, even, count, planes, width, bits, 8 * job->bits);
+        block_avx512(&constants, &codes, &x, factor + b + each, odd, count, planes, width, bits, 8 * job->bits);
     }
-    for (int m = 0; m < count; m++) result[m] = _mm512_reduce_add_ps(total[m]);
+    if (b < work->blocks) block_avx512(&constants, &codes, &x, factor + b, even, count, planes, width, bits, 8 * job->bits);
+    for (int m = 0; m < count; m++) result[m] = _mm512_reduce_add_ps(_mm512_add_ps(even[m], odd[m]));
 }
 
 T512 static void row_avx512(const Work *work, const uint8_t *codes, const float *factor, int64_t token, int count, float *result) {
-    const int64_t bits = work->job->bits, planes = work->planes, narrow = work->job->block < 64;
-#define CASE(C, P, N, B) if (count == C && planes == P && narrow == N) { row_avx512_of(work, codes, factor, token, result, C, P, N, B); return; }
-#define CASES(B) CASE(1, 2, 0, B) CASE(1, 2, 1, B) CASE(1, 3, 0, B) CASE(1, 3, 1, B) CASE(2, 2, 0, B) CASE(2, 2, 1, B) \
-                 CASE(2, 3, 0, B) CASE(2, 3, 1, B) CASE(4, 2, 0, B) CASE(4, 2, 1, B) CASE(4, 3, 0, B) CASE(4, 3, 1, B)
+    const int64_t bits = work->job->bits, planes = work->planes, block = work->job->block;
+    const int width = block < 64 ? NARROW : block == 64 ? SINGLE : SEVERAL;
+#define CASE(C, P, W, B) if (count == C && planes == P && width == W) { row_avx512_of(work, codes, factor, token, result, C, P, W, B); return; }
+#define WIDTHS(C, P, B) CASE(C, P, NARROW, B) CASE(C, P, SINGLE, B) CASE(C, P, SEVERAL, B)
+#define CASES(B) WIDTHS(1, 2, B) WIDTHS(1, 3, B) WIDTHS(2, 2, B) WIDTHS(2, 3, B) WIDTHS(4, 2, B) WIDTHS(4, 3, B)
     if (bits == 2) { CASES(2) } else if (bits == 4) { CASES(4) } else if (bits == 8) { CASES(8) } else { CASES(0) }
+}
+T512 static float dot_avx512(const float *a, const float *b, int64_t count) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < count; i += 16) sum = _mm512_fmadd_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i), sum);
+    return _mm512_reduce_add_ps(sum);
 }
 LEVEL(avx512, T512)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from featherweight.kernels.cuda.batch import UNIT, BatchShape, shared_bytes
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import BLOCK, STEP
 from featherweight.kernels.cuda.multiply import SHARED_BYTES, Shape, memory_of
+
+#: Outputs and inputs of which one token is faster by another cut; blocks to a multiprocessor (`benchmarks/decode_tune.py`).
+MEASURED = {(4096, 11008): Shape(512, 1, 2, 8, 1, 1, 1)}
+
+#: Tokens up to which `batch` is faster than dense values and torch's product.
+MOST_BATCHED = 128
 
 
 def choose_shape(weight: DeviceCodes, tokens: int, processors: int) -> Shape:
@@ -16,9 +23,13 @@ def choose_shape(weight: DeviceCodes, tokens: int, processors: int) -> Shape:
     blocks each where the activations leave room for them, one otherwise; where one is too little, a cluster of blocks shares the
     inputs.
     """
+    measured = MEASURED.get((weight.rows, weight.inputs)) if tokens == 1 and weight.bits < 8 else None
+    if measured is not None:
+        return replace(measured, blocks=measured.blocks * processors)
     shape = _wanted_shape(-(-weight.inputs // STEP) * STEP, weight.bits, tokens, processors)
     if tokens <= 4 and shape.tiles == 1 and (weight.group == 0 or weight.group >= BLOCK):  # else registers would not do
         shape = replace(shape, held=2)
+    shape = replace(shape, arranged=tokens > 4)
     while shape.input_warps > 1 and memory_of(weight, shape, tokens)[2] > SHARED_BYTES // shape.resident - 1024:
         shape = replace(shape, input_warps=shape.input_warps // 2)
     return shape
@@ -35,3 +46,17 @@ def _wanted_shape(inputs: int, bits: int, tokens: int, processors: int) -> Shape
     while splits < 8 and size // splits > SHARED_BYTES * 3 // 4:
         splits *= 2
     return Shape(unit, 1, 2, min(8, max(1, inputs // unit // splits)), 1, splits, max(1, processors // splits))
+
+
+def choose_batch(weight: DeviceCodes, tokens: int, processors: int) -> BatchShape:
+    """The cut for a weight and so many tokens on a device with so many multiprocessors."""
+    wanted = next((size for size in (8, 16, 32) if tokens <= size), 64)
+    units = weight.codes.shape[1] * 2 // (weight.bits * UNIT)
+    blocks = -(-weight.rows // 256) * -(-tokens // wanted)
+    splits = 1
+    while splits < 8 and 2 * splits * blocks <= processors and units // (2 * splits) >= 2:
+        splits *= 2
+    shape = BatchShape(wanted, 4, 6, splits)
+    while shared_bytes(weight, shape) > SHARED_BYTES - 1024:
+        shape = replace(shape, stages=shape.stages - 1)
+    return shape

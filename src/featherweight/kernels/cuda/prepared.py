@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from featherweight.kernels.cuda.choices import choose_shape
+from featherweight.kernels.cuda.batch import multiply_batch, runs_on
+from featherweight.kernels.cuda.choices import MOST_BATCHED, choose_batch, choose_shape
 from featherweight.kernels.cuda.driver import processors
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import ROWS
@@ -17,7 +18,7 @@ from featherweight.kernels.cuda.multiply import ACTIVATIONS, MOST_TOKENS, dequan
 #: Bytes of the dense values made at a time for many tokens: they are multiplied from the second-level cache.
 SLAB_BYTES = 16 << 20
 
-#: Tokens up to which reading the codes once for every sixteen of them is faster than that.
+#: Tokens up to which reading the codes once for every sixteen of them is faster than that, where `batch` does not run.
 MOST_STREAMED = 64
 
 
@@ -64,26 +65,27 @@ def multiply_any(x: Tensor, bias: Tensor | None, weight: DeviceCodes) -> Tensor:
         flat = flat.clone(memory_format=torch.contiguous_format)
     bias = None if bias is None else bias.to(x.dtype)
     y = torch.empty(len(flat), weight.rows, dtype=x.dtype, device=x.device)
-    if len(flat) <= MOST_STREAMED:
+    if MOST_TOKENS < len(flat) <= MOST_BATCHED and runs_on(x.device):
+        multiply_batch(flat, weight, bias, y, choose_batch(weight, len(flat), processors(x.device)))
+    elif len(flat) <= MOST_STREAMED:
         for first in range(0, len(flat), MOST_TOKENS):
             part = flat[first : first + MOST_TOKENS]
             shape = choose_shape(weight, len(part), processors(x.device))
             multiply(part, weight, bias, y[first : first + MOST_TOKENS], shape)
     else:
-        _multiply_slabs(flat, bias, weight, y)
+        multiply_dense(flat, bias, weight, y)
     return y.view(*x.shape[:-1], weight.rows)
 
 
-def _multiply_slabs(x: Tensor, bias: Tensor | None, weight: DeviceCodes, y: Tensor) -> None:
-    """Some rows' values at a time, dense, then torch's own product."""
-    rows = max(ROWS, SLAB_BYTES // (2 * weight.inputs) // 256 * 256)
+def multiply_dense(x: Tensor, bias: Tensor | None, weight: DeviceCodes, y: Tensor, slab_bytes: int | None = None) -> Tensor:
+    """`multiply` for any number of tokens: some rows' values at a time, dense, then torch's own product."""
+    rows = max(ROWS, (slab_bytes or SLAB_BYTES) // (2 * weight.inputs) // 256 * 256)
     slab = torch.empty(min(rows, weight.rows), weight.inputs, dtype=x.dtype, device=x.device)
     for first in range(0, weight.rows, rows):
         part = slab[: min(rows, weight.rows - first)]
         dequantize(weight, part, first)
         torch.mm(x, part.T, out=y[:, first : first + rows])
-    if bias is not None:
-        y += bias
+    return y if bias is None else y.add_(bias)
 
 
 @torch.library.custom_op("featherweight::integer_product", mutates_args=())

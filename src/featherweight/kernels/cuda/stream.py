@@ -29,7 +29,9 @@ UNEVEN = 1.1
 ACTIVATIONS = {torch.bfloat16: 0, torch.float16: 1}
 
 
-class _Work(ctypes.Structure):
+class Work(ctypes.Structure):
+    """`Work` of `stream.cuh`."""
+
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
             "chunks", "chunk_starts", "x", "y", "bias", "gather", "list_starts", "records", "partial", "arrivals"
@@ -184,7 +186,7 @@ def multiply(
     columns = -(-tokens // 8)
     fixed = {
         "ACTIVATION": ACTIVATIONS[x.dtype], "COLUMNS": columns, "WARPS": shape.warps, "COLLECTORS": shape.collectors,
-        "STAGES": shape.stages, "RESIDENT": shape.resident, **constants,
+        "STAGES": shape.stages, "RESIDENT": shape.resident, "SINGLE": int(tokens == 1), **constants,
     }  # fmt: skip
     function = driver.load(source, "multiply_stream", driver.constants_of(fixed), x.device)
     partial = torch.empty(tiles * shape.slots * columns * 128, dtype=torch.float32, device=x.device)
@@ -200,7 +202,7 @@ def multiply(
         partial,
         weight.arrivals,
     )
-    work = _Work(
+    work = Work(
         *(0 if each is None else each.data_ptr() for each in pointers),
         weight.rows, tiles, chunks, shape.split_chunks, weight.segment, int(shape.whole_tiles),
         inputs, tokens, x.stride(0), y.stride(0), shape.slots, weight.factor,

@@ -15,7 +15,7 @@ from featherweight.kernels.cuda.sparse_list import GROUP, MOST_PLACES, SEGMENT, 
 from featherweight.kernels.cuda.stream import CHUNK, ROWS, Chunked, Shape
 
 #: Of the layout; a device copy of another version is thrown away and made again.
-VERSION = 1
+VERSION = 2
 
 #: Place in its half of a code that was taken out of a word: of the first and the last two groups of a block; see `two_level.cuh`.
 PLACES = {2: (4, 6), 3: (3, 6), 4: (4, 4)}
@@ -58,10 +58,14 @@ class DeviceTwoLevel:
     chunked: Chunked
 
 
+def kernel(weight: DeviceTwoLevel) -> tuple[str, dict[str, int]]:
+    """Source of its kernels, and what that wants fixed."""
+    return "two_level.cu", {"BITS": weight.bits, "SECOND_BITS": weight.second_bits}
+
+
 def multiply(x: Tensor, weight: DeviceTwoLevel, bias: Tensor | None, y: Tensor, shape: Shape | None = None) -> Tensor:
     """As `stream.multiply`."""
-    constants = {"BITS": weight.bits, "SECOND_BITS": weight.second_bits}
-    return stream.multiply("two_level.cu", constants, x, weight.chunked, bias, y, shape)
+    return stream.multiply(*kernel(weight), x, weight.chunked, bias, y, shape)
 
 
 def encode(parts: TwoLevelParts, bits: int, second_bits: int, sparse: SparseParts | None) -> DeviceTwoLevel:

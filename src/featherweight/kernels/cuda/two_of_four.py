@@ -40,12 +40,16 @@ class DeviceTwoOfFour:
     chunked: Chunked
 
 
-def multiply(x: Tensor, weight: DeviceTwoOfFour, bias: Tensor | None, y: Tensor, shape: Shape | None = None) -> Tensor:
-    """As `stream.multiply`; values must have the dtype of `x`."""
-    constants = {
+def kernel(weight: DeviceTwoOfFour) -> tuple[str, dict[str, int]]:
+    """Source of its kernels, and what that wants fixed."""
+    return "two_of_four.cu", {
         "BITS": weight.bits, "GROUP": weight.group, "SCALE": SCALES[weight.scale_dtype], "ZEROS": int(weight.zeros),
     }  # fmt: skip
-    return stream.multiply("two_of_four.cu", constants, x, weight.chunked, bias, y, shape)
+
+
+def multiply(x: Tensor, weight: DeviceTwoOfFour, bias: Tensor | None, y: Tensor, shape: Shape | None = None) -> Tensor:
+    """As `stream.multiply`; values must have the dtype of `x`."""
+    return stream.multiply(*kernel(weight), x, weight.chunked, bias, y, shape)
 
 
 def encode_values(kept: Tensor, places: Tensor) -> DeviceTwoOfFour:

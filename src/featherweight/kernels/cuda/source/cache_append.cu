@@ -109,3 +109,5 @@ KERNEL void __launch_bounds__(HEAD_DIM) cache_append(const __grid_constant__ App
         a.lengths[0] = coded > 0 ? coded : 0, a.lengths[1] = value >= 0 ? value + 1 : 0, a.lengths[2] = total;
     }
 }
+
+EXPORT(cache_append)

@@ -264,3 +264,5 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
     half_word* out = a.out + ((long long)walk.sequence * (gridDim.y / blocks) * a.group + base_head) * HEAD_DIM;
     combine(a, partial, states, slots, out, heads, warp, walk.lane);
 }
+
+EXPORT(cache_attention)

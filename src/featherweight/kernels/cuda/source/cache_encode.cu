@@ -60,3 +60,5 @@ KERNEL void __launch_bounds__(HEAD_DIM) cache_encode(const __grid_constant__ Enc
 #endif
 }
 #endif
+
+EXPORT(cache_encode)

@@ -70,3 +70,5 @@ KERNEL void __launch_bounds__(THREADS) cache_query(const __grid_constant__ Argum
     target[(2 * share * 4 + place.quarter) * LANE_BYTES + place.byte] = (unsigned char)(value - low >> 8);
     target[((2 * share + 1) * 4 + place.quarter) * LANE_BYTES + place.byte] = (unsigned char)low;
 }
+
+EXPORT(cache_query)

@@ -18,6 +18,9 @@ constexpr int LOADS = UNIT * BITS / 256;  // of 16 bytes to a lane, for 16 rows 
 // Loads of a unit that are used up with its first `inputs`.
 DEVICE constexpr int loads_before(int inputs) { return inputs / (32 * CHUNKS) * 2 * CELL_WORDS / 4; }
 
+// Loads of a unit that its first `inputs` need.
+DEVICE constexpr int loads_for(int inputs) { return ((inputs + 32 * CHUNKS - 1) / (32 * CHUNKS) * 2 * CELL_WORDS + 3) / 4; }
+
 // Shift that brings the field at bit `place` of a half into the mantissa, as few different ones as possible.
 DEVICE constexpr int field_shift(int place) {
     constexpr int fields = MANTISSA / BITS > 0 ? MANTISSA / BITS : 1;

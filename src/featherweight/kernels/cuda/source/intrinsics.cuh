@@ -80,6 +80,11 @@ DEVICE float load_from_block(const float* place, int rank) {
 }
 
 DEVICE float exponential(float value) { return __expf(value); }
+DEVICE float reciprocal(float value) {
+    float v;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(v) : "f"(value));
+    return v;
+}
 
 // (a & mask) | b in one instruction.
 DEVICE word select_bits(word a, word mask, word b) {
@@ -130,6 +135,12 @@ DEVICE float magnitude(float value) { return fabsf(value); }
 DEVICE word pack_fp16(float low, float high) {
     word v;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+    return v;
+}
+
+DEVICE word pack_two_bf16(float low, float high) {
+    word v;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
     return v;
 }
 

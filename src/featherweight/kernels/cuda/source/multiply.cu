@@ -3,11 +3,13 @@
 // A warp takes `TILES` tiles of 16 rows and, in each phase, a unit of UNIT inputs; it asks for its next unit group by group as it
 // goes along: into the place of what it has used up (HELD 1), or into other registers ahead of each group (HELD 2). Warps of a
 // block lie in `row_warps` by `input_warps`; those of the same inputs share the activations, which lie in shared memory
-// (`fields.cuh`). Sums over inputs are taken per group in the matrix unit, times the group's scale in fp32, then over the input
+// (`activations.cuh`). Sums over inputs are taken per group in the matrix unit, times the group's scale in fp32, then over the input
 // warps in their order, so results repeat bit for bit.
 //
-// Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), HELD, SPLITS, THREADS, RESIDENT.
-#include "fields.cuh"
+// Fixed when compiled: what `tiles.cuh` names, COLUMNS (tokens in eights), ARRANGED, HELD, SPLITS, THREADS, RESIDENT.
+#include "activations.cuh"
+#define SHARING SPLITS
+#include "outputs.cuh"
 
 constexpr int SPAN = GATED ? 1 : TILES;  // tiles of outputs to a warp
 
@@ -91,41 +93,6 @@ DEVICE void put_sums(float* sums, float (&total)[TILES][COLUMNS][4], int tokens,
     }
 }
 
-DEVICE float activate(float value) {
-    float scale = GATED == 2 ? 1.5957691216057308f * (1.0f + 0.044715f * value * value) : 1.0f;
-    return value / (1.0f + exponential(-scale * value));
-}
-
-struct Outputs {
-    half_word* y;
-    const half_word* bias;
-    int rows, tokens, stride, row_shift;  // a block has sums of 2^row_shift rows
-
-    // Adds what the input warps of all blocks of the cluster found, in a fixed order.
-    DEVICE float add(const float* place, int input_warps) const {
-        float sum = 0.0f;
-        for (int other = 0; other < SPLITS; other++) {
-#pragma unroll 8
-            for (int warp = 0; warp < input_warps; warp++) sum += load_from_block(place + warp * tokens * ((1 << row_shift) + 4), other);
-        }
-        return sum;
-    }
-
-    DEVICE void write(const float* sums, int block, int input_warps, int split, int thread, int threads) const {
-        int shift = GATED ? row_shift - 1 : row_shift;  // of the outputs of a block
-        for (int entry = split * threads + thread; entry < tokens << shift; entry += SPLITS * threads) {
-            int token = entry >> shift, at = entry & ((1 << shift) - 1), row = (block << shift) + at;
-            if (row >= rows) continue;
-            const float* place = sums + token * ((1 << row_shift) + 4) + (GATED ? at / 16 * 32 + at % 16 : at);
-            float sum = add(place, input_warps) + (bias ? from_number(bias[row]) : 0.0f);
-#if GATED
-            sum = activate(sum) * (add(place + 16, input_warps) + (bias ? from_number(bias[rows + row]) : 0.0f));
-#endif
-            y[(long)token * stride + row] = to_number(sum);
-        }
-    }
-};
-
 // Blocks (x, y): the SPLITS blocks of equal x take the units in turn and form a cluster. Groups of rows are dealt out to the x:
 // `share` to each, one more to the first `spare`. `phases` is how often a warp takes a unit of the same rows. `resident`: all
 // activations stay in shared memory, else they pass through two stages.
@@ -164,6 +131,7 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
         int next = last ? first : current + step, here = resident ? phase : turn & 1;
         source.find(weights, ((block + last) * row_warps + row_warp) * SPAN, next, lane);
         if (!resident || round == 0) {
+            if (ARRANGED) finish_copies();
             synchronize_threads(1 + input_warp, sharing);
             if (resident ? !last : more) activations.put(next, resident ? phase + 1 : here ^ 1);
         }

@@ -8,12 +8,14 @@ DEVICE word multiply_add(word a, word b, word c) { return multiply_add_bf16(a, b
 DEVICE void multiply_tile(float (&c)[4], const word (&a)[4], word b0, word b1) { multiply_bf16(c, a, b0, b1); }
 DEVICE half_word to_number(float value) { return to_bf16(value); }
 DEVICE float from_number(half_word bits) { return from_bf16(bits); }
+DEVICE word pack_numbers(float low, float high) { return pack_two_bf16(low, high); }
 #else
 constexpr int MANTISSA = 10, BIAS = 15;
 DEVICE word multiply_add(word a, word b, word c) { return multiply_add_fp16(a, b, c); }
 DEVICE void multiply_tile(float (&c)[4], const word (&a)[4], word b0, word b1) { multiply_fp16(c, a, b0, b1); }
 DEVICE half_word to_number(float value) { return to_fp16(value); }
 DEVICE float from_number(half_word bits) { return from_fp16(bits); }
+DEVICE word pack_numbers(float low, float high) { return pack_fp16(low, high); }
 #endif
 
 DEVICE constexpr word twice(word bits) { return bits | bits << 16; }
@@ -44,12 +46,14 @@ struct ScalePair {
         first = as_float(load_word(place));
         second = as_float(load_word(place + 4));
     }
+    DEVICE void read(const unsigned char* shared) { first = ((const float*)shared)[0], second = ((const float*)shared)[1]; }
     DEVICE float upper() const { return first; }
     DEVICE float lower() const { return second; }
 #else
     static constexpr int SIZE = 4;
     word both;
     DEVICE void load(const unsigned char* place) { both = load_word(place); }
+    DEVICE void read(const unsigned char* shared) { both = *(const word*)shared; }
     DEVICE float upper() const { return from_scale((half_word)(both & 0xFFFFu)); }
     DEVICE float lower() const { return from_scale((half_word)(both >> 16)); }
 #endif

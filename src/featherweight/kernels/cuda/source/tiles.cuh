@@ -50,6 +50,12 @@ struct Source {
         }
     }
 
+    // Where the scales of group `index` of the unit lie, from the first.
+    DEVICE unsigned place(int index) const {
+        if (WIDE != 1) return WIDE == 0 ? 0 : (unsigned)(unit * BLOCKS + index) / (WIDE ? WIDE : 1) * 8;
+        return index / GROUPS * 8 * GROUPS + index % GROUPS;
+    }
+
     // Asks for what group `index` of the unit needs and no group before it does.
     DEVICE void load(Unit& target, int index) const {
 #pragma unroll
@@ -58,11 +64,9 @@ struct Source {
             for (int load = loads_before(index * GROUP); load < loads_before((index + 1) * GROUP); load++) {
                 target.codes[slot][load] = load_stream(codes[slot] + load * 32);
             }
-            unsigned at = index / GROUPS * 8 * GROUPS + index % GROUPS;
-            if (WIDE != 1) at = WIDE == 0 ? 0 : (unsigned)(unit * BLOCKS + index) / (WIDE ? WIDE : 1) * 8;
-            target.scales[slot][index].load(scales[slot] + at * ScalePair::SIZE);
+            target.scales[slot][index].load(scales[slot] + place(index) * ScalePair::SIZE);
 #if ZEROS
-            target.zeros[slot][index] = load_half_word(zeros[slot] + at * 2);
+            target.zeros[slot][index] = load_half_word(zeros[slot] + place(index) * 2);
 #endif
         }
     }

@@ -4,4 +4,8 @@
 #include "numbers.cuh"
 #include "stream.cuh"
 
+#if VALUES
+#include "stream_values.cuh"
+#else
 EXPORT(multiply_stream)
+#endif

@@ -3,4 +3,8 @@
 #include "numbers.cuh"
 #include "stream.cuh"
 
+#if VALUES
+#include "stream_values.cuh"
+#else
 EXPORT(multiply_stream)
+#endif

@@ -11,6 +11,7 @@ constexpr int STEPS = CHUNK / 32, OPERANDS = BITS == 16 ? STEPS : STEPS / 4, PLA
 constexpr int GROUPS = CHUNK / GROUP;
 constexpr int CHUNK_BYTES = SCALES_AT + (BITS == 16 ? 0 : GROUPS * 32 + (ZEROS ? GROUPS * 16 : 0));
 
+constexpr int SPAN_BLOCKS = BITS == 16 || GROUP <= 64 ? 1 : GROUP / 64;
 constexpr bool HELD = false;
 
 // The lowest four bits of both halves of `codes`, less `zero`: exact.

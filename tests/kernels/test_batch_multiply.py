@@ -1,0 +1,42 @@
+"""The integer product for many tokens: its CUDA source, run on a CPU, against float64."""
+
+import pytest
+import torch
+from emulation import emulation, needs_compiler  # noqa: F401
+from test_multiply import weight_of
+
+from featherweight.kernels.cuda.batch import BatchShape, multiply_batch
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("bits", "dtype", "rows", "inputs", "tokens", "group", "zeros", "scale", "shape"),
+    [
+        (4, torch.bfloat16, 72, 1280, 13, 128, False, torch.bfloat16, BatchShape(16, 1, 3, 1, True)),
+        (4, torch.float16, 40, 640, 40, 64, True, torch.float16, BatchShape(32, 1, 2, 2)),
+        (3, torch.bfloat16, 64, 1536, 8, 0, True, torch.float32, BatchShape(8, 1, 2, 2, True)),
+        (2, torch.float16, 136, 1152, 20, 384, False, torch.float16, BatchShape(32, 2, 2, 2)),
+        (8, torch.bfloat16, 24, 512, 9, 32, True, torch.float16, BatchShape(16, 1, 2, 1)),
+    ],
+)
+def test_product_of_many_tokens_is_that_of_the_decoded_weight(
+    emulation,  # noqa: F811
+    bits,
+    dtype,
+    rows,
+    inputs,
+    tokens,
+    group,
+    zeros,
+    scale,
+    shape,
+):
+    weight, dense = weight_of(rows, inputs, bits, group, zeros, scale)
+    generator = torch.Generator().manual_seed(1)
+    x = (torch.randn(tokens, inputs, generator=generator) * torch.logspace(-3, 1, tokens)[:, None]).to(dtype)
+    bias = torch.randn(rows, generator=generator).to(dtype)
+    y = torch.full((tokens, rows), float("nan"), dtype=dtype)
+    multiply_batch(x, weight, bias, y, shape)
+    expected = x.double() @ dense.T + bias.double()
+    error = (y.double() - expected).norm(dim=1) / expected.norm(dim=1)
+    assert error.max() <= (4e-3 if dtype == torch.bfloat16 else 6e-4)
