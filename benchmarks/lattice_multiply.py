@@ -27,7 +27,8 @@ SHAPES = (
 RANK = 128
 TEXT = """`whole`: input rotated, codes and a term of rank 128 in 4-bit factors multiplied, output rotated back, as a packed linear
 runs it; `no term` is the same without the term. `rotate input` makes what the product reads, and `R x`; `product` multiplies
-alone; `rotate back` is the output's rotation. Errors are against float64 on the values of the stored weight."""
+alone; `rotate back` is the output's rotation. Errors are against float64 on the values of the stored weight.
+[What binds](what-binds.md)."""
 
 
 def cases_of(rows: int, inputs: int, bits: int, tokens: int) -> list[Case]:

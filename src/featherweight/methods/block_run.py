@@ -17,6 +17,9 @@ from featherweight.statistics.inputs import InputStatistics
 class BlockRun:
     """One block before a step: its weights, what they are stored as, and running it with other weights.
 
+    Of several ranks each runs its part of every batch; `loss` and `energy` are those of all, and a method that sums over tokens by
+    itself does it through `summed`.
+
     Attributes:
         block: its path.
         weights: reference `W [out, in]` float32 of the linears that this method compresses.
@@ -27,7 +30,7 @@ class BlockRun:
         run: the block's output of a batch with some linears' weights `[out, in]` replaced; all others as they are stored so
             far. Gradients flow to the replacements.
         seed: of the run.
-        summed: the sum of a tensor over all ranks, each of which runs its part of every batch; gradients flow to this one's.
+        summed: the sum of a tensor over all ranks; gradients flow to this one's.
         norms: weights `[size]` of the block's norms by parameter name, as they are stored so far; `run` replaces these too.
     """
 

@@ -229,3 +229,5 @@ KERNEL void __launch_bounds__(THREADS, 1) cache_sketch(const __grid_constant__ S
         if constexpr (OUTLIERS > 0) store_tile(targets[2], shared + APART_SIGNS, place, OUTLIER_SKETCH, thread);
     }
 }
+
+EXPORT(cache_sketch)
