@@ -73,7 +73,10 @@ def measure(name: str, batch: int, tokens: int, replays: int) -> dict[str, Any] 
     expected = codec.encode(sample, drawn)
     part = {key: made[key][:1, :, : tensor.shape[2]] for key, tensor in expected.items()}
     size = copies[0].nbytes + sum(tensor.nbytes for tensor in made.values())
-    cases = {"ours": [partial(ours, x) for x in copies], "torch": [partial(torchs, x) for x in copies[: 4 if size < 1e8 else 1]]}
+    cases = {
+        "ours": [partial(ours, x) for x in copies],
+        "torch": [partial(torchs, x) for x in copies[: 4 if size < 1e8 else 1]],
+    }
     times: Mapping[str, Timing] = time_together(cases, replays)
     return {
         "batch": batch, "tokens": tokens, "codec": name, "us": times["ours"].median, "torch_us": times["torch"].median,
