@@ -6,9 +6,9 @@
 A prompt of 128 tokens is read, then 256 are made greedily. `ms` is the mean over all steps by events, replays queued one behind
 another; `streamed` is the rate at which a host that reads every token gets them. With `--nothing` the step is also timed without the
 blocks' linear layers, once as products that take norm, activation and sum along, and once with these as kernels of their own.
-`sampled_ms` is a step that draws at temperature 0.8 with top-k 50 and top-p 0.95. `difference` is that of the first step's logits
-from the model's own forward, relative to their norm; `error` and `own_error`, with `--oracle`, are those of both from the model in
-float32. Writes `decode_graph.csv` and `decode_graph.md`.
+`sampled_ms`, with `--sampled`, is a step that draws at temperature 0.8 with top-k 50 and top-p 0.95. `difference` is that of the
+first step's logits from the model's own forward, relative to their norm; `error` and `own_error`, with `--oracle`, are those of both
+from the model in float32. Writes `decode_graph.csv` and `decode_graph.md`.
 """
 
 from __future__ import annotations
@@ -155,9 +155,11 @@ def measured(shape: str, form: str, options: argparse.Namespace) -> list[dict[st
     if options.tune:
         print(tune(runner), flush=True)
     ms, streamed = time_steps(runner, ids, options.tokens), stream(runner, ids, options.tokens)
-    runner.sample(Sampling(0.8, 50, 0.95), 0)
-    sampled = time_steps(runner, ids, options.tokens)
-    runner.sample(Sampling(), 0)
+    sampled: float | str = ""
+    if options.sampled:
+        runner.sample(Sampling(0.8, 50, 0.95), 0)
+        sampled = time_steps(runner, ids, options.tokens)
+        runner.sample(Sampling(), 0)
     product = model.model.layers[0].mlp.gate_proj
     kernel = (
         next((name for name, runs, _ in explain(product.packed, device) if runs), "") if hasattr(product, "packed") else "dense"
@@ -211,6 +213,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--agree", action="store_true", help="compare 32 greedy tokens with transformers' own")
     parser.add_argument("--nothing", action="store_true", help="also time the step without its linear layers")
+    parser.add_argument("--sampled", action="store_true", help="also time steps that draw, cut by top-k and top-p")
     parser.add_argument("--oracle", action="store_true", help="compare logits with those of the model in float32")
     parser.add_argument("--tune", action="store_true", help="try other cuts of the integer products first")
     parser.add_argument("--output", type=Path)
