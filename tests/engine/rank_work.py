@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +16,8 @@ from featherweight.engine.block_run import _share_gradients, _summed
 from featherweight.engine.merging import merge_statistics
 from featherweight.engine.ranks import Ranks
 from featherweight.errors import FeatherweightError
+from featherweight.methods.besa import BESA
+from featherweight.methods.block_run import BlockRun
 from featherweight.statistics.inputs import KINDS, InputStatistics
 
 #: In one block ratios are learned on its outputs, in another maps are drawn and folded; the others stay as they are.
@@ -70,7 +74,17 @@ def main(folder: Path) -> None:
                 work()
             except FeatherweightError as problem:
                 found[name] = ranks.gather(problem.as_dict())
-    for run in ("first", "second"):
+    learned = BESA.tune
+
+    def otherwise(method: BESA, run: BlockRun) -> Any:
+        """As learned, but on rank 1: as if its device had rounded gradients otherwise."""
+        return {
+            name: replace(each, counts=each.counts.flip(0)) if ranks.rank else each
+            for name, each in learned(method, run).items()
+        }
+
+    for run, tune in (("first", learned), ("second", otherwise)):
+        BESA.tune = tune  # type: ignore[method-assign]
         fw.compress(fw.plan("demo", RECIPE, changes=TINY), folder / run, device="cpu", statistics=folder / "statistics")
     if ranks.first:
         (folder / "found.json").write_text(json.dumps(found))

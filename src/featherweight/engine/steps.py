@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +64,10 @@ def _tune(task: BlockTask, parts: Sequence[Part], index: int, result: BlockResul
     for method, names in tuned.items():
         task.report(Event("tune", task.block, detail=f"{method.name}, {len(names)} linears"))
         run = block_run(task, names, weights, current, sums, outside, result)
-        settings |= put_norms(task, run, method.tune(run), result)
+        found = method.tune(run)  # by all ranks together
+        settings |= put_norms(
+            task, run, task.ranks.on_first(partial(dict, found)), result
+        )  # GPUs may round gradients otherwise
     return settings
 
 
