@@ -5,6 +5,7 @@ import torch
 from emulation import emulation, needs_compiler  # noqa: F401
 from test_multiply import weight_of
 
+from featherweight.kernels.cuda import prepared
 from featherweight.kernels.cuda.batch import BatchShape, multiply_batch, shared_bytes
 from featherweight.kernels.cuda.choices import choose_batch
 from featherweight.kernels.cuda.integer import DeviceCodes
@@ -55,3 +56,14 @@ def test_every_cut_for_many_tokens_fits_a_multiprocessor(rows, tokens):
             shape = choose_batch(weight, tokens, 132)
             assert shape.warp_groups in (1, 2, 4) and shape.stages >= 1 and shape.tokens in (32, 64)
             assert shared_bytes(weight, shape) + 1024 <= 228 << 10
+
+
+@needs_compiler
+def test_dozens_of_tokens_take_this_kernel(emulation, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(prepared, "runs_on", lambda device: True)
+    monkeypatch.setattr(prepared, "multiply", None)  # the kernel for few tokens, and
+    monkeypatch.setattr(prepared, "multiply_dense", None)  # that for many, are not asked
+    weight, dense = weight_of(64, 512, 4, 128, False, torch.bfloat16)
+    x = torch.randn(2, 10, 512, generator=torch.Generator().manual_seed(1)).bfloat16()
+    y, expected = prepared.PreparedInteger(weight)(x), x.double() @ dense.T
+    assert y.shape == expected.shape and (y.double() - expected).norm() <= 3e-3 * expected.norm()
