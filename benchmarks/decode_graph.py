@@ -6,8 +6,9 @@
 A prompt of 128 tokens is read, then 256 are made greedily. `ms` is the mean over all steps by events, replays queued one behind
 another; `streamed` is the rate at which a host that reads every token gets them. With `--nothing` the step is also timed without the
 blocks' linear layers, once as products that take norm, activation and sum along, and once with these as kernels of their own.
-`difference` is that of the first step's logits from the model's own forward, relative to their norm. Writes `decode_graph.csv` and
-`decode_graph.md`.
+`sampled_ms` is a step that draws at temperature 0.8 with top-k 50 and top-p 0.95. `difference` is that of the first step's logits
+from the model's own forward, relative to their norm; `error` and `own_error`, with `--oracle`, are those of both from the model in
+float32. Writes `decode_graph.csv` and `decode_graph.md`.
 """
 
 from __future__ import annotations
@@ -23,78 +24,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from decode_models import CHAINS, FORMS, LLAMA, SHAPES, build, in_float32
 from decode_tune import tune
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from torch import Tensor
+from transformers import LlamaConfig
 
 from featherweight.decoding.runner import Runner
+from featherweight.decoding.sampling import Sampling
 from featherweight.evaluation.timing import device_name, peak_memory, random_tokens, reset_peak
-from featherweight.kernels.bits import packed_width
-from featherweight.packed.base import PackedWeight
-from featherweight.packed.integer import Integer
-from featherweight.packed.linear import PackedLinear
 from featherweight.packed.lower import explain
 from featherweight.reports.speed import markdown_table
 
-LLAMA = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
-SHAPES: dict[str, dict[str, Any]] = {
-    "3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
-           "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": True},
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-           "num_key_value_heads": 32, "head_dim": 128, "vocab_size": 32000},
-    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256},
-    "tiny": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 4096, "tie_word_embeddings": True},
-}  # fmt: skip
-#: Bits of every linear of the blocks, and of the head where it is packed, too.
-FORMS: dict[str, tuple[int | None, int | None]] = {
-    "bf16": (None, None), "4-bit": (4, None), "3-bit": (3, None), "2-bit": (2, None), "8-bit": (8, None),
-    "4-bit, 8-bit head": (4, 8),
-}  # fmt: skip
-GROUP = 128
 #: Tokens a second at 4 bits that are aimed at, and what this card's best peer reached in such a harness.
 GOALS = {("3b", "4-bit"): "800, then 950", ("7b", "4-bit"): "600, then 700", ("8b", "4-bit"): "500, then 580"}
 PEERS = {
     ("3b", "bf16"): 412, ("7b", "bf16"): 239, ("8b", "bf16"): 218, ("3b", "4-bit"): 554, ("7b", "4-bit"): 430,
     ("8b", "4-bit"): 387,
 }  # fmt: skip
-
-
-def random_weight(shape: tuple[int, int], bits: int | None, device: str) -> Tensor | PackedWeight:
-    """Values of standard deviation 0.02, dense or as random codes of a symmetric grid in groups of 128."""
-    rows, inputs = shape
-    if bits is None:
-        return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
-    codes = torch.randint(0, 256, (rows, packed_width(inputs, bits)), dtype=torch.uint8, device=device)
-    scales = torch.empty(rows, -(-inputs // GROUP), dtype=torch.bfloat16, device=device).uniform_(0.9, 1.1)
-    return Integer(inputs, bits, GROUP, codes, scales * (0.02 * 12**0.5 / 2**bits))
-
-
-@torch.no_grad()
-def build(config: LlamaConfig, form: tuple[int | None, int | None], device: str) -> Any:
-    """A model whose dense weights are never made where packed ones are wanted."""
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear):
-            bits = form[1] if name == "lm_head" else form[0]
-            if name == "lm_head" and config.tie_word_embeddings and bits is None:
-                continue
-            weight = random_weight((module.out_features, module.in_features), bits, device)
-            if isinstance(weight, Tensor):
-                module.weight = nn.Parameter(weight, requires_grad=False)
-            else:
-                model.set_submodule(name, PackedLinear(weight, dtype=torch.bfloat16))
-        elif isinstance(module, nn.Embedding):
-            module.weight = nn.Parameter(random_weight(tuple(module.weight.shape), None, device), requires_grad=False)
-        elif getattr(module, "weight", None) is not None and module.weight.is_meta and module.weight.ndim == 1:
-            module.weight = nn.Parameter(torch.ones_like(module.weight, device=device), requires_grad=False)
-    if isinstance(model.lm_head, nn.Linear) and config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    return model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,28 +130,42 @@ def agreement(model: Any, runner: Runner, ids: Tensor, tokens: int) -> str:
     return f"{same} of {tokens}"
 
 
+def errors(model: Any, runner: Runner, ids: Tensor) -> dict[str, float]:
+    """How far the logits of the next token are from those of the model in float32, relative to their norm: ours, and the model's."""
+    token = runner.step.chosen.token[:, None]
+    with torch.no_grad():
+        exact = in_float32(model)(input_ids=torch.cat((ids, token), 1), logits_to_keep=1).logits[:, -1]
+        found = {"error": runner.step.forward(runner.step.length), "own_error": runner._forward(token, runner.get_seq_length())}
+    return {name: float((logits.float() - exact).norm() / exact.norm()) for name, logits in found.items()}
+
+
 def measured(shape: str, form: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of one model: the step as it is, and for dense weights also without its linear layers."""
     config = LlamaConfig(**SHAPES[shape], **LLAMA)
     device = torch.device(options.device)
     reset_peak(device)
-    model = build(config, FORMS[form], options.device)
+    model = build(config, form, options.device)
     weights = sum({t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]}.values())
     ids = random_tokens(model, 1, options.context, device)
     runner = Runner(model, 1, options.context + options.tokens + 2)
     runner.read(ids)
     runner.compare()
+    told = errors(model, runner, ids) if options.oracle else {"error": "", "own_error": ""}
+    reset_peak(device)
     if options.tune:
         print(tune(runner), flush=True)
     ms, streamed = time_steps(runner, ids, options.tokens), stream(runner, ids, options.tokens)
+    runner.sample(Sampling(0.8, 50, 0.95), 0)
+    sampled = time_steps(runner, ids, options.tokens)
+    runner.sample(Sampling(), 0)
     product = model.model.layers[0].mlp.gate_proj
     kernel = (
         next((name for name, runs, _ in explain(product.packed, device) if runs), "") if hasattr(product, "packed") else "dense"
     )
     row = {
-        "shape": shape, "form": form, "ms": ms, "tokens_per_second": 1e3 / ms, "streamed": streamed,
+        "shape": shape, "form": form, "ms": ms, "tokens_per_second": 1e3 / ms, "streamed": streamed, "sampled_ms": sampled,
         "goal": GOALS.get((shape, form), ""), "best_peer": PEERS.get((shape, form), ""), "weights_gb": weights / 1e9,
-        "cache_gb": runner.nbytes / 1e9, "peak_gb": peak_memory(device) / 1e9, "difference": runner.difference,
+        "cache_gb": runner.nbytes / 1e9, "peak_gb": peak_memory(device) / 1e9, "difference": runner.difference, **told,
         "same_tokens": agreement(model, runner, ids, min(32, options.tokens)) if options.agree else "", "kernel": kernel,
     }  # fmt: skip
     rows = [row]
@@ -225,6 +185,7 @@ def write(folder: Path, rows: list[dict[str, Any]], options: argparse.Namespace)
         table.writeheader()
         table.writerows(rows)
     about = f"{device_name(options.device)}, torch {torch.__version__}, batch 1, {options.context} + {options.tokens} tokens"
+    about += ", cuts of integer products tried first" if options.tune else ""
     lines = [
         "# Whole-model decode, one graph a token",
         "",
@@ -243,13 +204,14 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "cases", nargs="*", default=["tiny:bf16", "tiny:4-bit"], help=f"{', '.join(SHAPES)} : {'; '.join(FORMS)}"
+        "cases", nargs="*", default=["tiny:bf16", "tiny:4-bit"], help=f"{', '.join(SHAPES)} : {'; '.join([*FORMS, *CHAINS])}"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--agree", action="store_true", help="compare 32 greedy tokens with transformers' own")
     parser.add_argument("--nothing", action="store_true", help="also time the step without its linear layers")
+    parser.add_argument("--oracle", action="store_true", help="compare logits with those of the model in float32")
     parser.add_argument("--tune", action="store_true", help="try other cuts of the integer products first")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -257,7 +219,7 @@ def main() -> None:
     for case in options.cases:
         started = time.perf_counter()
         try:
-            rows += measured(*case.split(":"), options)
+            rows += measured(*case.split(":", 1), options)
         except Exception:
             traceback.print_exc()
             continue

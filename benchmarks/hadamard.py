@@ -21,7 +21,7 @@ SHAPES = (
     (8192, 4096), (4096, 8192), (2048, 16384), (8192, 3072), (4096, 14336), (2048, 11008), (1024, 28672),
     (1, 4096), (1, 14336), (1, 28672), (1, 11008), (16, 4096),
 )  # fmt: skip
-TEXT = "`copy` is an elementwise kernel that reads and writes the same bf16 rows. Errors are against float64."
+TEXT = "`copy` is an elementwise kernel that reads and writes the same bf16 rows. Errors are against float64. [What binds](what-binds.md)."
 
 
 def cases_of(rows: int, size: int) -> list[Case]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featherweight.kernels.cache_part import CachePart
-from featherweight.kernels.cuda.cache_attention import Shape, attend
+from featherweight.kernels.cuda.cache_attention import Lengths, Shape, attend
 from featherweight.kernels.cuda.compiler import build
 from featherweight.kv_cache import CacheCodec, make_codec
 from featherweight.kv_cache.presets import read_settings
@@ -138,11 +138,11 @@ def compile_kernels(names: list[str]) -> None:
         jobs.add((source, tuple(sorted(constants.items()))))
 
     for name in names:
-        for batch in (1, 8):
+        for batch, tokens in ((1, 4096), (1, 131072), (8, 131072)):
             codecs = cache_codecs(name)
             query = torch.randn(batch, HEADS, 1, DIM, device="cuda", dtype=torch.bfloat16)
             keys, values = (draw_part(codec, 512, codec.settled(512), batch, 0) for codec in codecs)
-            attend(query, keys, values, None, SCALING, launch=note)
+            attend(query, keys, values, None, SCALING, Lengths(most=tokens), launch=note)
     major, minor = torch.cuda.get_device_capability()
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda job: build(job[0], dict(job[1]), f"sm_{major}{minor}"), jobs))
@@ -151,8 +151,8 @@ def compile_kernels(names: list[str]) -> None:
 def main() -> None:
     """All caches at every point, until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", default="1x4096,1x32768,1x131072,8x4096,8x32768,8x131072,32x4096,32x32768,32x131072")
-    parser.add_argument("--caches", default="qjl-plain,qjl,qjl-first,kivi-2,kivi-4,rotated-3,rotated-4")
+    parser.add_argument("--points", default="1x4096,1x16384,1x32768,1x131072,8x4096,8x32768,8x131072,32x4096,32x32768")
+    parser.add_argument("--caches", default="qjl-plain,qjl,qjl-first,kivi-2,kivi-4,rotated-3,rotated-4,int8")
     parser.add_argument("--replays", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=600, help="begin no point after so many")
     parser.add_argument("--brief", action="store_true", help="do not measure the card itself")

@@ -5,6 +5,8 @@
 Weights are random and the cache is filled with random keys and values: neither changes the time. With fewer layers than the model
 has, multiply: a step's time is linear in the layers but for the head, which is left out by `--vocabulary`.
 
+A step is transformers' own, eager; with `--fused` also ours, replayed as a CUDA graph, its context read from random tokens.
+
 Every cache takes the same steps twice, and the second time counts: what is built once for a length of keys and kept (cuDNN's plans
 of attention, which torch may choose on a GPU for the exact cache; kernels; autotuning) is paid in the first, `first_ms`.
 """
@@ -15,6 +17,7 @@ import argparse
 import csv
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ SHAPES: dict[str, dict[str, int]] = {
     },
 }  # fmt: skip
 COLUMNS = (
-    "shape", "layers", "device", "dtype", "batch", "context", "cache", "step_ms", "step_ms_q25", "step_ms_q75", "first_ms",
+    "shape", "layers", "device", "dtype", "batch", "context", "cache", "path", "step_ms", "step_ms_q25", "step_ms_q75", "first_ms",
     "cache_bytes", "allocated_bytes", "exact_bytes", "steps",
 )  # fmt: skip
 
@@ -108,9 +111,40 @@ def measure(model: Any, name: str, tokens: int, options: argparse.Namespace) -> 
     low, middle, high = statistics.quantiles(times, n=4)
     return {
         "shape": options.shape, "layers": len(shapes), "device": options.device, "dtype": options.dtype, "batch": options.batch,
-        "context": tokens, "cache": name, "step_ms": middle, "step_ms_q25": low, "step_ms_q75": high,
+        "context": tokens, "cache": name, "path": "transformers", "step_ms": middle, "step_ms_q25": low, "step_ms_q75": high,
         "first_ms": statistics.median(first), "cache_bytes": held[0],
         "allocated_bytes": held[1], "exact_bytes": exact, "steps": len(times),
+    }  # fmt: skip
+
+
+def measure_fused(model: Any, name: str, tokens: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One line of our own step."""
+    from featherweight.decoding import open_runner
+    from featherweight.kv_cache import detach_cache
+
+    detach_cache(model)
+    if name != "none":
+        attach_cache(model, read_settings(name, cache_shapes(model.config)[0].key_dim))
+    ids = torch.randint(0, options.vocabulary, (options.batch, tokens), device=options.device)
+    runner, why = open_runner(model, ids, tokens + 4 * options.steps + 8)
+    if runner is None:
+        raise SystemExit(f"{name}: {why}")
+    for _ in range(4):
+        runner.advance()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(2 * options.steps + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        runner.advance()
+        mark.record()
+    torch.cuda.synchronize()
+    low, middle, high = statistics.quantiles([a.elapsed_time(b) for a, b in pairwise(marks)], n=4)
+    cache = runner.compressed
+    held = (runner.nbytes, runner.nbytes) if cache is None else (cache.nbytes, cache.allocated_nbytes)
+    return {
+        "shape": options.shape, "layers": len(cache_shapes(model.config)), "device": options.device, "dtype": options.dtype,
+        "batch": options.batch, "context": tokens, "cache": name, "path": "fused", "step_ms": middle, "step_ms_q25": low,
+        "step_ms_q75": high, "first_ms": None, "cache_bytes": held[0], "allocated_bytes": held[1], "exact_bytes": None,
+        "steps": 2 * options.steps,
     }  # fmt: skip
 
 
@@ -126,6 +160,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
+    parser.add_argument("--fused", action="store_true", help="our own step as well; on a GPU, for models that it runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("kv-speed.csv"))
     options = parser.parse_args()
     model = make_model(options)
@@ -134,10 +169,16 @@ def main() -> None:
         writer.writeheader()
         for tokens in map(int, options.contexts.split(",")):
             for name in options.caches.split(","):
-                row = measure(model, name, tokens, options)
-                print(f"{tokens:>7} {name:>8} {row['step_ms']:9.2f} ms {row['cache_bytes'] / 2**20:9.1f} MiB", flush=True)
-                writer.writerow(row)
-                file.flush()
+                for path in (measure, measure_fused)[: 1 + options.fused]:
+                    try:
+                        row = path(model, name, tokens, options)
+                    except SystemExit as problem:
+                        print(problem, flush=True)
+                        continue
+                    size = row["cache_bytes"] / 2**20
+                    print(f"{tokens:>7} {name:>9} {row['path']:>12} {row['step_ms']:9.3f} ms {size:9.1f} MiB", flush=True)
+                    writer.writerow(row)
+                    file.flush()
 
 
 if __name__ == "__main__":

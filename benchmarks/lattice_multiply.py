@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from card import Case, measure, measure_card, rotated, write_page
 from lattice_weights import random_weight
+from sparse_multiply import read_card
 from torch.nn.functional import linear
 
 from featherweight.kernels.cuda import hadamard, lattice
@@ -26,7 +27,8 @@ SHAPES = (
 RANK = 128
 TEXT = """`whole`: input rotated, codes and a term of rank 128 in 4-bit factors multiplied, output rotated back, as a packed linear
 runs it; `no term` is the same without the term. `rotate input` makes what the product reads, and `R x`; `product` multiplies
-alone; `rotate back` is the output's rotation. Errors are against float64 on the values of the stored weight."""
+alone; `rotate back` is the output's rotation. Errors are against float64 on the values of the stored weight.
+[What binds](what-binds.md)."""
 
 
 def cases_of(rows: int, inputs: int, bits: int, tokens: int) -> list[Case]:
@@ -67,8 +69,9 @@ def main() -> None:
     """All shapes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("lattice-multiply"))
+    parser.add_argument("--card", type=Path, help="the card's own figures, from an earlier run")
     options = parser.parse_args()
-    card, rows = measure_card("cuda"), []
+    card, rows = measure_card("cuda") if options.card is None else read_card(options.card), []
     for outputs, inputs, bits, batches in SHAPES:
         for tokens in batches:
             about = {"outputs": outputs, "inputs": inputs, "bits": bits, "tokens": tokens}

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 import time
 from pathlib import Path
 
 import featherweight as fw
+from featherweight.errors import FeatherweightError
 from featherweight.planning.recipe import load_recipe
 
 FLOAT32 = {"engine": {"compute": "float32"}}
@@ -107,7 +109,46 @@ def sparse() -> dict[str, list[dict]]:
     return rows
 
 
-SETS = {"integers": integers, "spqr": spqr, "sparse": sparse}
+def low_rank() -> dict[str, list[dict]]:
+    """Everything up to 4 real bits beside low-rank terms."""
+    caldera = {"method": "caldera", "rank_bits": 0.2}
+    exact = {"left_bits": 16, "right_bits": 16}
+    pareto = {**load_recipe("spqr-pareto-3bit").as_dict()["steps"][0], "bits": 2}
+    term = {"method": "low-rank", "rank_bits": 0.2}
+    quip = {"method": "quip"}
+    others = ["*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj", "*.gate_proj", "*.up_proj"]
+    return {
+        "caldera-2bit": [caldera],
+        "caldera 2-bit, 0.5 bits of 4-bit factors": [{**caldera, "rank_bits": 0.5}],
+        "quip-2bit": [quip],
+        "quip-2bit, then low-rank": [quip, term],
+        "gptq-2bit-low-rank": [*gptq(2, 128, fit="weighted"), term],
+        "caldera 2-bit, 0.2 bits of 16-bit factors": [{**caldera, **exact}],
+        "spqr 2-bit g32": [{**pareto, "group_size": 32, "outlier_threshold": None}],
+        "gptq 2-bit g64": gptq(2, 64, fit="weighted"),
+        "gptq 2-bit per row": gptq(2, None, fit="weighted"),
+        "gptq 2-bit g128": gptq(2, 128, fit="weighted"),
+        "rtn 2-bit g128": [{"method": "rtn", "bits": 2, "group_size": 128}],
+        "quip-2bit, 3 bits in down": [{**quip, "scope": others}, {**quip, "bits": 3, "scope": ["*.down_proj"]}],
+        "caldera 2-bit, 0.5 bits of 16-bit factors": [{**caldera, "rank_bits": 0.5, **exact}],
+        "spqr 2-bit g16, 0.5 % outliers": [{**pareto, "outlier_share": 0.005}],
+        "gptq 2-bit g32": gptq(2, 32, fit="weighted"),
+        "quip-2bit, then low-rank of 16-bit factors": [quip, {**term, **exact}],
+        "quip-3bit": [{**quip, "bits": 3}],
+        "caldera-3bit": [{**caldera, "bits": 3}],
+        "gptq 3-bit g128": gptq(3, 128, fit="weighted"),
+        "spqr-pareto-3bit": [{**pareto, "bits": 3}],
+        "rtn 3-bit g128": [{"method": "rtn", "bits": 3, "group_size": 128}],
+        "caldera 2-bit, 1 bit of 4-bit factors": [{**caldera, "rank_bits": 1.0}],
+        "gptq 3-bit g128, then low-rank": [*gptq(3, 128, fit="weighted"), term],
+        "quip-3bit, then low-rank": [{**quip, "bits": 3}, term],
+        "lplr-4bit": load_recipe("lplr-4bit").as_dict()["steps"],
+        "quip-4bit": [{**quip, "bits": 4}],
+        "gptq 3-bit per row": gptq(3, None, fit="weighted"),
+    }
+
+
+SETS = {"integers": integers, "spqr": spqr, "sparse": sparse, "low-rank": low_rank}
 
 
 def main() -> None:
@@ -123,6 +164,7 @@ def main() -> None:
     parser.add_argument("--set", choices=list(SETS), default="integers", dest="rows")
     parser.add_argument("--only", nargs="*", help="rows of the set by name; all if not given")
     parser.add_argument("--part", default="0/1", help="I/N: every Nth row from the Ith, to share a set among processes")
+    parser.add_argument("--claims", type=Path, help="folder in which processes that share a set claim its rows one by one")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     calibration = {"source": options.calibration, "samples": options.samples, "length": options.calibration_length}
@@ -132,10 +174,25 @@ def main() -> None:
     print("| | bits | " + " | ".join(f"{Path(d).stem}: ppl | KL" for d in options.data) + " | seconds |", flush=True)
     print("|---" * (3 + 2 * len(options.data)) + "|", flush=True)
     for name, steps in list(rows.items())[first::step]:
+        if options.claims and not claim(options.claims, name):
+            continue
         recipe = {"name": name, "steps": steps, "calibration": calibration, **FLOAT32}
-        results.append(measure(options, recipe))
+        try:
+            results.append(measure(options, recipe))
+        except FeatherweightError as problem:  # one row must not lose the others
+            print(f"{name}: {problem}", flush=True)
         if options.json:
             options.json.write_text(json.dumps(results, indent=1))
+
+
+def claim(folder: Path, name: str) -> bool:
+    """Whether this process is the first to claim the row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / re.sub(r"\W+", "-", name)).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def measure(options: argparse.Namespace, recipe: dict) -> dict:

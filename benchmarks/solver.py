@@ -25,6 +25,7 @@ import torch
 from sweep import make_inputs
 from torch import Tensor
 
+from featherweight.grids.exact import Exact
 from featherweight.grids.uniform import UniformGrid
 from featherweight.methods.base import Method, Problem
 from featherweight.methods.gptq import GPTQ
@@ -111,6 +112,25 @@ def objective(weight: Tensor, values: Tensor, hessian: Tensor) -> float:
     return energy(weight - values) / energy(weight)
 
 
+def solver_of(method: Method, problem: Problem) -> Callable[[], object] | None:
+    """Factor and walk alone, of GPTQ and SparseGPT."""
+    weight, hessian = problem.weights["linear"], problem.hessian("", "")[0]
+    if isinstance(method, GPTQ) and method.order == "none":
+        grid = method.grid_over(weight)
+        return lambda: sweep(weight, factorise(hessian, method.damping), grid, method.group_size)
+    if not isinstance(method, SparseGPT):
+        return None
+    rounding = method._rounding()
+    grid = Exact(problem.dtype) if rounding is None else rounding.grid_over(weight)
+
+    def solve() -> object:
+        factor = factorise(hessian, method.damping)
+        decision = method._decision(problem, ["linear"], factor)
+        return sweep(weight, factor, grid, None if rounding is None else method.group_size, decision=decision)
+
+    return solve
+
+
 def measure(
     shape: str, case: str, problem: Problem, device: str, repeats: int, exact: dict[str, float] | None
 ) -> dict[str, Any]:
@@ -129,20 +149,17 @@ def measure(
         "descent": spent["descend"], "spread": spread, "peak_mb": peak,
         "objective": objective(weight, done.dequantize().float(), hessian),
     }  # fmt: skip
-    if isinstance(method, GPTQ) and method.order == "none":
-        grid = method.grid_over(weight)
-        assert isinstance(grid, UniformGrid)
-
-        def solve() -> object:
-            return sweep(weight, factorise(hessian, method.damping), grid, method.group_size)
-
+    solve = solver_of(method, problem)
+    if solve is not None:
         row["solve"] = median(solve, device, repeats)[0]
-        if exact is None:
-            return row
-        if case not in exact:
-            reference = textbook(weight, hessian, grid, method.group_size, damping=method.damping, dtype=torch.float64)
-            exact[case] = objective(weight, reference.decoded, hessian)
-        row["against_float64"] = row["objective"] / exact[case]
+    if exact is None or not isinstance(method, GPTQ) or method.order != "none":
+        return row
+    grid = method.grid_over(weight)
+    assert isinstance(grid, UniformGrid)
+    if case not in exact:
+        reference = textbook(weight, hessian, grid, method.group_size, damping=method.damping, dtype=torch.float64)
+        exact[case] = objective(weight, reference.decoded, hessian)
+    row["against_float64"] = row["objective"] / exact[case]
     return row
 
 

@@ -32,6 +32,10 @@ from featherweight.kernels.cuda.two_level import TwoLevelParts
 SHAPES = ("28672x4096", "8192x8192", "4096x14336", "4096x4096", "57344x8192")
 TOKENS = (1, 4, 8, 16)
 
+TEXT = """Activations are bf16; half of all weights are dropped where they are sparse; "order" is SpQR with groups in the order of the walk.
+`floor_us` is the time of a kernel that only reads as many bytes, from an earlier run of `card.py` on the card.
+[What binds](what-binds.md)."""
+
 #: A storage: its name, its weight, the product with a copy of it, its values.
 Storage = tuple[str, Chunked, Callable[..., Tensor], Tensor]
 
@@ -166,7 +170,7 @@ def main() -> None:
             cuts = [tuple(map(int, cut.split(","))) for cut in options.cuts] if tokens == 1 else []
             rows += measure(cases(storages, x, cuts), card, {"n": n, "k": k, "m": tokens}, 10, cold=False)
             torch.cuda.empty_cache()
-        write_page(options.output, "sparse-multiply", "Products with SpQR's, 2:4 and bitmap weights", card, rows)
+        write_page(options.output, "sparse-multiply", "Products with SpQR's, 2:4 and bitmap weights", card, rows, TEXT)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,17 +91,20 @@ def compress(
         FeatherweightError: bad data, a folder in use, no space, or a saved model that does not repeat its logits.
     """
     result = run_plan(plan, output, device=device, offline=offline, statistics=statistics, donors=donors, report=report)
-    write_card(result.folder)
+    if result.written:
+        write_card(result.folder)
     return result
 
 
-def load(model: str | Path, *, device: str | None = None, dtype: torch.dtype | str = "auto") -> Any:
-    """A compressed output, or any dense model by name, as a transformers model in eval mode.
+def load(model: str | Path, *, device: str | None = None, dtype: torch.dtype | str = "auto", stream: bool = False) -> Any:
+    """A compressed output, or any dense model by name, in eval mode; with `stream` one block is in memory at a time, read anew for
+    every forward.
 
     Raises:
         FeatherweightError: no such model, or an unfinished output.
     """
-    return load_folder(model if Path(model).is_dir() else resolve_model(model).folder, device=device, dtype=dtype)
+    folder = model if Path(model).is_dir() else resolve_model(model).folder
+    return load_folder(folder, device=device, dtype=dtype, stream=stream)
 
 
 def evaluate(
@@ -115,6 +119,7 @@ def evaluate(
     stepwise: bool = False,
     device: str | None = None,
     dtype: torch.dtype | str | None = None,
+    stream: bool = False,
     offline: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Measurement]:
@@ -125,6 +130,7 @@ def evaluate(
             YAML file, or settings. The reference reads exact ones.
         stepwise: feed the tokens one by one to the real cache instead of one forward that reads the same.
         dtype: of activations and dense weights; None is float32 on a CPU and the checkpoint's elsewhere.
+        stream: as in `load`, for the model and the reference.
 
     Raises:
         FeatherweightError: unknown model or corpus, or a text shorter than one window.
@@ -135,21 +141,13 @@ def evaluate(
     cache = choose_cache(source.folder, kv_cache)
     reference = resolve_model(against, offline=offline) if against else None
     dtype = _measuring_dtype(device, dtype)
-    loaded = load(source.folder, device=device, dtype=dtype)
-    with dense_cache(loaded):  # the same values, decoded once instead of once a window
+    loaded = load(source.folder, device=device, dtype=dtype, stream=stream)
+    with nullcontext() if stream else dense_cache(loaded):  # the same values, decoded once instead of once a window
         return measure(
-            loaded,
-            source.tokenizer(),
-            data=data,
-            length=length,
-            windows=windows,
-            against=load(reference.folder, device=device, dtype=dtype) if reference else None,
-            variant=variant,
-            cache=cache,
-            stepwise=stepwise,
-            offline=offline,
-            progress=progress,
-        )
+            loaded, source.tokenizer(), data=data, length=length, windows=windows,
+            against=load(reference.folder, device=device, dtype=dtype, stream=stream) if reference else None,
+            variant=variant, cache=cache, stepwise=stepwise, offline=offline, progress=progress,
+        )  # fmt: skip
 
 
 def check_texts(texts: Sequence[str], *, offline: bool = False) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import featherweight as fw
-from featherweight.decoding import Runner, open_runner, why_not
+from featherweight.decoding import Runner, Sampling, open_runner, why_not
 from featherweight.evaluation.timing import random_tokens
 from featherweight.kernels import registry
 from featherweight.models.skeleton import build_skeleton
@@ -158,7 +158,7 @@ def test_draws_follow_their_seed(demo):
     ids = random_tokens(demo, 1, 8, CPU)
 
     def drawn(seed):
-        runner = open_runner(demo, ids, 30, temperature=1.0, seed=seed)[0]
+        runner = open_runner(demo, ids, 30, sampling=Sampling(1.0), seed=seed)[0]
         return made(runner, 20).tolist()
 
     assert drawn(1) == drawn(1) != drawn(2)

@@ -142,7 +142,7 @@ PLACES = {
     "gpt2": ("fffb", "bfbf", "bfbb"),
     "gemma3": ("ffff", "bfbf", "bfbb"),
     "phi3": ("ffff", "bfbf", "bfbb"),
-    "qwen2-moe": ("ffbf", "bfbf", "bfbb"),
+    "qwen2-moe": ("ff" + 5 * "bf", "bf" + 5 * "bf", "bf" + 5 * "bb"),
 }
 
 

@@ -117,9 +117,9 @@ def shrink_family(family, folder, **cut):
 
 
 #: Channels that lie inside experts; Bloom's MLP is always four times as wide as its hidden states.
-WITHOUT_CHANNELS = {"mixtral", "qwen3-moe", "gpt-oss", "bloom"}
-#: Configs whose head size is the hidden size over the number of heads.
-WITHOUT_HEADS = {"opt-125m", "opt-350m", "gpt2", "falcon-7b", "falcon-40b", "bloom", "gpt-neox"}
+WITHOUT_CHANNELS = {"mixtral", "qwen3-moe", "olmoe", "gpt-oss", "bloom"}
+#: Configs whose head size is the hidden size over the number of heads; OLMoE has a norm over all heads.
+WITHOUT_HEADS = {"opt-125m", "opt-350m", "gpt2", "falcon-7b", "falcon-40b", "bloom", "gpt-neox", "olmoe"}
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

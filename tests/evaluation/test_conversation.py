@@ -5,6 +5,7 @@ from importlib import resources
 import pytest
 import torch
 
+from featherweight.decoding.sampling import Sampling
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.conversation import Conversation, _until
 from featherweight.kv_cache import attach_cache
@@ -72,7 +73,7 @@ def test_a_lossy_cache_is_cropped_where_the_template_writes_something_else(llama
     model, tokenizer = llama
     tokenizer.chat_template = TEMPLATE
     attach_cache(model, read_settings("keys=integer:axis=channel,group_size=8,window=8;values=integer:window=4", 64))
-    talk = Conversation(model, tokenizer, temperature=1.0)
+    talk = Conversation(model, tokenizer, sampling=Sampling(1.0))
     for text in ("Who goes there, and where to, and why?", "And who else?", "What then?"):
         list(talk.reply(text, 20))
         cache = talk.tally.cache.as_dict()

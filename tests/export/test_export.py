@@ -70,7 +70,7 @@ def test_a_mask_survives_as_zeros(tmp_path: Path):
 
 def test_gptq_layout_decodes_to_our_values(symmetric: Path, tmp_path: Path):
     api.export(symmetric, "gptq", tmp_path / "out")
-    stored = load_file(tmp_path / "out" / "model-00001.safetensors")
+    stored = {key: tensor for file in (tmp_path / "out").glob("*.safetensors") for key, tensor in load_file(file).items()}
     name = "model.layers.1.mlp.down_proj"
     shifts = torch.arange(0, 32, 4, dtype=torch.int32)
     codes = (stored[f"{name}.qweight"][:, None, :] >> shifts[None, :, None] & 15).flatten(0, 1)  # [in, out]

@@ -3,15 +3,6 @@
 #include <algorithm>
 using std::min;
 
-struct uint2 { word x, y; };
-struct float4 { float x, y, z, w; };
-struct int2 { int x, y; };
-DEVICE uint4 make_uint4(word x, word y, word z, word w) { return {x, y, z, w}; }
-DEVICE uint2 make_uint2(word x, word y) { return {x, y}; }
-DEVICE float2 make_float2(float x, float y) { return {x, y}; }
-DEVICE float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-DEVICE int2 make_int2(int x, int y) { return {x, y}; }
-
 // Shared memory begins at address 1024, as on the card.
 DEVICE word shared_address(const void* pointer) { return (word)((const unsigned char*)pointer - fibre_here->shared) + 1024; }
 template <int OFFSET>
@@ -20,7 +11,6 @@ DEVICE void meet_blocks() {
     synchronize_block();
     synchronize_cluster();
 }
-DEVICE void prefetch(const void*) {}
 DEVICE float load_one_from_cluster(const float* place, int rank) {
     size_t offset = (const unsigned char*)place - fibre_here->shared;
     return *(const float*)(cluster_memory[rank].data() + offset);
@@ -33,7 +23,8 @@ DEVICE void add_shared(int* sum, int value) { *sum += value; }
 
 DEVICE word differing_bits(word a, word b, word mask) { return (a ^ b) & mask; }
 
-DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
+DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) { multiply_byte_matrices<uint8_t>(c, a, b0, b1); }
+DEVICE void multiply_tf32(float (&c)[4], const word (&a)[4], word b0, word b1) {
     auto& words = fibre_here->warp->words;
     int lane = fibre_here->lane;
     for (int i = 0; i < 4; i++) words[lane][i] = a[i];
@@ -42,13 +33,16 @@ DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
     synchronize_warp();
     for (int part = 0; part < 4; part++) {
         int row = lane / 4, half = part / 2, column = lane % 4 * 2 + part % 2;
-        for (int k = 0; k < 32; k++) {
-            word x = words[row * 4 + k % 16 / 4][half + k / 16 * 2], y = words[column * 4 + k % 16 / 4][4 + k / 16];
-            c[part] += (int)(uint8_t)(x >> k % 4 * 8) * (int8_t)(y >> k % 4 * 8);
+        double sum = c[part];
+        for (int k = 0; k < 8; k++) {
+            word x = words[row * 4 + k % 4][half + k / 4 * 2], y = words[column * 4 + k % 4][4 + k / 4];
+            sum += (double)as_float(x & 0xFFFFE000u) * as_float(y & 0xFFFFE000u);
         }
+        c[part] = (float)sum;
     }
     synchronize_warp();
 }
+DEVICE word load_byte(const unsigned char* address) { return *address; }
 
 DEVICE int dot_bytes(word a, word b, int sum) {
     for (int i = 0; i < 32; i += 8) sum += (int)(int8_t)(a >> i) * (int8_t)(b >> i);
@@ -74,19 +68,5 @@ DEVICE word pack_bf16(float first, float second) { return to_bf16(first) | (word
 DEVICE int round_to_int(float value) { return (int)std::nearbyint(value); }
 
 template <class Number>
-DEVICE Number exchange(Number value, int lanes_apart) {
-    auto& words = fibre_here->warp->words;
-    memcpy(words[fibre_here->lane], &value, 4);
-    synchronize_warp();
-    memcpy(&value, words[fibre_here->lane ^ lanes_apart], 4);
-    synchronize_warp();
-    return value;
-}
-DEVICE int from_lane(int value, int lane) {
-    auto& words = fibre_here->warp->words;
-    words[fibre_here->lane][0] = (word)value;
-    synchronize_warp();
-    value = (int)words[lane][0];
-    synchronize_warp();
-    return value;
-}
+DEVICE Number exchange(Number value, int lanes_apart) { return of_lane(value, fibre_here->lane ^ lanes_apart); }
+DEVICE int from_lane(int value, int lane) { return of_lane(value, lane); }

@@ -13,14 +13,24 @@
 
 typedef uint32_t word;
 typedef uint16_t half_word;
+struct uint2 { word x, y; };
 struct uint4 { word x, y, z, w; };
+struct int2 { int x, y; };
 struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
 struct Dimensions { int x, y, z; };
 
 #define DEVICE inline __attribute__((visibility("hidden")))
 #define KERNEL static
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define SHARED_MEMORY(name) unsigned char* name = fibre_here->shared
+
+DEVICE uint2 make_uint2(word x, word y) { return {x, y}; }
+DEVICE uint4 make_uint4(word x, word y, word z, word w) { return {x, y, z, w}; }
+DEVICE int2 make_int2(int x, int y) { return {x, y}; }
+DEVICE float2 make_float2(float x, float y) { return {x, y}; }
+DEVICE float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 struct Barrier { int waiting = 0, turn = 0; };
 
@@ -121,7 +131,10 @@ DEVICE word select_bits(word a, word mask, word b) { return (a & mask) | b; }
 DEVICE word pick_bytes(word a, word b, word selector) {
     uint64_t both = (uint64_t)b << 32 | a;
     word result = 0;
-    for (int i = 0; i < 4; i++) result |= (word)(both >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
+    for (int i = 0; i < 4; i++) {
+        word digit = selector >> 4 * i, byte = (word)(both >> 8 * (digit & 7) & 0xFF);
+        result |= (digit & 8 ? byte & 0x80 ? 0xFFu : 0u : byte) << 8 * i;
+    }
     return result;
 }
 DEVICE word multiply_add_bf16(word a, word b, word c) {
@@ -157,6 +170,34 @@ DEVICE void multiply_matrices(float (&c)[4], const word (&a)[4], word b0, word b
     }
     synchronize_warp();
 }
+// sums[16 x 8] += a[16 x 32] b[32 x 8] of bytes, those of `a` as `Left`.
+template <class Left>
+DEVICE void multiply_byte_matrices(int (&c)[4], const word (&a)[4], word b0, word b1) {
+    auto& words = fibre_here->warp->words;
+    int lane = fibre_here->lane;
+    for (int i = 0; i < 4; i++) words[lane][i] = a[i];
+    words[lane][4] = b0;
+    words[lane][5] = b1;
+    synchronize_warp();
+    for (int part = 0; part < 4; part++) {
+        int row = lane / 4, half = part / 2, column = lane % 4 * 2 + part % 2;
+        for (int k = 0; k < 32; k++) {
+            word x = words[row * 4 + k % 16 / 4][half + k / 16 * 2], y = words[column * 4 + k % 16 / 4][4 + k / 16];
+            c[part] += (int)(Left)(x >> k % 4 * 8) * (int8_t)(y >> k % 4 * 8);
+        }
+    }
+    synchronize_warp();
+}
+// What a lane holds, by lanes.
+template <class Number>
+DEVICE Number of_lane(Number value, int lane) {
+    auto& words = fibre_here->warp->words;
+    memcpy(words[fibre_here->lane], &value, sizeof value);
+    synchronize_warp();
+    memcpy(&value, words[lane], sizeof value);
+    synchronize_warp();
+    return value;
+}
 DEVICE void multiply_bf16(float (&c)[4], const word (&a)[4], word b0, word b1) { multiply_matrices(c, a, b0, b1, of_bf16); }
 DEVICE void multiply_fp16(float (&c)[4], const word (&a)[4], word b0, word b1) { multiply_matrices(c, a, b0, b1, from_fp16); }
 
@@ -190,7 +231,7 @@ static void emulate(void (*kernel)(A...), const int* grid, const int* block, siz
             fibre.block = {x, y + rank, z};
             fibre.warp = &warps[i / 32], fibre.lane = i % 32, fibre.threads = threads, fibre.rank = rank;
             fibre.shared = cluster_memory[rank].data(), fibre.barriers = &barriers[rank];
-            fibre.stack.resize(1 << 15);
+            fibre.stack.resize(1 << 16);
             getcontext(&fibre.context);
             fibre.context.uc_stack.ss_sp = fibre.stack.data();
             fibre.context.uc_stack.ss_size = fibre.stack.size();

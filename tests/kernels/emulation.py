@@ -25,6 +25,9 @@ class EmulatedFunction:
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
         self.run((ctypes.c_int * 3)(*grid), (ctypes.c_int * 3)(*block), ctypes.c_size_t(shared_bytes), cluster, pointers)
 
+    def bind(self, grid, block, shared_bytes, arguments, *, cluster=1, overlapped=True):
+        return lambda: self.launch(grid, block, shared_bytes, arguments, cluster=cluster)
+
 
 @functools.cache
 def emulated(source, name, constants, device=None):
@@ -34,6 +37,11 @@ def emulated(source, name, constants, device=None):
     command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-DEMULATED", f"-I{Path(__file__).parent}", f"-I{SOURCES}"]
     subprocess.run([*command, *options, "-x", "c++", str(SOURCES / source), "-o", str(folder / "kernel.so")], check=True)
     return EmulatedFunction(ctypes.CDLL(str(folder / "kernel.so")), name)
+
+
+def launch(source, name, constants, grid, threads, shared, arguments, device):
+    """As `kernels.cuda.cache_attention.Launch`."""
+    emulated(source, name, driver.constants_of(constants)).launch(grid, (threads, 1, 1), shared, arguments)
 
 
 @pytest.fixture

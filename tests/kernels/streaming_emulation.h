@@ -2,13 +2,6 @@
 #pragma once
 #include "emulation.h"
 
-struct uint2 { word x, y; };
-struct float4 { float x, y, z, w; };
-DEVICE float2 make_float2(float x, float y) { return {x, y}; }
-DEVICE float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-DEVICE uint2 make_uint2(word x, word y) { return {x, y}; }
-DEVICE uint4 make_uint4(word x, word y, word z, word w) { return {x, y, z, w}; }
-
 struct barrier_word { uint16_t arrivals, missing, phase, unused; };
 
 DEVICE void set_barrier(barrier_word* barrier, int arrivals) { *barrier = {(uint16_t)arrivals, (uint16_t)arrivals, 0, 0}; }
@@ -27,18 +20,12 @@ DEVICE void copy_chunk(void* target, const void* source, int bytes, barrier_word
 }
 DEVICE void copy_kept(void* target, const void* source, int bytes, barrier_word* barrier) { copy_chunk(target, source, bytes, barrier); }
 
-DEVICE word word_from_lane(word value, int lane) {
-    auto& words = fibre_here->warp->words;
-    words[fibre_here->lane][0] = value;
-    synchronize_warp();
-    word result = words[lane][0];
-    synchronize_warp();
-    return result;
-}
-DEVICE word from_lane_before(word value, int apart) {
+DEVICE word word_from_lane(word value, int lane) { return of_lane(value, lane); }
+DEVICE word add_lane_before(word value, int apart) {
     word other = word_from_lane(value, fibre_here->lane < apart ? 0 : fibre_here->lane - apart);
-    return fibre_here->lane < apart ? 0 : other;
+    return fibre_here->lane < apart ? value : value + other;
 }
+DEVICE word shift_pair(word low, word high, word bits) { return (word)(((uint64_t)high << 32 | low) >> bits % 32); }
 DEVICE float from_lane_xor(float value, int mask) { return as_float(word_from_lane(as_word(value), fibre_here->lane ^ mask)); }
 DEVICE word largest_in_warp(word value) {
     for (int mask = 16; mask; mask /= 2) {

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from cuda_emulation import COMPILER, launch
+from emulation import launch, needs_compiler
 
 from featherweight.errors import FeatherweightError
 from featherweight.kernels.cache_part import CachePart
@@ -15,13 +15,14 @@ from featherweight.kv_cache.part import StoredPart
 from featherweight.kv_cache.presets import read_settings
 from featherweight.kv_cache.registry import codec_settings
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+pytestmark = needs_compiler
 
 QJL = {"codec": "qjl", "group_size": 32, "window": 128}
 KEYS = {
     "qjl": {**QJL, "sketch": 256, "outliers": 0},
     "qjl-outliers": {**QJL, "sketch": 256, "outlier_sketch": 256},
     "qjl-first-layers": {**QJL, "sketch": 512, "outlier_sketch": 128},
+    "qjl-short": {**QJL, "sketch": 128, "outlier_sketch": 128},
     "kivi-2": {"codec": "integer", "bits": 2, "axis": "channel"},
     "kivi-4": {"codec": "integer", "bits": 4, "axis": "channel"},
     "int8": {"codec": "integer", "bits": 8, "axis": "token", "group_size": 64},

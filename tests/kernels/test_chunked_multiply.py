@@ -199,5 +199,5 @@ def test_blocks_share_tiles(emulation):  # noqa: F811
 def test_chunked_kernels_compile_for_hopper(source, constants):
     if compiler.missing():
         pytest.skip(compiler.missing())
-    shape = {"ACTIVATION": 0, "COLUMNS": 2, "WARPS": 8, "COLLECTORS": 2, "STAGES": 2, "RESIDENT": 1}
+    shape = {"ACTIVATION": 0, "COLUMNS": 2, "WARPS": 8, "COLLECTORS": 2, "STAGES": 2, "RESIDENT": 1, "SINGLE": 0}
     assert compiler.build(source, shape | constants, "sm_90")[:4] == b"\x7fELF"

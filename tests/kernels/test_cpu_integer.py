@@ -12,8 +12,8 @@ from featherweight.kernels.cpu import compiler, integer
 from featherweight.kernels.registry import choose, explain
 from featherweight.packed.integer import Integer
 
-if compiler.missing():
-    pytest.skip(compiler.missing(), allow_module_level=True)
+if compiler.missing("integer"):
+    pytest.skip(compiler.missing("integer"), allow_module_level=True)
 
 LEVELS = range(integer._level() + 1)
 #: Rows, inputs, group: several blocks; blocks of 192, 64, 16; parts of a unit; a group that ends early; whole rows; none in 16s.
@@ -102,5 +102,5 @@ def test_what_the_compiler_says_is_passed_on(monkeypatch, tmp_path):
     monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-include", "nonsense.h"))
     monkeypatch.setattr(compiler, "kernel_folder", lambda: tmp_path)
     with pytest.raises(FeatherweightError, match=r"does not compile[\s\S]*nonsense"):
-        compiler.library.__wrapped__()
+        compiler.library.__wrapped__("integer")
     assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from featherweight.packed.linear import PackedLinear
 from featherweight.packed.low_rank import LowRank
 from featherweight.packed.lower import OP
 from featherweight.packed.rotated import Rotated
+from featherweight.packed.signs import real_signs
 from featherweight.packed.sum import Sum
 
 
@@ -108,6 +109,30 @@ def test_transform_is_that_of_the_map(small_device, size, dtype, to, inverted):
         )
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("size", "dtype", "to", "inverted"),
+    [
+        (2048, torch.bfloat16, torch.bfloat16, True),
+        (4096, torch.float16, torch.float16, False),
+        (8192, torch.bfloat16, torch.float16, True),
+        (1536, torch.bfloat16, torch.bfloat16, False),
+        (2560, torch.float16, torch.bfloat16, True),
+        (11008, torch.bfloat16, torch.bfloat16, False),
+    ],
+)
+def test_many_rows_are_those_of_the_map(emulation, monkeypatch, size, dtype, to, inverted):  # noqa: F811
+    monkeypatch.setattr(hadamard, "FEW_ROWS", 0)
+    monkeypatch.setattr(hadamard, "SHARED", 2000)  # one block, which goes from row to row
+    launched = []
+    monkeypatch.setattr(hadamard, "_launch", lambda *_: launched.append(size))
+    weight = Rotated.of(Lattice.from_tensors(Lattice.describe((16, size), 2), _codes(16, size)), rotation(size, inverted))
+    x = torch.randn(6 if size <= 4096 else 2, size, generator=drawn()).to(dtype)
+    found = hadamard.rotate(x, to_device(weight).input, to)
+    assert not launched and found.dtype == to
+    assert error(found, weight.input.apply(x.double())) < {torch.float16: 5e-4, torch.bfloat16: 3e-3}[to]
+
+
 def _codes(rows, inputs):
     return {"codes": torch.zeros(rows, inputs // 8, dtype=torch.int16), "scale": torch.ones(1)}
 
@@ -158,6 +183,20 @@ def test_a_linear_runs_from_the_layout_and_gives_back_what_it_stored(small_devic
     again = lattice_prepared.prepare_lattice(plain).stored()
     assert again.keys() == plain.tensors().keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in plain.tensors().items())
+
+
+@needs_compiler
+def test_real_signs_of_the_output_follow_the_rotation(small_device):
+    """They are what tuned blocks store."""
+    weight = real_signs(weight_of(128, 256, 2, 16), ("output",))
+    weight.stored["output_factors"].mul_(1 + 0.25 * torch.rand(128, generator=drawn()))
+    prepared = lattice_prepared.prepare_lattice(weight)
+    for tokens in (3, 40):
+        x = torch.randn(tokens, 256, generator=drawn()).to(torch.bfloat16)
+        assert error(prepared(x), weight.matmul(x.double())) < (4e-3 if tokens == 3 else 1e-2)
+    assert prepared.stored().keys() == weight.tensors().keys()
+    assert all(torch.equal(tensor, weight.tensors()[name]) for name, tensor in prepared.stored().items())
+    assert "input: only" in unsupported(real_signs(weight, ("input",)).description())
 
 
 def test_what_cannot_run_says_why():

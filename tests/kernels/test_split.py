@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from featherweight.kernels.split import add_split_product_, halves, split_product
+from featherweight.kernels.split import add_split_product_, halves, row_of_halves, split_product, stacked_halves
 
 
 def make():
@@ -25,13 +25,18 @@ def test_three_products_of_halves_suffice():
     product = high @ right_high + high @ right_low + low @ right_high
     exact = left.double() @ right.double()
     assert ((product - exact).norm(dim=1) <= 2e-5 * exact.norm(dim=1)).all()
+    joined = row_of_halves(left).float() @ stacked_halves(right).float()
+    assert ((joined - exact).norm(dim=1) <= 2e-5 * exact.norm(dim=1)).all()
     assert torch.equal(split_product(left, right), left @ right)  # on a CPU nothing is split
+    total = torch.zeros(40, 30)
+    add_split_product_(total, halves(left.t().contiguous()), stacked_halves(right))
+    torch.testing.assert_close(total, product)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu():
     left, right = (each.cuda() for each in make())
     exact, total = left.double() @ right.double(), torch.zeros(40, 30, device="cuda")
-    add_split_product_(total, halves(left.t().contiguous()), right)
+    add_split_product_(total, halves(left.t().contiguous()), stacked_halves(right))
     for product in (split_product(left, right), total):
         assert ((product - exact).norm(dim=1) <= 2e-5 * exact.norm(dim=1)).all()

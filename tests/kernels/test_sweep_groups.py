@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from featherweight.grids.uniform import UniformGrid
+from featherweight.kernels.cpu import compiler
+from featherweight.kernels.cpu.fit import fit_groups as fit_on_cpu
 from featherweight.kernels.reference.fit_groups import fit_groups as fit_reference
 from featherweight.kernels.reference.sweep_groups import sweep_groups as reference
 from featherweight.solvers import decision as decision_room
@@ -75,6 +77,17 @@ def compare_fits(kernel, device="cpu"):
             theirs = fit_reference(weight, weigh, 12, fitting_of(grid))
             alike = torch.isclose(ours[0].cpu(), theirs[0], rtol=1e-4) & (ours[1].cpu() == theirs[1])
             assert alike.float().mean() > 0.97
+
+
+@pytest.mark.skipif(bool(compiler.missing("fit")), reason="no C compiler")
+def test_fits_on_a_cpu():
+    compare_fits(fit_on_cpu)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        weight = torch.randn(300, 256, generator=torch.Generator().manual_seed(0)).half().float()
+        scale, zero = fit_on_cpu(weight[:, :128].T.contiguous().T, None, 128, fitting_of(UniformGrid(4)))  # not contiguous
+        exact = UniformGrid(4).fit(weight[:, :128])
+        assert torch.equal(scale, exact.scale) and torch.equal(zero, exact.zero)
 
 
 @needs_triton

@@ -17,15 +17,18 @@ from featherweight.statistics.inputs import InputStatistics
 from problems import make
 
 METHODS = [
+    QuIP(passes=0, tune_block=48, tune_signs=True),
+    QuIP(passes=0, rescale=True, tune_block=48, tune_signs=True),
     QuIP(passes=0, tune_block=48),
-    QuIP(passes=0, rescale=True, tune_block=48),
-    QuIP(passes=0, tune_block=48, tune_signs=False),
-    CALDERA(rank=2, iterations=1, tune_block=48),
+    CALDERA(rank=2, iterations=1, tune_block=48, tune_signs=True),
 ]
 
 
+NORM = "block.norm.weight"
+
+
 def two_layers(batches: int = 6, broken: bool = False) -> BlockRun:
-    """`relu(x Aᵀ) Bᵀ` stands for a block: what rounding `A` gets wrong, `B` can make up for while it is dense."""
+    """`relu((x ⊙ n) Aᵀ) Bᵀ` stands for a block: what rounding `A` gets wrong, `B` can make up for while it is dense, and `n`."""
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(48, 32, generator=generator) * 0.2, torch.randn(24, 48, generator=generator) * 0.2
     x = torch.randn(batches, 64, 32, generator=generator) * (torch.rand(32, generator=generator) + 0.2)
@@ -34,20 +37,21 @@ def two_layers(batches: int = 6, broken: bool = False) -> BlockRun:
     statistics = {
         "up": InputStatistics.from_inputs(x.flatten(0, 1), needs), "down": InputStatistics.from_inputs(inside.flatten(0, 1), needs),
     }  # fmt: skip
-    weights = {"up": first, "down": second}
+    weights, norm = {"up": first, "down": second}, torch.ones(32, dtype=torch.bfloat16)
 
     def forward(batch, overrides):
         used = {**weights, **overrides}
         if broken:
             used = {name: weight.detach() for name, weight in used.items()}
-        return torch.relu(x[batch] @ used["up"].T) @ used["down"].T
+        return torch.relu((x[batch] * used.get(NORM, norm)) @ used["up"].T) @ used["down"].T
 
     current = {name: Dense(weight) for name, weight in weights.items()}
-    return BlockRun("block", weights, current, statistics, batches, lambda batch: inside[batch] @ second.T, forward)
+    dense = [each @ second.T for each in inside]
+    return BlockRun("block", weights, current, statistics, batches, dense.__getitem__, forward, norms={NORM: norm})
 
 
 def values(found):
-    return {name: each.weight.dequantize() for name, each in found.items()}
+    return {name: each.float() if name == NORM else each.weight.dequantize() for name, each in found.items()}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=["quip", "rescaled", "bits as before", "caldera"])
@@ -57,6 +61,8 @@ def test_tuning_lowers_the_error_of_the_block_and_is_stored_as_planned(method):
     untuned = run.mean_loss(values(plain(method, run)))
     tuned = run.mean_loss(values(found))
     assert tuned < (0.9 if method.tune_signs else 0.95) * untuned
+    trained = found.pop(NORM)
+    assert trained.dtype == torch.bfloat16 and bool((trained != 1).any()), "as it is stored"
     for name, each in found.items():
         assert each.weight.description() == method.storage(run.current[name].description(), torch.float32)
         assert each.weight.nbytes == described_bytes(each.weight.description())
@@ -83,7 +89,7 @@ def plain(method, run):
 def test_a_rounded_weight_is_its_middle_between_vectors():
     run = two_layers()
     packed = plain(METHODS[1], run)["up"].weight
-    rounded = _Rounded.of(packed, True)
+    rounded = _Rounded.of(packed, ("input", "output"))
     torch.testing.assert_close(rounded.values(), packed.dequantize())
     with torch.no_grad():
         for each in rounded.vectors.values():

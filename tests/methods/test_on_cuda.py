@@ -7,6 +7,7 @@ import torch
 from test_pruning_methods import make, relative_error
 
 from featherweight.methods.alps import ALPS
+from featherweight.methods.caldera import CALDERA
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.quip import QuIP
 from featherweight.methods.sparsegpt import SparseGPT
@@ -23,6 +24,7 @@ METHODS = [
     ALPS(),
     QuIP(2),
     QuIP(4, rescale=True),
+    CALDERA(rank=4),
 ]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from featherweight.models.experts import separate_experts
+
 COMMON: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -68,9 +70,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {**COMMON, "num_local_experts": 4}),
     "qwen2-moe": ("qwen2_moe", {**MOE, "num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24}),
     "qwen3-moe": ("qwen3_moe", {**MOE, "num_experts": 4, "moe_intermediate_size": 16}),
+    "olmoe": ("olmoe", {**MOE, "num_experts": 4, "intermediate_size": 16}),
     "gpt-oss": ("gpt_oss", {**MOE, "num_local_experts": 4, "sliding_window": 4}),
 }
-EXPERTS = frozenset({"mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss"})
+EXPERTS = frozenset({"mixtral", "qwen2-moe", "qwen3-moe", "olmoe", "gpt-oss"})
 
 
 def make_config(family: str) -> Any:
@@ -81,8 +84,12 @@ def make_config(family: str) -> Any:
     return AutoConfig.for_model(model_type, **settings)
 
 
-def make_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """A model of one family with random weights, biases and norms; experts run one by one, so that float64 works."""
+def make_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, separate: bool = False) -> Any:
+    """A model of one family with random weights, biases and norms; experts run one by one, so that float64 works.
+
+    Args:
+        separate: have them as linears.
+    """
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -95,6 +102,8 @@ def make_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -
             scale = 0.3 if parameter.ndim == 1 else 0.15
             offset = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
             parameter.copy_(offset + scale * torch.randn(parameter.shape, dtype=torch.float64).to(dtype))
+    if separate:
+        separate_experts(model)
     return model.requires_grad_(False)
 
 

@@ -23,8 +23,8 @@ EXPECTED = {
     "falcon-40b": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
     "bloom": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
     "gpt-neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
-    **{family: ["q k v", "o"] for family in EXPERTS},
-    "qwen2-moe": LLAMA,
+    **{family: ["q k v", "o", *["gate up", "down"] * 4] for family in EXPERTS},
+    "qwen2-moe": ["q k v", "o", *["gate up", "down"] * 5],
 }
 
 
@@ -44,6 +44,7 @@ def test_axes_are_found_on_meta_in_order(family):
         read = [name for axis in found for name in axis.consumers]
         assert sorted(read) == sorted(linear.name for linear in structure.linears[block])
         for axis in found:
+            assert bool(axis.expert) == (".experts." in axis.name) and axis.name.startswith(axis.expert)
             assert {structure.linear(name).shape[1] for name in axis.consumers} == {axis.size}
             assert axis.name == f"{axis.consumers[0]}.input" and axis.block == block
     assert {tensor.device.type for tensor in skeleton.state_dict().values()} == {"meta"}

@@ -25,7 +25,8 @@ SHARED = " mlp.shared_expert.gate_proj mlp.shared_expert.up_proj mlp.shared_expe
 def expected_linears(family):
     name = {"opt-350m": "opt-125m", "falcon-40b": "falcon-7b"}.get(family, family)
     if family in EXPERTS:
-        return set((" ".join(DENSE.split()[:4]) + (SHARED if family == "qwen2-moe" else "")).split())
+        experts = {f"mlp.experts.{number}.{name}_proj" for number in range(4) for name in ("gate", "up", "down")}
+        return experts | set((" ".join(DENSE.split()[:4]) + (SHARED if family == "qwen2-moe" else "")).split())
     return set(ATTENTION.get(name, DENSE).split())
 
 
@@ -70,7 +71,8 @@ def test_reasons_are_told_apart():
     assert reasons("gpt2")["transformer.wpe.weight"] == "position embedding"
     mixtral = reasons("mixtral")
     assert mixtral["model.layers.0.mlp.gate.weight"] == "router"
-    assert mixtral["model.layers.0.mlp.experts.gate_up_proj"] == "expert 3-D tensor: 4 experts of [96, 32]"
+    fused = find_structure(build_skeleton(make_config("mixtral"), fused_experts=True)).parameters
+    assert fused["model.layers.0.mlp.experts.gate_up_proj"] == "expert 3-D tensor: 4 experts of [96, 32]"
     assert reasons("qwen2-moe")["model.layers.0.mlp.shared_expert_gate.weight"] == "router"
     assert reasons("gpt-oss")["model.layers.0.self_attn.sinks"] == "attention sink"
     assert reasons("gpt-oss")["model.layers.0.mlp.router.weight"] == "router"

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from featherweight.errors import FeatherweightError
+from featherweight.models.experts import separate_experts
 from featherweight.models.skeleton import build_skeleton
 from featherweight.models.weights import LazyWeights, LoadedWeights, open_weights
 
-from .families import FAMILIES, save_model
+from .families import EXPERTS, FAMILIES, save_model
 
 
 def rewrite(folder, change):
@@ -23,6 +24,7 @@ def rewrite(folder, change):
 def test_every_tensor_is_read_under_its_name_in_the_model(family, tmp_path):
     reference = save_model(family, tmp_path)
     weights = open_weights(tmp_path, build_skeleton(reference.config))
+    separate_experts(reference)
     state = reference.state_dict()
     assert set(weights.names()) == {name for name, _ in reference.named_parameters()}
     for name in weights.names():
@@ -32,12 +34,31 @@ def test_every_tensor_is_read_under_its_name_in_the_model(family, tmp_path):
     assert weights.total_bytes() == 4 * sum(p.numel() for p in reference.parameters())
 
 
-def test_dense_models_are_read_lazily_and_fused_experts_are_loaded(tmp_path):
-    kinds = {}
-    for family in ("llama", "phi3", "mixtral"):
-        reference = save_model(family, tmp_path / family)
-        kinds[family] = type(open_weights(tmp_path / family, build_skeleton(reference.config)))
-    assert kinds == {"llama": LazyWeights, "phi3": LazyWeights, "mixtral": LoadedWeights}
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("family", sorted(EXPERTS))
+def test_experts_are_read_one_by_one_however_they_are_stored(family, fused, tmp_path):
+    reference = save_model(family, tmp_path)
+    if fused:
+        save_file(dict(reference.state_dict()), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    separate_experts(reference)
+    weights = open_weights(tmp_path, build_skeleton(reference.config))
+    assert isinstance(weights, LazyWeights)
+    state = reference.state_dict()
+    assert set(weights.names()) == set(state) and sum(".experts." in name for name in state) >= 2 * 4 * 3
+    assert all(torch.equal(weights.read(name), tensor) for name, tensor in state.items())
+
+
+def test_names_that_only_transformers_knows_are_left_to_it(tmp_path):
+    reference = save_model("mixtral", tmp_path)
+    state = reference.state_dict()
+    for separate in (False, True):
+        weights = open_weights(tmp_path, build_skeleton(reference.config, fused_experts=not separate))
+        assert isinstance(weights, LazyWeights if separate else LoadedWeights)
+    assert torch.equal(
+        weights.read("model.layers.1.mlp.experts.2.up_proj.weight"), state["model.layers.1.mlp.experts.gate_up_proj"][2, 48:]
+    )
+    fused = open_weights(tmp_path, build_skeleton(reference.config, fused_experts=True))
+    assert torch.equal(fused.read("model.layers.1.mlp.experts.down_proj"), state["model.layers.1.mlp.experts.down_proj"])
 
 
 @pytest.mark.parametrize("direction", ["missing", "added"])

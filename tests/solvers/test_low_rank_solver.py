@@ -6,7 +6,7 @@ import torch
 from featherweight.errors import FeatherweightError
 from featherweight.packed.dense import Dense
 from featherweight.solvers.alternate import alternate
-from featherweight.solvers.low_rank import Metric, best_factors, fit_factors
+from featherweight.solvers.low_rank import Metric, best_factors, fit_factors, orthonormal
 
 
 def make(rows=24, columns=40, tokens=200, seed=0):
@@ -55,6 +55,16 @@ def test_without_a_hessian_it_is_the_singular_value_decomposition():
     torch.testing.assert_close(error, singular[5:].square().sum(), rtol=1e-4, atol=0)
     whole = best_factors(weight, Metric(), 24, torch.Generator().manual_seed(0))
     assert residual(weight, whole).abs().max() < 1e-4
+
+
+def test_a_basis_becomes_orthonormal_and_keeps_its_span():
+    basis = torch.randn(60, 12, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -5, 12)
+    found = orthonormal(basis)
+    torch.testing.assert_close(found.T @ found, torch.eye(12), rtol=0, atol=1e-6)
+    assert (basis - found @ (found.T @ basis)).norm(dim=0).max() < 1e-5 * basis.norm()
+    twice = orthonormal(torch.cat((basis[:, :4], basis[:, :4]), 1))  # of rank 4
+    torch.testing.assert_close(twice[:, :4].T @ twice[:, :4], torch.eye(4), rtol=0, atol=1e-6)
+    assert bool(twice.isfinite().all()) and not orthonormal(torch.zeros(5, 2)).count_nonzero()
 
 
 def coarse(values, importance):

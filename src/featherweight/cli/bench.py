@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from featherweight.cli import options
+from featherweight.cli.cached import KvCache, asked_settings, use_cache
 from featherweight.cli.explain import kernels_of
 from featherweight.cli.output import note, print_json
 from featherweight.errors import FeatherweightError
+
+if TYPE_CHECKING:
+    from featherweight.models.source import ModelSource
 
 
 def run(
@@ -25,6 +29,7 @@ def run(
     repeats: Annotated[int, typer.Option(help="Repeats; prompts of the fastllama protocol.", min=1)] = 3,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw tokens a second: .html, or .png or .svg by matplotlib.")] = None,
+    kv_cache: KvCache = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     track: options.Track = None,
@@ -49,8 +54,9 @@ def run(
     }  # fmt: skip
     place = str(pick_device(device))
     source = options.find_model(model, offline=offline)
-    with tracking.run("bench", source, {"bench": {"protocol": protocol, **settings}}) as tracked:
-        result = _measure(source.folder, protocol, settings, place, dtype)
+    told = settings if kv_cache is None else {**settings, "kv_cache": kv_cache}
+    with tracking.run("bench", source, {"bench": {"protocol": protocol, **told}}) as tracked:
+        result = _measure(source, protocol, settings, place, dtype, kv_cache)
         tracked.configure({"device": result["device"], "dtype": result["dtype"]})
         tracked.totals(speed_numbers(result))
     if (Path(model) / "ledger.json").is_file():
@@ -65,12 +71,16 @@ def run(
         print_speed(model, result)
 
 
-def _measure(folder: Path, protocol: str, settings: dict[str, Any], device: str, dtype: str | None) -> dict[str, Any]:
+def _measure(
+    source: ModelSource, protocol: str, settings: dict[str, Any], device: str, dtype: str | None, kv_cache: str | None
+) -> dict[str, Any]:
     from featherweight import api
     from featherweight.evaluation.fastllama import fastllama_protocol
     from featherweight.evaluation.speed import measure_speed
 
-    loaded = api.load(folder, device=device, dtype=dtype or "auto")
+    codecs = asked_settings(kv_cache, source)
+    loaded = api.load(source.folder, device=device, dtype=dtype or "auto")
+    use_cache(loaded, kv_cache, codecs)
     if protocol == "fastllama":
         return fastllama_protocol(loaded, prompts=settings["repeats"], context=settings["contexts"][0])
     return measure_speed(

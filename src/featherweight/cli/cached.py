@@ -10,6 +10,8 @@ from featherweight.cli import options
 
 if TYPE_CHECKING:
     from featherweight.evaluation.generate import Tally
+    from featherweight.kv_cache import CacheSettings
+    from featherweight.models.source import ModelSource
 
 KvCache = Annotated[
     str | None,
@@ -21,7 +23,9 @@ KvCache = Annotated[
 ]
 
 
-def load_with_cache(name: str, kv_cache: str | None, device: str | None, *, offline: bool) -> tuple[Any, Any]:
+def load_with_cache(
+    name: str, kv_cache: str | None, device: str | None, *, stream: bool = False, offline: bool
+) -> tuple[Any, Any]:
     """The model, in float32 on a CPU, and its tokenizer.
 
     Raises:
@@ -30,20 +34,35 @@ def load_with_cache(name: str, kv_cache: str | None, device: str | None, *, offl
     import torch
 
     from featherweight import api
-    from featherweight.kv_cache import attach_cache, detach_cache
+
+    source = options.find_model(name, offline=offline)
+    settings = asked_settings(kv_cache, source)
+    dtype = torch.float32 if device in (None, "cpu") else "auto"
+    loaded = api.load(source.folder, device=device, dtype=dtype, stream=stream)
+    use_cache(loaded, kv_cache, settings)
+    return loaded, source.tokenizer()
+
+
+def asked_settings(kv_cache: str | None, source: ModelSource) -> CacheSettings | None:
+    """What `--kv-cache` says; None where it names no codecs.
+
+    Raises:
+        FeatherweightError: no such codecs, or a model whose cache cannot be compressed.
+    """
     from featherweight.kv_cache.presets import read_settings
     from featherweight.kv_cache.shapes import cache_shapes
 
-    source = options.find_model(name, offline=offline)
-    settings = None
-    if kv_cache not in (None, "none"):
-        settings = read_settings(str(kv_cache), cache_shapes(source.config())[0].key_dim)
-    loaded = api.load(source.folder, device=device, dtype=torch.float32 if device in (None, "cpu") else "auto")
+    return None if kv_cache in (None, "none") else read_settings(str(kv_cache), cache_shapes(source.config())[0].key_dim)
+
+
+def use_cache(model: Any, kv_cache: str | None, settings: CacheSettings | None) -> None:
+    """Attach the codecs that were asked for; take away the model's own for "none"."""
+    from featherweight.kv_cache import attach_cache, detach_cache
+
     if settings is not None:
-        attach_cache(loaded, settings)
+        attach_cache(model, settings)
     elif kv_cache == "none":
-        detach_cache(loaded)
-    return loaded, source.tokenizer()
+        detach_cache(model)
 
 
 def cost_line(tally: Tally) -> str:

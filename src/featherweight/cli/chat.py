@@ -21,6 +21,8 @@ def run(
     system: Annotated[str, typer.Option(help="What the model is told first.")] = "",
     tokens: Annotated[int, typer.Option(help="Tokens of a reply at most.", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens; 0 for all.", min=0)] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens that hold this much of the mass.")] = 1.0,
     kv_cache: KvCache = None,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -28,10 +30,12 @@ def run(
     json: options.Json = False,
 ) -> None:
     """Talk with MODEL: a line a turn, from the terminal or a pipe; /reset begins anew, /quit ends."""
+    from featherweight.decoding.sampling import Sampling
     from featherweight.evaluation.conversation import Conversation
 
     loaded, tokenizer = load_with_cache(model, kv_cache, device, offline=offline)
-    talk = Conversation(loaded, tokenizer, temperature=temperature, seed=seed or 0, system=system)
+    sampling = Sampling(temperature, top_k, top_p)
+    talk = Conversation(loaded, tokenizer, sampling=sampling, seed=seed or 0, system=system)
     told: list[dict[str, Any]] = []
     for line in _lines():
         if line == "/reset":

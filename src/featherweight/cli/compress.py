@@ -41,9 +41,12 @@ def run(
 ) -> None:
     """Compress MODEL by RECIPE into OUTPUT, reload it and prove that it repeats its logits."""
     from featherweight import api
+    from featherweight.engine.launch import leads
     from featherweight.reports.tables import print_measurements, print_result
 
-    tracking = options.tracking(track, track_folder, offline=offline)
+    first = leads()
+    quiet = json or not first
+    tracking = options.tracking(track if first else None, track_folder, offline=offline)
     texts = options.split(evaluate)
     api.check_texts(texts, offline=offline)
     changes = options.recipe_changes(calibration, samples, length, seed, settings)
@@ -51,7 +54,9 @@ def run(
     plan = api.plan(source, recipe, changes=changes, offline=offline)
     scores: dict[str, list[Measurement]] = {}
     with tracking.run("compress", source, {"recipe": plan.recipe.as_dict(), "plan": plan.hash}) as tracked:
-        result = _compress(plan, output, device, offline, json, tracked)
+        result = _compress(plan, output, device, offline, quiet, tracked)
+        if not first:
+            return
         if not json:
             print_result(result)
         if texts:

@@ -50,6 +50,7 @@ def run(
     ] = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    stream: options.Stream = False,
     track: options.Track = None,
     track_folder: options.TrackFolder = Path("tracking"),
     offline: options.Offline = False,
@@ -60,7 +61,7 @@ def run(
     from featherweight.reports.tables import print_measurements
 
     tracking = options.tracking(track, track_folder, offline=offline)
-    texts = {"data": data, "against": against, "variant": variant, "stepwise": stepwise or None}
+    texts = {"data": data, "against": against, "variant": variant, "stepwise": stepwise or None, "stream": stream or None}
     both = {"length": length, "kv_cache": kv_cache}
     harness = {"fewshot": fewshot, "batch_size": batch_size, "include_path": include_path, "tasks_data": tasks_data}
     tasks = options.split(task)
@@ -93,5 +94,5 @@ def _check(tasks: Sequence[str], texts: Mapping[str, Any], questions: Mapping[st
         raise FeatherweightError(
             f"no such option for {'questions' if tasks else 'a text'}: --{idle[0].replace('_', '-')}",
             found=f"--task {','.join(tasks)}" if tasks else "no --task",
-            expected="--data, --against, --variant and --stepwise for a text; --letters or lm-eval's options for --task",
+            expected="--data, --against, --variant, --stepwise and --stream for a text; --letters or lm-eval's options for --task",
         )

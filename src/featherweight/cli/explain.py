@@ -57,19 +57,21 @@ def kernels_of(output: str, device: Any) -> list[dict[str, Any]]:
 
 def step_of(output: str) -> dict[str, str]:
     """Whose decode step a GPU replays for this model, "fused" (ours) or "transformers", and why."""
-    import json
-
     from transformers import AutoConfig
 
     from featherweight.decoding import why_not
+    from featherweight.decoding.coded_cache import why_not_coded
+    from featherweight.integrations.cache_choice import choose_cache
+    from featherweight.kv_cache.shapes import cache_shapes
     from featherweight.models.skeleton import build_skeleton
 
-    section = json.loads((Path(output) / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
-    if "kv_cache" in section:
-        return {"path": "transformers", "reason": "since a compressed cache grows, and a graph keeps its addresses"}
     config = AutoConfig.from_pretrained(output)
     config.quantization_config = None
     reason = why_not(build_skeleton(config))
+    settings = choose_cache(Path(output), None)
+    if not reason and settings is not None:
+        shapes = cache_shapes(config)
+        reason = why_not_coded(settings, len(shapes), shapes[0].key_dim)
     if reason:
         return {"path": "transformers", "reason": f"since {reason}"}
     return {"path": "fused", "reason": "one CUDA graph a token"}

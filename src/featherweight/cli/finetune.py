@@ -37,7 +37,9 @@ def run(
     ] = None,
     train: Annotated[
         list[str] | None,
-        typer.Option(help="What is free: norms, factors (of low-rank terms), signs (of rotations).  [norms,factors]"),
+        typer.Option(
+            help="What is free: norms, factors (of low-rank terms), outputs or signs (of rotations).  [norms,factors]"
+        ),
     ] = None,
     rank: Annotated[
         int | None,

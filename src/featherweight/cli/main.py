@@ -33,6 +33,7 @@ from featherweight.cli import (
     table,
     verify,
 )
+from featherweight.engine.launch import require_shared
 from featherweight.errors import FeatherweightError
 
 app = typer.Typer(
@@ -72,6 +73,7 @@ app.command("doctor")(doctor.run)
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a defect of ours, 2 something to mend in the input, 130 interrupted."""
     try:
+        require_shared(sys.argv[1:])
         code = app(standalone_mode=False)
     except FeatherweightError as problem:
         _fail(problem)

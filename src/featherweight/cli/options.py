@@ -33,6 +33,10 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU 
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Of activations; float32 on a CPU if not given.")
 ]
+Stream = Annotated[
+    bool,
+    typer.Option("--stream", help="One block in memory at a time, read anew for every forward: for models that do not fit."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Track = Annotated[
     list[str] | None,

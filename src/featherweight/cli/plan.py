@@ -52,12 +52,12 @@ def run(
         raise FeatherweightError("this goes with --fit", found=names, expected="--fit MEMORY", fix=f"--fit 8GiB {names} ...")
 
     from featherweight import api
+    from featherweight.models.source import config_alone
     from featherweight.planning.estimate import estimate
     from featherweight.reports.tables import print_plan
 
-    made = api.plan(
-        options.find_model(model, offline=offline, yes=yes), recipe or "gptq-4bit", changes=changes, offline=offline
-    )
+    source = config_alone(model) or options.find_model(model, offline=offline, yes=yes)
+    made = api.plan(source, recipe or "gptq-4bit", changes=changes, offline=offline)
     if for_format is not None:
         _check_format(made, for_format)
     cost = estimate(made)
@@ -72,7 +72,7 @@ def _check_format(made: Plan, name: str) -> None:
 
     target = find_format(name)
     packed = [(row.module, row.description, row.kind) for row in made.rows if row.description is not None]
-    refuse(target, reasons(target, packed))
+    refuse(target, reasons(target, packed, made.structure.experts))
 
 
 def _fit(

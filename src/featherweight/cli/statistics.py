@@ -32,14 +32,17 @@ def run(
     from dataclasses import asdict
 
     from featherweight import api
+    from featherweight.engine.launch import leads
     from featherweight.engine.statistics import USUAL, gather_statistics
 
     source = options.find_model(model, offline=offline, yes=yes)
     changes = options.recipe_changes(calibration, samples, length, seed, settings)
     plan = api.plan(source, {"steps": [{"method": "gptq"}], "engine": {"inputs": "dense"}}, changes=changes, offline=offline)
     wanted = frozenset(options.split(needs)) or USUAL
-    with progress_bar(quiet=json) as draw:
+    with progress_bar(quiet=json or not leads()) as draw:
         kept = gather_statistics(plan, needs=wanted, device=device, offline=offline, statistics=folder, report=draw)
+    if not leads():
+        return
     if json:
         print_json({"model": model, "statistics": [asdict(entry) for entry in kept]})
         return

@@ -7,12 +7,16 @@ from featherweight.cli.output import print_json
 
 
 def run(
-    output: options.Output, device: options.Device = None, offline: options.Offline = False, json: options.Json = False
+    output: options.Output,
+    device: options.Device = None,
+    stream: options.Stream = False,
+    offline: options.Offline = False,
+    json: options.Json = False,
 ) -> None:
     """Check every file's hash and that the reloaded model repeats the logits recorded when it was made."""
     from featherweight import api
 
-    result = api.verify(output, device=device)
+    result = api.verify(output, device=device, stream=stream)
     if json:
         print_json(result)
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -10,12 +12,31 @@ from torch import Tensor
 from featherweight.data.corpus import Corpus
 from featherweight.errors import FeatherweightError
 
+#: Texts of at most so many characters are kept encoded, so many for each tokenizer; shorter ones are encoded anew.
+KEPT_LENGTHS, KEPT = range(1 << 10, 1 << 23), 512
+
+_kept: WeakKeyDictionary[Any, dict[tuple[bytes, bool], Tensor]] = WeakKeyDictionary()
+
 
 def encode(tokenizer: Any, text: str, *, special: bool = True) -> Tensor:
-    """Token ids of a text, `[tokens]` int64, never truncated; `special` adds BOS or EOS as the tokenizer is set to."""
-    return torch.tensor(
-        tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"], dtype=torch.int64
-    )
+    """Token ids of a text, `[tokens]` int64, never truncated; `special` adds BOS or EOS as the tokenizer is set to.
+
+    A text that this tokenizer encoded before is not encoded again: a comparison of ten recipes reads one corpus ten times.
+    """
+    if len(text) not in KEPT_LENGTHS:
+        return _encoded(tokenizer, text, special)
+    kept = _kept.setdefault(tokenizer, {})
+    key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), special
+    if key not in kept:
+        if len(kept) == KEPT:
+            kept.pop(next(iter(kept)))
+        kept[key] = _encoded(tokenizer, text, special).to(torch.int32)
+    return kept[key].to(torch.int64)
+
+
+def _encoded(tokenizer: Any, text: str, special: bool) -> Tensor:
+    ids = tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
 
 
 def document_count(corpus: Corpus) -> int:

@@ -2,5 +2,6 @@
 
 from featherweight.decoding.reading import read_decoder, why_not
 from featherweight.decoding.runner import Runner, open_runner
+from featherweight.decoding.sampling import Sampling
 
-__all__ = ["Runner", "open_runner", "read_decoder", "why_not"]
+__all__ = ["Runner", "Sampling", "open_runner", "read_decoder", "why_not"]

@@ -19,6 +19,7 @@ from featherweight.decoding.stacked import make_product
 from featherweight.errors import FeatherweightError
 from featherweight.kernels.decoding import Heads
 from featherweight.kernels.reference.decode_rows import activated, normed
+from featherweight.models.experts import find_experts
 from featherweight.models.structure import find_blocks
 from featherweight.packed.linear import PackedEmbedding, PackedLinear, TiedPackedLinear
 
@@ -84,6 +85,8 @@ def read_decoder(model: Any, batch: int, length: int) -> Decoder:
     Raises:
         FeatherweightError: a module that is not what a step computes; it says which, and nothing was changed.
     """
+    if getattr(model, "reads_blocks_from_disk", False):
+        raise FeatherweightError("no step for this model", found="blocks that are read from disk for every forward")
     base, blocks = _check(model, length)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     table = embedding.weight.data if isinstance(embedding, nn.Embedding) else None
@@ -129,6 +132,9 @@ def _check_block(block: Any, where: str) -> None:
     if children != BLOCK:
         _refuse(f"{where} has other parts", sorted(children), ", ".join(sorted(BLOCK)))
     attention, mlp = block.self_attn, block.mlp
+    mixtures = find_experts(mlp)
+    if mixtures:
+        _refuse(f"the MLP of {where} is a mixture of experts", f"{mixtures.popitem()[1].layout.count} experts", "one gated MLP")
     inside = {name for name, _ in attention.named_children()}
     if inside not in (set(ATTENTION), {*ATTENTION, *HEAD_NORMS}):
         _refuse(f"the attention of {where} has other parts", sorted(inside), ", ".join(ATTENTION))

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featherweight.decoding.coded_cache import CodedCache
 from featherweight.decoding.reading import read_decoder
+from featherweight.decoding.sampling import Sampling
 from featherweight.decoding.slots import slots
 from featherweight.decoding.step import Step
 from featherweight.errors import FeatherweightError
+from featherweight.kv_cache import attached
 
 #: Relative to the logits' norm, of a step's logits against the model's own for the same token.
 BOUNDS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -23,14 +26,16 @@ SMALLEST_REACH = 512
 WARM_UP = 2
 
 
-def open_runner(model: Any, ids: Tensor, length: int, *, temperature: float = 0.0, seed: int = 0) -> tuple[Runner | None, str]:
+def open_runner(
+    model: Any, ids: Tensor, length: int, *, sampling: Sampling | None = None, seed: int = 0
+) -> tuple[Runner | None, str]:
     """A runner that has read `ids [batch, tokens]` and has room for `length`; or None, and why none runs this model.
 
     Its first step's logits are compared with the model's own: a model may compute something else than its modules look like.
     """
     try:
         runner = Runner(model, ids.shape[0], length)
-        runner.sample(temperature, seed)
+        runner.sample(sampling or Sampling(), seed)
         runner.read(ids)
         difference = runner.compare() if ids.shape[1] < length else 0.0
     except FeatherweightError as problem:
@@ -41,7 +46,7 @@ def open_runner(model: Any, ids: Tensor, length: int, *, temperature: float = 0.
 
 
 class Runner:
-    """Sequences of equal length over one static cache.
+    """Sequences of equal length over one static cache, of exact keys and values or, where codecs are attached, of codes.
 
     Prompts are read by the model's own forward; `open_runner` also compares the first step with the model's.
 
@@ -61,11 +66,13 @@ class Runner:
 
     def __init__(self, model: Any, batch: int, length: int, *, graphs: bool = True) -> None:
         self.model = model
-        self.step = Step(read_decoder(model, batch, length), batch, length)
+        self._coded = None if attached(model) is None else CodedCache(model, length)
+        self.step = Step(read_decoder(model, batch, length), batch, length, self._coded)
         self._graphs_wanted = graphs and self.step.device.type == "cuda"
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[Any, ...], torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
         self._held = 0
+        self._sampling = Sampling(), 0
         self.difference: float | None = None
 
     def get_seq_length(self) -> int:
@@ -74,17 +81,38 @@ class Runner:
 
     def crop(self, count: int) -> None:
         """Leave `count` tokens in the cache, or all but the last `-count`."""
-        self._held = max(0, self._held + count) if count < 0 else min(count, self._held)
+        left = max(0, self._held + count) if count < 0 else min(count, self._held)
+        if self._coded is not None and left < self._held:
+            self._coded.crop(self._held, left)
+            self._enter()
+        self._held = left
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the static cache."""
+        """Bytes of the static cache, or of the codes and exact tokens held."""
+        if self._coded is not None:
+            return self.compressed.nbytes
         return sum(tensor.nbytes for tensor in [*self.step.keys, *self.step.values])
 
-    def sample(self, temperature: float, seed: int) -> None:
-        """From now on take the largest logit (0), or draw from `softmax(logits / temperature)` on the device."""
-        self.step.chosen.temperature.fill_(temperature)
-        self.step.chosen.seed.fill_(seed % 2**31)
+    @property
+    def compressed(self) -> Any:
+        """The `CompressedCache` with what it holds by now; None where keys and values are exact."""
+        if self._coded is None:
+            return None
+        self._coded.leave(self._held)
+        return self._coded.cache
+
+    def sample(self, sampling: Sampling, seed: int) -> None:
+        """From now on choose tokens so, on the device."""
+        chosen = self.step.chosen
+        for tensor, value in zip(
+            (chosen.temperature, chosen.top_k, chosen.top_p, chosen.seed),
+            (sampling.temperature, sampling.top_k, sampling.top_p, seed % 2**31),
+            strict=True,
+        ):
+            tensor.fill_(value)
+        self.step.cuts = sampling.cuts
+        self._sampling = sampling, seed
 
     def grow(self, length: int) -> None:
         """Make room for `length` tokens of each sequence; steps are captured anew."""
@@ -92,10 +120,14 @@ class Runner:
             return
         old = self.step
         self._graphs.clear()
-        self.step = Step(old.decoder, old.batch, length)
+        if self._coded is not None:
+            self._coded.leave(self._held)
+            self._coded.length = length
+            self._enter()
+        self.step = Step(old.decoder, old.batch, length, self._coded)
         for new, before in zip([*self.step.keys, *self.step.values], [*old.keys, *old.values], strict=True):
             new[:, :, : self._held] = before[:, :, : self._held]
-        self.sample(float(old.chosen.temperature), int(old.chosen.seed))
+        self.sample(*self._sampling)
 
     @torch.no_grad()
     def read(self, ids: Tensor) -> None:
@@ -109,7 +141,10 @@ class Runner:
             raise FeatherweightError(
                 "the static cache is full", found=f"{held} tokens", expected=f"at most {self.step.length}", fix="grow it first"
             )
+        if self._coded is not None:
+            self._coded.leave(self._held)
         self.step.logits = self._forward(ids, self._held).contiguous()
+        self._enter()
         self.step.chosen.position.fill_(held - 1)
         self.step.choose()
         self._held = held
@@ -125,9 +160,10 @@ class Runner:
             raise FeatherweightError("the static cache is full", found=f"{self._held} tokens", fix="grow it first")
         reach = min(self.step.length, max(SMALLEST_REACH, 1 << self._held.bit_length()))
         if self._graphs_wanted:
-            if reach not in self._graphs:
-                self._capture(reach)
-            self._graphs[reach].replay()
+            key = (reach, *self.step.cuts)
+            if key not in self._graphs:
+                self._graphs[key] = self._capture(reach)
+            self._graphs[key].replay()
         else:
             self.step.run(reach)
         self._held += 1
@@ -164,8 +200,13 @@ class Runner:
         event.record(torch.cuda.current_stream(self.step.device))
         return self._held, event
 
+    def _enter(self) -> None:
+        """Hand a cache in code to the steps."""
+        if self._coded is not None and self._coded.enter():
+            self._graphs.clear()
+
     def _forward(self, ids: Tensor, held: int) -> Tensor:
-        cache = slots(self.step.keys, self.step.values, held)
+        cache = slots(self.step.keys, self.step.values, held) if self._coded is None else self._coded.cache
         logits: Tensor = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         return logits[:, -1]
 
@@ -177,7 +218,7 @@ class Runner:
         self.difference = float((found - expected).norm() / expected.norm())
         return self.difference
 
-    def _capture(self, reach: int) -> None:
+    def _capture(self, reach: int) -> torch.cuda.CUDAGraph:
         """Record a step that reaches `reach` tokens; what it is at stays as it was."""
         device, chosen = self.step.device, self.step.chosen
         kept = [(tensor, tensor.clone()) for tensor in (chosen.token, chosen.position)]
@@ -194,4 +235,4 @@ class Runner:
         with torch.cuda.graph(graph, pool=self._pool, stream=side):
             self.step.run(reach)
         self._pool = self._pool or graph.pool()
-        self._graphs[reach] = graph
+        return graph

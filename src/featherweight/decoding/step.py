@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featherweight.decoding.coded_cache import CodedCache, coded_kernel
 from featherweight.decoding.products import Norm, Product
 from featherweight.decoding.reading import Decoder
 from featherweight.kernels import registry
-from featherweight.kernels.decoding import Chosen
+from featherweight.kernels.decoding import Chosen, Heads
 
 
 class Step:
@@ -23,22 +24,25 @@ class Step:
         decoder: what to compute.
         batch: sequences, all equally long.
         length: tokens that the cache holds of each.
+        coded: where keys and values are in code; None for a static cache of exact ones.
 
     Attributes:
-        keys, values: of every block, `[batch, key heads, length, dim]`.
+        keys, values: of every block, `[batch, key heads, length, dim]`; none where they are in code.
         chosen: token, position and history.
         logits: of the last step, `[batch, vocabulary]`.
+        cuts: whether draws are cut by top-k, and by top-p.
     """
 
-    def __init__(self, decoder: Decoder, batch: int, length: int) -> None:
+    def __init__(self, decoder: Decoder, batch: int, length: int, coded: CodedCache | None = None) -> None:
         tensor = next(iter([*decoder.embedding.parameters(), *decoder.embedding.buffers()]))
         device, heads = tensor.device, decoder.blocks[0].heads
-        self.decoder, self.batch, self.length, self.device = decoder, batch, length, device
+        self.decoder, self.batch, self.length, self.device, self._coded = decoder, batch, length, device, coded
         shape = (batch, heads.keys, length, heads.dim)
         self.keys, self.values = (
-            [torch.zeros(shape, dtype=decoder.dtype, device=device) for _ in decoder.blocks] for _ in "kv"
+            [torch.zeros(shape, dtype=decoder.dtype, device=device) for _ in decoder.blocks if coded is None] for _ in "kv"
         )
         self.chosen = Chosen.make(batch, length, decoder.vocabulary, device)
+        self.cuts = (False, False)
         self.logits = torch.zeros(batch, decoder.vocabulary, dtype=decoder.dtype, device=device)
         places = torch.arange(length, device=device)[None]
         cosine, sine = decoder.rotation(torch.zeros(1, 1, 1, dtype=decoder.dtype, device=device), places)
@@ -55,21 +59,32 @@ class Step:
 
     def choose(self) -> None:
         """Choose from the logits, and move on by one."""
-        self._kernels["choose_token"](self.logits, self.chosen)
+        self._kernels["choose_token"](self.logits, self.chosen, self.cuts)
 
     def forward(self, reach: int) -> Tensor:
         """Logits of the token at the position, whose key and value enter the cache."""
-        attend, scratch = self._attend(reach)
         decoder, hidden = self.decoder, self._embedded()
         delta: Tensor | None = None
-        for block, keys, values in zip(decoder.blocks, self.keys, self.values, strict=True):
+        for number, block in enumerate(decoder.blocks):
             qkv = self._after_norm(hidden, delta, block.attention_norm, block.qkv)
-            mixed = qkv.new_empty(self.batch, block.heads.keys * block.heads.group * block.heads.dim)
-            attend(qkv, self._cosine, self._sine, keys, values, self.chosen.position, block.heads, scratch, mixed)
+            mixed = self._attended(number, qkv, block.heads, reach)
             delta = _added(block.output, mixed, hidden)
             both = self._after_norm(hidden, delta, block.mlp_norm, block.gate_up, block.activation)
             delta = _added(block.down, both, hidden)
         return self._after_norm(hidden, delta, decoder.norm, decoder.head)
+
+    def _attended(self, number: int, qkv: Tensor, heads: Heads, reach: int) -> Tensor:
+        """What the heads of block `number` make of its queries, after its key and value were added."""
+        place = self.chosen.position
+        if self._coded is not None:
+            layer = self._coded.layers[number]
+            attend = coded_kernel(layer, self.decoder.dtype, heads.dim, self.device)
+            made: Tensor = attend(qkv, self._cosine, self._sine, layer, place, heads, reach)
+            return made
+        attend, scratch = self._attend(reach)
+        mixed = qkv.new_empty(self.batch, heads.keys * heads.group * heads.dim)
+        attend(qkv, self._cosine, self._sine, self.keys[number], self.values[number], place, heads, scratch, mixed)
+        return mixed
 
     def _attend(self, reach: int) -> tuple[Any, Any]:
         """The kernel of attention for caches of `reach` tokens, and its scratch, which all blocks share."""

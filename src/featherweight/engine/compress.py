@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from featherweight.data.corpora import load_corpus
 from featherweight.data.windows import Windows, calibration_windows
 from featherweight.engine.progress import Event, silent
+from featherweight.engine.ranks import Ranks
 from featherweight.engine.save import LEDGER, finish_output, read_ledger
 from featherweight.engine.walk import Walk
 from featherweight.errors import FeatherweightError
@@ -22,6 +24,7 @@ from featherweight.planning.plan import Plan
 from featherweight.planning.recipe import Calibration
 from featherweight.planning.rows import Row, Totals
 from featherweight.statistics.store import StatisticsStore
+from featherweight.version import __version__
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Result:
         proof: how far the reloaded logits lay from those in memory, and the bound.
         seconds: of this call.
         resumed: shards that an earlier call had finished.
+        written: whether this process wrote it; of several ranks, the first.
+        phases: seconds of this call by phase, as this rank spent them.
     """
 
     folder: Path
@@ -43,6 +48,8 @@ class Result:
     proof: dict[str, Any]
     seconds: float
     resumed: int = 0
+    written: bool = True
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The `--json` form."""
@@ -51,6 +58,7 @@ class Result:
             "rows": [row.as_dict() for row in self.rows],
             "total": {**vars(self.totals), "seconds": self.seconds, "resumed_shards": self.resumed},
             "proof": self.proof,
+            "phases": dict(self.phases),
         }
 
 
@@ -66,40 +74,69 @@ def compress(
 ) -> Result:
     """Run `plan` into the folder `output`; a killed run is gone on with by the same call.
 
+    Processes that `torchrun` started share the work; the first of them reads and writes the folder, and reports.
+
     Args:
-        device: "cpu", "cuda", ...; None takes a GPU if there is one. Blocks run in float32 on a CPU and in the
-            checkpoint's dtype elsewhere.
+        device: "cpu", "cuda", ...; None takes a GPU if there is one, of several ranks each its own. Blocks run in float32 on a
+            CPU and in the checkpoint's dtype elsewhere.
         offline: never ask the network for calibration data.
         statistics: folder of kept statistics; None takes the user's cache.
         donors: other outputs, whose first files are taken over as far as this run would write the same.
         report: progress sink.
 
     Raises:
-        FeatherweightError: bad calibration data, a folder in use, no space, or a saved model that does not repeat its
-            logits.
+        FeatherweightError: bad calibration data, a folder in use, no space, a saved model that does not repeat its logits;
+            ranks that differ, or one that ended.
     """
     started = time.perf_counter()
-    folder = Path(output)
-    place = pick_device(device)
-    dtype = compute_dtype(plan, place)
-    windows = calibration_tokens(plan, offline=offline) if plan.needs_data else None
     store = StatisticsStore(statistics or cache_folder() / "statistics")
-    walk = Walk(plan, folder, windows, place, dtype, store, report)
-    walk.borrow(donors)
-    resumed = len(walk.journal.entries)
-    if walk.journal.finished and (folder / LEDGER).is_file():
-        report(Event("saved", detail=f"{folder} is already complete"))
-        ledger = read_ledger(folder)
-        return Result(folder, measured_rows(plan, walk), _totals(plan, walk), ledger["proof"], 0.0, resumed)
-    report(Event("start", total=len(plan.stages) - 1, detail=f"{plan.source.name}, {plan.recipe.name}, {place}"))
+    with Ranks.started(pick_device(device)) as ranks:
+        dtype = compute_dtype(plan, ranks.device)
+        windows = calibration_tokens(plan, offline=offline) if plan.needs_data else None
+        agree(ranks, plan, windows, dtype)
+        walk = Walk(plan, Path(output), windows, ranks, dtype, store, report if ranks.first else silent)
+        walk.borrow(donors)
+        result = _run(walk, started)
+        return replace(result, written=ranks.first, phases=walk.phases.seconds)
+
+
+def _run(walk: Walk, started: float) -> Result:
+    folder, plan, ranks, resumed = walk.output, walk.plan, walk.ranks, len(walk.journal.entries)
+    if ranks.on_first(lambda: walk.journal.finished and (folder / LEDGER).is_file()):
+        walk.report(Event("saved", detail=f"{folder} is already complete"))
+        return ranks.on_first(
+            lambda: Result(folder, measured_rows(plan, walk), _totals(plan, walk), read_ledger(folder)["proof"], 0.0, resumed)
+        )
+    many = f" and {ranks.count - 1} more" if ranks.count > 1 else ""
+    detail = f"{plan.source.name}, {plan.recipe.name}, {walk.device}{many}"
+    walk.report(Event("start", total=len(plan.stages) - 1, detail=detail))
     for row in plan.rows:
         if row.untied:
-            report(Event("note", detail=f"{row.module}: {row.reason}, {row.predicted_bytes:,} bytes of its own"))
+            walk.report(Event("note", detail=f"{row.module}: {row.reason}, {row.predicted_bytes:,} bytes of its own"))
     tokens, logits = walk.run()
-    rows = measured_rows(plan, walk)
-    seconds = time.perf_counter() - started
-    proof = finish_output(walk, rows, _totals(plan, walk), tokens, logits, seconds)
-    return Result(folder, rows, _totals(plan, walk), proof, time.perf_counter() - started, resumed)
+
+    def finished() -> Result:
+        rows, totals, seconds = measured_rows(plan, walk), _totals(plan, walk), time.perf_counter() - started
+        proof = finish_output(walk, rows, totals, tokens, logits, seconds)
+        return Result(folder, rows, totals, proof, time.perf_counter() - started, resumed)
+
+    return ranks.on_first(finished)
+
+
+def agree(ranks: Ranks, plan: Plan, windows: Windows | None, dtype: torch.dtype) -> None:
+    """Refuse ranks with other code, another recipe, model or tokens, or another kind of device."""
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ranks.device.type
+    ranks.agree(
+        {
+            "featherweight": __version__,
+            **{name: version(name) for name in ("torch", "transformers")},
+            "model": plan.fingerprint,
+            "recipe": plan.hash,
+            "tokens": windows.sha256 if windows else None,
+            "device": device,
+            "dtype": str(dtype),
+        }
+    )
 
 
 def calibration_tokens(plan: Plan, *, offline: bool) -> Windows:

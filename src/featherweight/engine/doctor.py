@@ -66,7 +66,7 @@ def environment() -> dict[str, str]:
         "driver": _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
         "NVRTC": cuda.missing() or "found",
         "C compiler": "none" if compiler is None else f"{compiler}, {_first_line([compiler, '--version'])}",
-        "C kernels": c.missing() or integer.level(),
+        "C kernels": c.missing("integer") or integer.level(),
         "processor": f"{_processor()}, {os.cpu_count()} cores, torch computes with {torch.get_num_threads()} threads",
         "kernels kept in": str(kernel_folder()),
     }

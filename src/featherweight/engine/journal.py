@@ -24,6 +24,7 @@ class Entry:
         rows: what the ledger says of each packed module in it: `{module: {"description": ..., "measured": ...}}`.
         made_from: hash of everything that decides the file.
         folded: names of the parameters in it that are not as the checkpoint has them.
+        ranks: that made it together.
     """
 
     shard: str
@@ -31,6 +32,7 @@ class Entry:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     made_from: str = ""
     folded: list[str] = field(default_factory=list)
+    ranks: int = 1
 
 
 class Journal:

@@ -130,8 +130,9 @@ def try_layers(
     dtype = compute_dtype(plan, place)
     model = build_skeleton(source.config())
     place_outside(model, plan, {}, dtype, place)
-    inputs = capture(model, plan.structure, windows.tokens.to(place), recipe.calibration.batch_size)
     store = StatisticsStore(statistics or cache_folder() / "statistics")
+    spill = store.room if recipe.engine.activations == "disk" else None
+    inputs = capture(model, plan.structure, windows.tokens.to(place), recipe.calibration.batch_size, spill)
     wanted = [block for block in plan.structure.blocks if plan.gathers(block)]
     attempts: list[Attempt] = []
     for block in plan.structure.blocks:
@@ -141,7 +142,7 @@ def try_layers(
             attempts += _try_block(task, candidates)
         if block == wanted[-1]:
             break
-        inputs.advance([inputs.run(model, block, index) for index in range(len(inputs.hidden))])
+        inputs.advance(inputs.run(model, block, index) for index in range(len(inputs.hidden)))
         model.get_submodule(block).to("meta")
     return attempts
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from featherweight.evaluation.linears import relative_output_error
 from featherweight.methods.base import Problem
-from featherweight.models.skeleton import materialize
+from featherweight.models.skeleton import materialize, release
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.dense import Dense
 from featherweight.packed.placing import place
@@ -49,12 +49,31 @@ def place_outside(
     tied_head = plan.structure.head if plan.structure.tied and not plan.untied else None
     for module, weight in packed.items():
         place(model, module, weight.to(device), tied_head=tied_head, dtype=dtype)
-    replaced = {*packed, *([tied_head] if packed else [])}
-    names = [row.module for row in plan.rows if not row.block and row.description is None]
-    for module in dict.fromkeys(name.rpartition(".")[0] for name in names):
-        if module not in replaced:
-            materialize(model, module, plan.weights, dtype, device)
+    materialize_outside(model, plan, packed, dtype, device)
     for owner in model.modules():
         for name, buffer in owner.named_buffers(recurse=False):
             if buffer.device.type != "meta":
                 owner.register_buffer(name, buffer.to(device), persistent=name not in owner._non_persistent_buffers_set)
+
+
+def materialize_outside(
+    model: nn.Module, plan: Plan, packed: Collection[str], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Load what lies outside the blocks and is not `packed` (again)."""
+    for module in _dense_modules(plan, packed):
+        materialize(model, module, plan.weights, dtype, device)
+
+
+def release_outside(model: nn.Module, plan: Plan, packed: Collection[str]) -> None:
+    """Drop what `materialize_outside` loads: the blocks do not need it."""
+    for module in _dense_modules(plan, packed):
+        release(model, module)
+
+
+def _dense_modules(plan: Plan, packed: Collection[str]) -> list[str]:
+    """Modules outside the blocks with parameters that are left alone; none that shares a packed weight."""
+    tied_head = plan.structure.head if plan.structure.tied and not plan.untied else None
+    replaced = {*packed, *([tied_head] if packed else [])}
+    names = [row.module for row in plan.rows if not row.block and row.description is None]
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    return [module for module in modules if module not in replaced]

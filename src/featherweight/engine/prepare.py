@@ -8,10 +8,9 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from featherweight.engine.part import Part
-from featherweight.engine.task import BlockResult, BlockTask
+from featherweight.engine.task import BlockResult, BlockTask, put_parameter, stored_parameter
 from featherweight.errors import FeatherweightError
 from featherweight.models.axis import DIAGONAL, PERMUTATION
 from featherweight.models.folding import check_foldable, fold_rows, folded_tensors
@@ -50,7 +49,7 @@ def _draw(task: BlockTask, part: Part, planned: PlannedMap) -> Transform | None:
     problem = part.problem(planned.linears, task.plan.recipe.seed, planned.step)
     if planned.folds:
         problem = replace(problem, shared=axis.shared, groups=axis.groups)
-    drawn = method.prepare(problem)
+    drawn = task.ranks.on(task.owners[planned.linears[0]], lambda: method.prepare(problem))
     if drawn is None:
         return None if planned.folds else _identity(planned)
     expected, found = describe_map(method.map_kind, axis.size, problem.dtype), description_of(drawn, problem.dtype)
@@ -91,12 +90,12 @@ def _fold(
         for producer in planned.producers
         for name in (f"{producer.name}.weight", f"{producer.name}.bias")
         if not (producer.name in owners and name.endswith(".weight"))
-        and (tensor := _stored_tensor(task, name, result)) is not None
+        and (tensor := stored_parameter(task, name, result)) is not None
     }
     changed = folded_tensors(task.model, replace(planned.axis, consumers=()), transform, raw)
     for name, tensor in changed.items():
         result.folded[name] = tensor.to(raw[name].dtype)
-        _put(task, name, result.folded[name])
+        put_parameter(task, name, result.folded[name])
     part.map_input(transform)
     for name in part.chains:
         part.take_back(name, transform.transpose().apply)
@@ -110,7 +109,7 @@ def _fold(
         if linear.name in touched and linear.name in owners:
             owner = owners[linear.name]
             weight = owner.outside(owner.weights[linear.name])
-            _put(task, linear.weight_name, weight.t() if linear.transposed else weight)
+            put_parameter(task, linear.weight_name, weight.t() if linear.transposed else weight)
 
 
 def _fitted(task: BlockTask, planned: PlannedMap, drawn: Transform, result: BlockResult) -> Transform:
@@ -121,7 +120,7 @@ def _fitted(task: BlockTask, planned: PlannedMap, drawn: Transform, result: Bloc
     for producer in planned.producers:
         if producer.kind != "norm":
             continue
-        stored = _stored_tensor(task, f"{producer.name}.weight", result)
+        stored = stored_parameter(task, f"{producer.name}.weight", result)
         assert stored is not None  # it scales the axis
         scale = stored.double() + producer.offset
         wanted = fitted.values.to(scale.device, torch.float64)
@@ -130,16 +129,3 @@ def _fitted(task: BlockTask, planned: PlannedMap, drawn: Transform, result: Bloc
         sound = torch.isfinite(factors) & (factors > 0)
         fitted = Diagonal(torch.where(sound, factors, torch.ones_like(factors)))
     return fitted
-
-
-def _put(task: BlockTask, name: str, values: Tensor) -> None:
-    """New values for a parameter in memory; whoever looks at the old ones keeps them."""
-    parameter = task.model.get_parameter(name)
-    parameter.data = values.to(parameter.device, parameter.dtype).contiguous()
-
-
-def _stored_tensor(task: BlockTask, name: str, result: BlockResult) -> Tensor | None:
-    """A parameter as the checkpoint or an earlier map has it; None if there is none of that name."""
-    if name in result.folded:
-        return result.folded[name]
-    return task.plan.weights.read(name) if name in task.plan.weights.names() else None

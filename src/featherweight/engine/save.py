@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 from torch import Tensor
 
-from featherweight.engine.verify import PROBE, compare_logits, reload_logits
+from featherweight.engine.verify import PROBE, ROUTING, compare_logits, reload_logits
 from featherweight.errors import FeatherweightError
 from featherweight.integrations.config import cache_section, quantization_config
 from featherweight.kv_cache.constants import DrawnConstants
@@ -43,10 +43,12 @@ def finish_output(
     write_text(folder / "model.safetensors.index.json", json.dumps(_index(walk), indent=1))
     write_text(folder / "recipe.yaml", plan.recipe.to_yaml())
     copy_tokenizer(plan.source.folder, folder)
-    write(folder / PROBE, {"tokens": tokens, "logits": logits[:, 7::8].contiguous()})
+    routing = {ROUTING + name: tensor for name, tensor in walk.routing.items()}
+    probe = {"tokens": tokens, "logits": logits[:, 7::8].contiguous(), **routing}
+    write(folder / PROBE, probe)
     write_text(folder / "config.json", json.dumps(_config(walk, rows), indent=2))
     try:
-        proof = compare_logits(logits, reload_logits(folder, tokens, walk.device, walk.dtype), walk.dtype)
+        proof = compare_logits(logits, reload_logits(folder, probe, walk.device, walk.dtype), walk.dtype)
     except Exception:
         (folder / "config.json").unlink()
         raise
@@ -102,7 +104,9 @@ def _config(walk: Walk, rows: Iterable[Row]) -> dict[str, Any]:
     cache, section = walk.plan.cache, None
     if cache is not None:
         section = cache_section(cache.settings.as_dict(), DrawnConstants(cache.settings, cache.shapes).fingerprint())
-    config["quantization_config"] = quantization_config(descriptions, walk.plan.recipe.name, section)
+    config["quantization_config"] = quantization_config(
+        descriptions, walk.plan.recipe.name, section, experts=bool(walk.plan.structure.experts)
+    )
     return config
 
 
@@ -114,7 +118,7 @@ def _ledger(walk: Walk, rows: Iterable[Row], totals: Totals, proof: Mapping[str,
         "model": {"name": plan.source.name, "fingerprint": plan.fingerprint},
         "recipe": plan.recipe.as_dict(),
         "calibration": {**walk.windows.description, "sha256": walk.windows.sha256} if walk.windows else None,
-        "compute": {"device": walk.device.type, "dtype": str(walk.dtype)},
+        "compute": {"device": walk.device.type, "dtype": str(walk.dtype), "ranks": walk.ranks.count},
         "versions": {
             "featherweight": __version__,
             "python": platform.python_version(),

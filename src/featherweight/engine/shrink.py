@@ -113,7 +113,7 @@ def shrink(
     result = Shrunk(
         folder=output,
         ordinary=not cut.per_layer,
-        parameters=walk.smaller.parameters(build_skeleton(task.config)),
+        parameters=walk.smaller.parameters(build_skeleton(task.config, fused_experts=True)),
         file_bytes=(
             sum(path.stat().st_size for path in model_shards(source.folder)),
             sum((output / entry.shard).stat().st_size for entry in walk.journal.entries),

@@ -115,7 +115,7 @@ def make_task(source: ModelSource, cut: Cut) -> Task:
         FeatherweightError: nothing left; a family without channels or heads that can go, or without settings that say so.
     """
     config = source.config()
-    model = build_skeleton(config)
+    model = build_skeleton(config, fused_experts=True)
     structure = find_structure(model)
     _check_blocks(cut, len(structure.blocks))
     raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))

@@ -146,7 +146,7 @@ def _descriptions(task: Task, smaller: Smaller) -> Iterator[tuple[str, dict[str,
 def _reloaded(folder: Path, tokens: Tensor, packed: bool) -> Tensor:
     """Logits of the checkpoint as a user loads it: with no plug-in of ours taking part, unless it is packed."""
     if packed:
-        return reload_logits(folder, tokens, torch.device("cpu"), torch.float32)
+        return reload_logits(folder, {"tokens": tokens}, torch.device("cpu"), torch.float32)
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()

@@ -90,7 +90,7 @@ class Smaller:
         Raises:
             FeatherweightError: no settings do it for this family.
         """
-        original = build_skeleton(config)
+        original = build_skeleton(config, fused_experts=True)
         state = {name: tuple(tensor.shape) for name, tensor in original.state_dict().items()}
         names, done = self.names(list(state)), list[str]()
         changes: dict[str, Any] = {}

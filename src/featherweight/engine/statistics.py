@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
+from featherweight.data.windows import Windows
 from featherweight.engine.block import gather
-from featherweight.engine.compress import calibration_tokens, compute_dtype, pick_device
+from featherweight.engine.compress import agree, calibration_tokens, compute_dtype, pick_device
 from featherweight.engine.outside import place_outside
 from featherweight.engine.progress import Event, silent
+from featherweight.engine.ranks import Ranks
 from featherweight.engine.task import BlockResult, BlockTask
 from featherweight.errors import FeatherweightError
 from featherweight.models.cache import cache_folder
@@ -74,18 +76,27 @@ def gather_statistics(
             expected=f"some of {', '.join(sorted(KINDS))}, and engine.inputs: dense",
         )  # fmt: skip
     windows = calibration_tokens(plan, offline=offline)
-    place = pick_device(device)
-    dtype = compute_dtype(plan, place)
     store = StatisticsStore(statistics or cache_folder() / "statistics")
+    with Ranks.started(pick_device(device)) as ranks:
+        return _gathered(plan, needs, windows, ranks, store, report if ranks.first else silent)
+
+
+def _gathered(
+    plan: Plan, needs: frozenset[str], windows: Windows, ranks: Ranks, store: StatisticsStore, report: Callable[[Event], None]
+) -> list[Gathered]:
+    dtype = compute_dtype(plan, ranks.device)
+    agree(ranks, plan, windows, dtype)
     model = build_skeleton(plan.source.config())
-    place_outside(model, plan, {}, dtype, place)
-    inputs = capture(model, plan.structure, windows.tokens.to(place), plan.recipe.calibration.batch_size)
+    place_outside(model, plan, {}, dtype, ranks.device)
+    tokens, batch_size = ranks.share(windows.tokens, plan.recipe.calibration.batch_size, whole_batches=True)
+    spill = store.room if plan.recipe.engine.activations == "disk" else None
+    inputs = capture(model, plan.structure, tokens.to(ranks.device), batch_size, spill)
     kept = []
     for done, block in enumerate(plan.structure.blocks, 1):
-        materialize(model, block, plan.weights, dtype, place)
-        task = BlockTask(plan, model, block, inputs, "dense", windows.sha256, store, True, report, dtype)
+        materialize(model, block, plan.weights, dtype, ranks.device)
+        task = BlockTask(plan, model, block, inputs, "dense", windows.sha256, store, True, report, dtype, ranks=ranks)
         kept += _block(task, needs)
-        inputs.advance([inputs.run(model, block, index) for index in range(len(inputs.hidden))])
+        inputs.advance(inputs.run(model, block, index) for index in range(len(inputs.hidden)))
         model.get_submodule(block).to("meta")
         report(Event("block written", block, done=done, total=len(plan.structure.blocks)))
     return kept

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from featherweight.engine.block_run import block_run
+from featherweight.engine.block_run import block_run, put_norms
+from featherweight.engine.merging import merge_compressed
 from featherweight.engine.part import Part
 from featherweight.engine.prepare import prepare_step
 from featherweight.engine.progress import Event
@@ -32,18 +33,20 @@ def compress_axes(
     for index in range(max((len(chain) for part in parts for chain in part.chains.values()), default=0)):
         parts = prepare_step(task, parts, index, result)
         before = {name: compressed.weight for part in parts for name, compressed in part.current.items()}
-        settings = _tune(task, parts, index)
+        settings = _tune(task, parts, index, result)
         for part in parts:
             started = time.perf_counter()
             for method, names in part.step(index):
-                _run_step(task, part, index, method, names, settings)
+                own = [name for name in names if task.owns(name)]
+                if own:
+                    _run_step(task, part, index, method, own, settings)
             part.seconds += time.perf_counter() - started
+        _share_step(task, parts, index)
         _check_budgets(task, parts, index, before)
-    for part in parts:
-        _put_in_place(task, part, result)
+    _put_in_place(task, parts, result)
 
 
-def _tune(task: BlockTask, parts: Sequence[Part], index: int) -> dict[str, Any]:
+def _tune(task: BlockTask, parts: Sequence[Part], index: int, result: BlockResult) -> dict[str, Any]:
     """Settings by linear of the methods of this step that look at the block's outputs."""
     tuned: dict[Method, list[str]] = {}
     for part in parts:
@@ -59,7 +62,8 @@ def _tune(task: BlockTask, parts: Sequence[Part], index: int) -> dict[str, Any]:
     outside = {name: part.outside for part in parts for name in part.chains}
     for method, names in tuned.items():
         task.report(Event("tune", task.block, detail=f"{method.name}, {len(names)} linears"))
-        settings |= method.tune(block_run(task, names, weights, current, sums, outside))
+        run = block_run(task, names, weights, current, sums, outside, result)
+        settings |= put_norms(task, run, method.tune(run), result)
     return settings
 
 
@@ -68,6 +72,15 @@ def _run_step(task: BlockTask, part: Part, index: int, method: Method, names: li
     for name, compressed in _solve(method, problem, task.block).items():
         _check(name, problem.current[name], compressed.weight, method, problem.dtype)
         part.current[name] = replace(compressed, facts={**part.current[name].facts, **compressed.facts})
+
+
+def _share_step(task: BlockTask, parts: Sequence[Part], index: int) -> None:
+    """What this step made of every linear, on every rank."""
+    stepped = {name: part for part in parts for _, names in part.step(index) for name in names}
+    with task.phases.timed("broadcast"):
+        own = {name: part.current[name] for name, part in stepped.items() if task.owns(name)}
+        for name, compressed in merge_compressed(task.ranks, own).items():
+            stepped[name].current[name] = compressed
 
 
 def _check_budgets(task: BlockTask, parts: Sequence[Part], index: int, before: Mapping[str, PackedWeight]) -> None:
@@ -84,13 +97,20 @@ def _check_budgets(task: BlockTask, parts: Sequence[Part], index: int, before: M
         raise FeatherweightError(f"{task.block} stores more than it planned", found=f"{stored} bytes", expected=f"{planned}")
 
 
-def _put_in_place(task: BlockTask, part: Part, result: BlockResult) -> None:
-    for name in part.chains:
-        weight = part.stored(name)
-        place(task.model, name, weight, dtype=task.dtype)
-        result.packed[name] = weight
-        measured = result.measured[name] = _measured(part, name, weight)
-        task.report(Event("compressed", task.block, linear=name, error=measured["relative_error"], measured=measured))
+def _put_in_place(task: BlockTask, parts: Sequence[Part], result: BlockResult) -> None:
+    own: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        mine = [name for name in part.chains if task.owns(name)]
+        for name in part.chains:
+            weight = part.stored(name)
+            place(task.model, name, weight, dtype=task.dtype)
+            result.packed[name] = weight
+        own |= {name: _measured(part, name, result.packed[name], part.seconds / len(mine)) for name in mine}
+    measured = {name: each for told in task.ranks.gather(own) for name, each in told.items()}
+    for name in (name for part in parts for name in part.chains):
+        result.measured[name] = measured[name]
+        error = measured[name]["relative_error"]
+        task.report(Event("compressed", task.block, linear=name, error=error, measured=measured[name]))
 
 
 def _solve(method: Method, problem: Problem, block: str) -> dict[str, Compressed]:
@@ -147,17 +167,27 @@ def _check_terms(name: str, before: PackedWeight, after: PackedWeight, method: M
             )
 
 
-def _measured(part: Part, name: str, stored: PackedWeight) -> dict[str, Any]:
+def _measured(part: Part, name: str, stored: PackedWeight, seconds: float) -> dict[str, Any]:
     """The ledger's columns; errors are those of the original product, whatever maps were folded."""
     original, values = part.originals[name], stored.dequantize()
     restored = part.as_before(name, values.to(original.device))
     hessian = part.seen.hessian if part.seen is not None else None
     return {
         **part.current[name].facts,
+        **_expert_facts(part),
         "stored_bytes": stored.nbytes,
         "component_bits": {part_name: 8 * tensor.nbytes / original.numel() for part_name, tensor in stored.tensors().items()},
         "relative_error": None if hessian is None else relative_output_error(original, restored, hessian),
         "relative_weight_error": relative_output_error(original, restored),
         "sparsity": float((values == 0).float().mean()),
-        "seconds": part.seconds / len(part.chains),
+        "seconds": seconds,
     }
+
+
+def _expert_facts(part: Part) -> dict[str, Any]:
+    """Of an expert, the tokens that were sent to it, and whether its statistics are of those."""
+    if not part.axis.expert or part.seen is None:
+        return {}
+    if part.seen.routed is None:
+        return {"tokens": part.seen.count, "calibrated_on": "its own tokens"}
+    return {"tokens": part.seen.routed, "calibrated_on": "all tokens"}

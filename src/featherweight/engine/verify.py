@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,31 @@ from torch import Tensor
 
 from featherweight.engine.journal import check_shard
 from featherweight.errors import FeatherweightError
+from featherweight.models.experts import repeating_routing
 
 PROBE = "probe.safetensors"
+#: What the names of noted routings begin with there.
+ROUTING = "routing."
 
 #: Largest difference of a logit, relative to the largest logit, that rounding alone may make.
 BOUNDS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2, torch.float64: 1e-9}
 
 
-def reload_logits(folder: Path, tokens: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Logits `[batch, tokens, vocabulary]` of the model in `folder`, loaded as any user would."""
-    from featherweight.integrations.load import load
+def reload_logits(
+    folder: Path, probe: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype, *, stream: bool = False
+) -> Tensor:
+    """Logits `[batch, tokens, vocabulary]` of the model in `folder`, loaded as any user would; block by block with `stream`, and
+    where it does not fit.
 
-    model = load(folder, device=str(device), dtype=dtype)
-    with torch.no_grad():
-        logits: Tensor = model(input_ids=tokens.to(device), use_cache=False).logits.float().cpu()
+    Args:
+        probe: token ids `[batch, tokens]` as "tokens", and the routing of mixtures of experts, which is repeated.
+    """
+    from featherweight.integrations.load import fits, load
+
+    model = load(folder, device=str(device), dtype=dtype, stream=stream or not fits(folder, device, dtype))
+    routing = {name.removeprefix(ROUTING): tensor for name, tensor in probe.items() if name.startswith(ROUTING)}
+    with torch.no_grad(), repeating_routing(model, routing):
+        logits: Tensor = model(input_ids=probe["tokens"].to(device), use_cache=False).logits.float().cpu()
     return logits
 
 
@@ -46,8 +58,11 @@ def compare_logits(memory: Tensor, disk: Tensor, dtype: torch.dtype) -> dict[str
     return {"largest_difference": difference, "bound": bound, "dtype": str(dtype), "identical": difference == 0.0}
 
 
-def verify(folder: str | Path, *, device: str | None = None) -> dict[str, Any]:
+def verify(folder: str | Path, *, device: str | None = None, stream: bool = False) -> dict[str, Any]:
     """Check every shard's hash, the total bytes, and that the model repeats its recorded logits.
+
+    Args:
+        stream: keep one block in memory at a time; so does a model that does not fit.
 
     Returns:
         `{"files": n, "bytes": n, "proof": {...}}`.
@@ -71,7 +86,7 @@ def verify(folder: str | Path, *, device: str | None = None) -> dict[str, Any]:
     probe = load_file(folder / PROBE)
     place = torch.device(device or "cpu")
     dtype = torch.float32 if place.type == "cpu" else _dtype(ledger["compute"]["dtype"])
-    logits = reload_logits(folder, probe["tokens"], place, dtype)[:, 7::8]
+    logits = reload_logits(folder, probe, place, dtype, stream=stream)[:, 7::8]
     bound_dtype = max((dtype, _dtype(ledger["compute"]["dtype"])), key=lambda kind: BOUNDS[kind])
     return {"files": len(ledger["files"]), "bytes": size, "proof": compare_logits(probe["logits"], logits, bound_dtype)}
 

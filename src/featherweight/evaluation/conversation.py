@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from featherweight.decoding.sampling import Sampling
 from featherweight.evaluation.forward import context_of
 from featherweight.evaluation.generate import Decoder, Tally, check_request, end_tokens, generate_tokens
 from featherweight.kv_cache import new_cache
@@ -28,8 +29,10 @@ class Conversation:
         tally: times, and the cache.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, temperature: float = 0.0, seed: int = 0, system: str = "") -> None:
-        self._model, self._tokenizer, self._temperature = model, tokenizer, temperature
+    def __init__(
+        self, model: Any, tokenizer: Any, *, sampling: Sampling | None = None, seed: int = 0, system: str = ""
+    ) -> None:
+        self._model, self._tokenizer, self._sampling = model, tokenizer, sampling or Sampling()
         self._generator = torch.Generator("cpu").manual_seed(seed)
         self._system = system
         self.tally = Tally()
@@ -52,7 +55,7 @@ class Conversation:
         ids = self._written(turns)
         room = (context_of(self._model) or sys.maxsize) - len(ids)
         count = min(max_new_tokens, max(1, room))
-        check_request(self._model, len(ids), count, self._temperature)
+        check_request(self._model, len(ids), count)
         fresh = ids[self._crop(ids) :]
         self.turns, self._read, pieces = turns, list(ids), []
         try:
@@ -69,7 +72,7 @@ class Conversation:
 
     def _pieces(self, fresh: list[int], count: int) -> Iterator[str]:
         ends, decoder = end_tokens(self._model, self._tokenizer), Decoder(self._tokenizer, self._read)
-        tokens = generate_tokens(self._model, fresh, count, self._temperature, self._generator, ends, self.tally)
+        tokens = generate_tokens(self._model, fresh, count, self._sampling, self._generator, ends, self.tally)
 
         def decoded() -> Iterator[str]:
             for token in tokens:

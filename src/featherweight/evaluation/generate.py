@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from featherweight.decoding.runner import Runner, open_runner
+from featherweight.decoding.sampling import Sampling
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.forward import context_of, device_of, measuring
-from featherweight.kv_cache import new_cache
+from featherweight.kernels.reference.decode_choice import cut_logits
+from featherweight.kv_cache import attached, new_cache
 
 INCOMPLETE = "\ufffd"  # how a tokenizer decodes bytes that are not yet a whole character
 
@@ -25,6 +27,8 @@ def generate_text(
     *,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
     seed: int = 0,
     cache: Any = None,
     tally: Tally | None = None,
@@ -39,25 +43,24 @@ def generate_text(
         tokenizer: its tokenizer.
         prompt: text, tokenised with the tokenizer's own special tokens.
         max_new_tokens: at most so many.
-        temperature: 0 takes the most likely token; otherwise tokens are drawn from `softmax(logits / temperature)`.
+        temperature, top_k, top_p: see `Sampling`; at temperature 0 the most likely token is taken.
         seed: of the draw's own generator, on the CPU; no global state is read or changed.
         cache: an empty transformers cache to fill, such as one of our codecs; None for the one attached to the model, or else
             the model's own.
         tally: where the times and the cache are noted.
 
     Raises:
-        FeatherweightError: an empty prompt, a negative temperature or count, more tokens than the model's context, or
+        FeatherweightError: an empty prompt, settings that mean nothing, more tokens than the model's context, or
             logits that are not finite.
     """
     prompt_ids = tokenizer(prompt, verbose=False)["input_ids"]
-    check_request(model, len(prompt_ids), max_new_tokens, temperature)
+    sampling = Sampling(temperature, top_k, top_p)
+    check_request(model, len(prompt_ids), max_new_tokens)
     tally = Tally() if tally is None else tally
     tally.cache = new_cache(model) if cache is None else cache
     generator = torch.Generator("cpu").manual_seed(seed)
     decoder = Decoder(tokenizer, prompt_ids)
-    for token in generate_tokens(
-        model, prompt_ids, max_new_tokens, temperature, generator, end_tokens(model, tokenizer), tally
-    ):
+    for token in generate_tokens(model, prompt_ids, max_new_tokens, sampling, generator, end_tokens(model, tokenizer), tally):
         piece = decoder.add(token)
         if piece:
             yield piece
@@ -97,12 +100,13 @@ class Tally:
     def as_dict(self) -> dict[str, Any]:
         """The `--json` form; of a compressed cache also what it holds."""
         told = {name: value for name, value in vars(self).items() if name != "cache"}
-        cache = self.cache.as_dict() if hasattr(self.cache, "exact_nbytes") else None
+        cache = getattr(self.cache, "compressed", self.cache)  # a runner has one if codecs are attached
+        cache = cache.as_dict() if hasattr(cache, "exact_nbytes") else None
         return {**told, "tokens_per_second": self.tokens_per_second, "cache": cache}
 
 
 def generate_tokens(
-    model: Any, ids: list[int], count: int, temperature: float, generator: torch.Generator, ends: frozenset[int], tally: Tally
+    model: Any, ids: list[int], count: int, sampling: Sampling, generator: torch.Generator, ends: frozenset[int], tally: Tally
 ) -> Iterator[int]:
     """At most `count` tokens that follow `ids`, which follow what `tally.cache` holds; ends before a token of `ends`.
 
@@ -113,7 +117,7 @@ def generate_tokens(
     tally.prompt_tokens += len(ids)
     started = perf_counter()
     with measuring(model):
-        runner = _runner(model, fresh, count, tally, temperature, generator)
+        runner = _runner(model, fresh, count, tally, sampling, generator)
     if runner is not None:
         yield from _replayed(runner, count, ends, tally, started)
         return
@@ -121,7 +125,7 @@ def generate_tokens(
         started = perf_counter()
         with measuring(model):
             output = model(input_ids=fresh, past_key_values=tally.cache, use_cache=True)
-            chosen = _choose(output.logits[0, -1].float().cpu(), temperature, generator, step)
+            chosen = _choose(output.logits[0, -1].float().cpu(), sampling, generator, step)
         tally.cache = output.past_key_values
         if step:
             tally.seconds += perf_counter() - started
@@ -136,22 +140,30 @@ def generate_tokens(
 
 
 def _runner(
-    model: Any, fresh: Tensor, count: int, tally: Tally, temperature: float, generator: torch.Generator
+    model: Any, fresh: Tensor, count: int, tally: Tally, sampling: Sampling, generator: torch.Generator
 ) -> Runner | None:
     """The runner that has read `fresh` and chosen what follows; None where transformers' own step has to run."""
-    if fresh.device.type != "cuda" or not (tally.cache is None or isinstance(tally.cache, Runner)):
+    if fresh.device.type != "cuda" or not (
+        tally.cache is None or isinstance(tally.cache, Runner) or _untouched(tally.cache, model)
+    ):
         return None
-    seed = int(torch.randint(2**31 - 1, (1,), generator=generator)) if temperature > 0 else 0
-    if tally.cache is not None:
+    seed = int(torch.randint(2**31 - 1, (1,), generator=generator)) if sampling.temperature > 0 else 0
+    if isinstance(tally.cache, Runner):
         runner = tally.cache
         runner.grow(runner.get_seq_length() + fresh.shape[1] + count)
-        runner.sample(temperature, seed)
+        runner.sample(sampling, seed)
         runner.read(fresh)
         return runner
-    opened, tally.note = open_runner(model, fresh, fresh.shape[1] + count, temperature=temperature, seed=seed)
+    opened, tally.note = open_runner(model, fresh, fresh.shape[1] + count, sampling=sampling, seed=seed)
     if opened is not None:
         tally.cache, tally.path = opened, "fused"
     return opened
+
+
+def _untouched(cache: Any, model: Any) -> bool:
+    """Whether a cache is an empty one in the model's own codecs, in whose place a runner can make its own."""
+    known = attached(model)
+    return known is not None and getattr(cache, "settings", None) == known.settings and cache.get_seq_length() == 0
 
 
 def _replayed(runner: Runner, count: int, ends: frozenset[int], tally: Tally, started: float) -> Iterator[int]:
@@ -205,7 +217,7 @@ class Decoder:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator, step: int) -> int:
+def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator, step: int) -> int:
     if not bool(torch.isfinite(logits).all()):
         raise FeatherweightError(
             "the logits are not finite",
@@ -213,9 +225,10 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator, step
             expected="finite logits",
             fix="run in float32 or bfloat16; check the compressed weights",
         )
-    if temperature == 0:
+    if sampling.temperature == 0:
         return int(logits.argmax())
-    probabilities = torch.softmax(logits.double() / temperature, -1)
+    scores = cut_logits(logits.double() / sampling.temperature, sampling.top_k, sampling.top_p)
+    probabilities = torch.softmax(scores, -1)
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
@@ -226,15 +239,13 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)
 
 
-def check_request(model: Any, prompt_tokens: int, max_new_tokens: int, temperature: float) -> None:
+def check_request(model: Any, prompt_tokens: int, max_new_tokens: int) -> None:
     """Raise the error of a request that cannot be served; `prompt_tokens` counts what is in the cache already."""
     if prompt_tokens == 0:
         raise FeatherweightError("the prompt is empty", found="0 tokens", expected="some text", fix="give a prompt")
-    if max_new_tokens < 1 or not 0 <= temperature < float("inf"):
+    if max_new_tokens < 1:
         raise FeatherweightError(
-            "impossible generation settings",
-            found=f"max_new_tokens {max_new_tokens}, temperature {temperature}",
-            expected="at least 1 token, and a temperature of 0 (greedy) or more",
+            "impossible generation settings", found=f"max_new_tokens {max_new_tokens}", expected="at least 1"
         )
     context = context_of(model)
     if context is not None and prompt_tokens + max_new_tokens > context:

@@ -78,11 +78,13 @@ def time_graph(model: Any, ids: Tensor, tokens: int, repeats: int) -> GraphTimes
     """
     if ids.device.type != "cuda":
         return GraphTimes([], "", ON_A_CPU)
-    if attached(model) is not None:
-        return GraphTimes([], "", "a compressed cache grows, and a graph keeps its addresses")
     fused, why = time_fused(model, ids, tokens, repeats)
     if fused:
         return GraphTimes(fused, "fused")
+    if attached(model) is not None:
+        return GraphTimes(
+            [], "", f"no fused step: {why}; through transformers a compressed cache grows, and a graph keeps its addresses"
+        )
     stock, reason = time_stock(model, ids, tokens, repeats)
     note = f"no fused step: {why}" + (f"; no graph of transformers' step: {reason}" if reason else "")
     return GraphTimes(stock, "transformers" if stock else "", note)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from featherweight.data.longbench import LongExamples
+from featherweight.decoding.sampling import Sampling
 from featherweight.errors import FeatherweightError
 from featherweight.evaluation.answers import score_answer
 from featherweight.evaluation.forward import Progress, context_of, device_of, dtype_of, measuring
@@ -109,5 +110,5 @@ def _greedy(
         ids = torch.tensor([prompt[:-1]], device=device_of(model))
         with measuring(model):
             tally.cache = model(input_ids=ids, past_key_values=tally.cache, use_cache=True, logits_to_keep=1).past_key_values
-    chosen = list(generate_tokens(model, prompt[-1:], most, 0.0, torch.Generator(), ends, tally))
+    chosen = list(generate_tokens(model, prompt[-1:], most, Sampling(), torch.Generator(), ends, tally))
     return chosen, 0 if constants is None else sum(each.coded_keys + each.coded_values for each in tally.cache.reads)

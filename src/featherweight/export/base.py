@@ -19,11 +19,13 @@ class Format(ABC):
         name: as the user writes it.
         readers: programs that read it.
         linears_only: whether embeddings cannot be packed.
+        experts: whether it holds mixtures of experts.
     """
 
     name: ClassVar[str]
     readers: ClassVar[str]
     linears_only: ClassVar[bool] = True
+    experts: ClassVar[bool] = False
 
     @abstractmethod
     def refusal(self, module: str, description: Mapping[str, Any]) -> str | None:

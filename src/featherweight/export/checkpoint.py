@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ class Checkpoint:
             )
         source = ModelSource(str(folder), folder).config()
         source.quantization_config = None
-        return cls(folder, config, section["modules"], build_skeleton(source), model_shards(folder), as_stored)
+        skeleton = build_skeleton(source, fused_experts="experts" not in section)
+        return cls(folder, config, section["modules"], skeleton, model_shards(folder), as_stored)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,11 +85,11 @@ class Checkpoint:
             name for name, module in self.skeleton.named_modules() if isinstance(module, nn.Linear) and name not in self.modules
         )
 
-    def weights(self) -> Iterator[tuple[str, PackedWeight | Tensor]]:
-        """Every packed module by its name, every other tensor by its own, shard after shard; one shard is open at a time."""
+    def weights(self, shards: Sequence[Path] | None = None) -> Iterator[tuple[str, PackedWeight | Tensor]]:
+        """Every packed module by its name, every other tensor by its own, of some shards or all; one shard is open at a time."""
         where = self._where()
         stored = {f"{module}.{part}": module for module, told in self.modules.items() for part in layout_of(told)}
-        for shard in self.shards:
+        for shard in self.shards if shards is None else shards:
             with safe_open(shard, framework="pt") as file:
                 seen: set[str] = set()
                 for name in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping

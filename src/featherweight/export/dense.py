@@ -19,6 +19,7 @@ class DenseValues(Format):
     name: ClassVar[str] = "dense"
     readers: ClassVar[str] = "whatever reads the original"
     linears_only: ClassVar[bool] = False
+    experts: ClassVar[bool] = True
 
     def refusal(self, module: str, description: Mapping[str, Any]) -> str | None:
         """Only rounded inputs: values cannot express them."""

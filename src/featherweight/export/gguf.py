@@ -84,10 +84,12 @@ class GGUF(Format):
         _tell_settings(writer, config)
         _tell_tokenizer(writer, source.folder, config)
         for name, values, kind in self._named(source, gguf):
-            writer.add_tensor(name, values, raw_dtype=kind)
+            writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
+        for _, values, _ in self._named(source, gguf):  # made again: one tensor is held at a time
+            writer.write_tensor_data(values)
         writer.close()
         partial.replace(output / FILE)
         return [FILE]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,18 @@ from featherweight.export.compressed_tensors import VLLM, CompressedTensors
 from featherweight.export.dense import DenseValues
 from featherweight.export.gguf import GGUF
 from featherweight.export.gptq import GPTQ
+from featherweight.models.experts import find_experts
+from featherweight.models.freed import return_freed_memory
 from featherweight.models.structure import is_transposed
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.files import write, write_text
 
 FORMATS: dict[str, Format] = {each.name: each for each in (CompressedTensors(), VLLM(), GPTQ(), GGUF(), DenseValues())}
 
-#: Bytes of tensors after which a weight file is closed.
+#: Bytes of tensors beyond which no weight file grows, but one of a single tensor.
 SHARD_BYTES = 4 << 30
+#: Bytes from which a weight file is closed where one of the source's ends: what is held at once is one block, not a file of any size.
+SMALL_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def export(folder: str | Path, name: str, output: str | Path) -> Exported:
     target, folder, output = find_format(name), Path(folder), Path(output)
     source = Checkpoint.open(folder, as_stored=target.name == "dense")
     modules = [(name, told, _kind(source.module(name))) for name, told in source.modules.items()]
-    refuse(target, reasons(target, modules))
+    refuse(target, reasons(target, modules, tuple(find_experts(source.skeleton))))
     section = target.section(source.modules, source.unpacked_linears())
     _prepare(output, source)
     files = target.write(source, output) if isinstance(target, GGUF) else _write_shards(source, target, output)
@@ -89,13 +93,18 @@ def export(folder: str | Path, name: str, output: str | Path) -> Exported:
     return Exported(output, target.name, target.readers, files, size, _notes(source, target))
 
 
-def reasons(target: Format, modules: Iterable[tuple[str, Mapping[str, Any], str]]) -> dict[str, list[str]]:
+def reasons(
+    target: Format, modules: Iterable[tuple[str, Mapping[str, Any], str]], experts: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """Why the format cannot express some of the modules, each reason with their names; empty where it can express all.
 
     Args:
         modules: name, description, and what it is: "linear", "head", "embedding", ...
+        experts: module paths of mixtures of experts.
     """
     found: dict[str, list[str]] = {}
+    if experts and not target.experts:
+        found["a mixture of experts, which the format is not written for here"] = list(experts)
     for module, description, kind in modules:
         reason = target.refusal(module, description)
         if reason is None and target.linears_only and kind not in ("linear", "head"):
@@ -133,22 +142,23 @@ def _prepare(output: Path, source: Checkpoint) -> None:
 
 
 def _write_shards(source: Checkpoint, target: Format, output: Path) -> list[str]:
-    """Files of at most `SHARD_BYTES` where no tensor is larger, and their index."""
+    """Files, and their index."""
     placed: dict[str, str] = {}
     files: list[str] = []
     total = 0
-    for held in _parts(_converted(source, target)):
+    for held in _parts(source, target):
         files.append(f"model-{len(files) + 1:05d}.safetensors")
         write(output / files[-1], held)
         placed.update(dict.fromkeys(held, files[-1]))
         total += sum(tensor.nbytes for tensor in held.values())
+        held.clear()  # before the next is made
     index = {"metadata": {"total_size": total}, "weight_map": placed}
     write_text(output / "model.safetensors.index.json", json.dumps(index, indent=1))
     return files
 
 
-def _converted(source: Checkpoint, target: Format) -> Iterator[tuple[str, Tensor]]:
-    for name, stored in source.weights():
+def _converted(source: Checkpoint, target: Format, shard: Path) -> Iterator[tuple[str, Tensor]]:
+    for name, stored in source.weights([shard]):
         if not isinstance(stored, PackedWeight):
             yield name, stored.to(source.dtype) if stored.is_floating_point() else stored
             continue
@@ -156,15 +166,38 @@ def _converted(source: Checkpoint, target: Format) -> Iterator[tuple[str, Tensor
             yield full_name, tensor.T if is_transposed(source.module(name)) else tensor
 
 
-def _parts(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def _fused(source: Checkpoint, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors with the experts of each mixture, once all are there, as transformers holds them."""
+    banks = {path: experts.layout for path, experts in find_experts(source.skeleton).items()}
+    owner = {f"{path}.{name}": path for path, layout in banks.items() for name in layout.cuts()}
+    waiting: dict[str, dict[str, Tensor]] = {path: {} for path in banks}
+    for name, tensor in tensors:
+        path = owner.get(name)
+        if path is None:
+            yield name, tensor
+            continue
+        held = waiting[path]
+        held[name.removeprefix(f"{path}.")] = tensor
+        if len(held) == len(banks[path].cuts()):
+            yield from ((f"{path}.{fused}", whole) for fused, whole in banks[path].fuse(waiting.pop(path)).items())
+    assert not any(waiting.values())  # a file holds whole blocks
+
+
+def _parts(source: Checkpoint, target: Format) -> Iterator[dict[str, Tensor]]:
     held: dict[str, Tensor] = {}
     size = 0
-    for name, tensor in tensors:
-        if held and size + tensor.nbytes > SHARD_BYTES:
+    for shard in source.shards:
+        for name, tensor in _fused(source, _converted(source, target, shard)):
+            if held and size + tensor.nbytes > SHARD_BYTES:
+                yield held
+                held, size = {}, 0
+            held[name], size = tensor, size + tensor.nbytes
+        if size >= SMALL_BYTES:
             yield held
             held, size = {}, 0
-        held[name], size = tensor, size + tensor.nbytes
-    yield held
+            return_freed_memory()
+    if held:
+        yield held
 
 
 def _notes(source: Checkpoint, target: Format) -> list[str]:

@@ -57,8 +57,7 @@ def store_anew(model: nn.Module, settings: Settings) -> dict[str, PackedWeight]:
         weight = before = module.packed
         if settings.rank and "low_rank" in str(before.description()):
             weight = split_ranks(weight, settings.rank)
-        if "signs" in settings.train and "rotated" in str(before.description()):
-            weight = real_signs(weight)
+        weight = real_signs(weight, settings.real_sides)
         if weight.description() != before.description():
             place(model, name, weight, dtype=module.compute_dtype)
             changed[name] = weight
@@ -90,10 +89,10 @@ def free_parameters(model: nn.Module, settings: Settings) -> dict[str, nn.Parame
             freed = FreedLinear(module, leading)
             model.set_submodule(name, freed)
             free |= {f"{name}.{each}": freed.factors[each] for each in leading}
-    if "signs" in settings.train and not any(name.endswith("put_factors") for name in free):
+    if settings.real_sides and not any(name.endswith("put_factors") for name in free):
         raise FeatherweightError(
             "there are no signs to train", found="no rotation in any weight", expected="weights between rotations",
-            fix="leave signs out, or compress by quip or caldera",
+            fix="leave signs and outputs out, or compress by quip or caldera",
         )  # fmt: skip
     if not free:
         raise FeatherweightError(
@@ -114,8 +113,8 @@ def _leading(module: PackedModule, settings: Settings) -> dict[str, int]:
     if "factors" in settings.train:
         for name in dense_factors(description, pairs=settings.rank is not None):
             found[name] = min(len(tensors[name]), settings.rank or len(tensors[name]))
-    if "signs" in settings.train:
-        found |= {name: len(tensors[name]) for name in sign_vectors(description)}
+    sides = tuple(f"{side}_factors" for side in settings.real_sides)
+    found |= {name: len(tensors[name]) for name in sign_vectors(description) if sides and name.endswith(sides)}
     return found
 
 

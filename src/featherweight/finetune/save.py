@@ -99,7 +99,7 @@ def finish(
     config["quantization_config"]["modules"] |= {name: weight.description() for name, weight in changed.items()}
     write_text(folder / "config.json", json.dumps(config, indent=2))
     try:
-        proof = compare_logits(logits, reload_logits(folder, tokens, device, torch.float32), torch.float32)
+        proof = compare_logits(logits, reload_logits(folder, {"tokens": tokens}, device, torch.float32), torch.float32)
     except Exception:
         (folder / "config.json").unlink()
         raise

@@ -9,7 +9,7 @@ from featherweight.data.tasks import TASKS
 from featherweight.errors import FeatherweightError
 
 Task = Literal["lm", "distill", "rte", "winogrande"]
-Part = Literal["norms", "factors", "signs"]
+Part = Literal["norms", "factors", "outputs", "signs"]
 Precision = Literal["float32", "bfloat16"]
 
 #: Held out if nothing else is said: windows of a text, or examples of a task.
@@ -23,7 +23,8 @@ class Settings:
     Attributes:
         task: "lm" for next-token cross entropy, "distill" for KL divergence from a teacher's logits, "rte" and "winogrande" for
             choosing the right answer.
-        train: what is free: "norms", "factors" (of low-rank terms), "signs" (of rotations, stored anew as real vectors).
+        train: what is free: "norms", "factors" (of low-rank terms), "signs" (of rotations, stored anew as real vectors),
+            "outputs" (of the outputs' rotations alone: a norm, or the outputs that make it, scales an input as well).
         rank: the leading ranks of every low-rank term that are free; rounded ones are first stored anew in 16 bits. None for
             whole factors that are stored dense already.
         epochs: passes over the windows or examples.
@@ -88,6 +89,11 @@ class Settings:
                 found=f"--train {','.join(self.train)}",
                 expected="--train factors with --rank",
             )
+
+    @property
+    def real_sides(self) -> tuple[str, ...]:
+        """Sides of a weight whose rotations are trained as real vectors."""
+        return ("input", "output") if "signs" in self.train else ("output",) if "outputs" in self.train else ()
 
     @property
     def has_examples(self) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import GridParameters
-from featherweight.grids.e8_codebook import SIZE, codebook, nearest_codes, nearest_small_codes, small_codebook, table_on
+from featherweight.grids.e8_codebook import SIZE, codebook, looked_up, nearest_codes, nearest_small_codes, small_codebook
 
 #: Bits to the root mean square at which normal values are best rounded.
 BEST_RMS = {2: 1.03, 3: 0.98, 4: 1.03}
@@ -78,7 +78,7 @@ class E8Grid:
         vectors = (values / parameters.scale.clamp(min=SMALLEST_SCALE)).reshape(-1, SIZE)
         codes = nearest_codes(vectors)
         if self.bits > 2:
-            rest = (vectors - table_on(codebook, codes.device)[codes.long()]) * RESIDUAL_SCALE[self.bits]
+            rest = (vectors - looked_up(codebook, codes)) * RESIDUAL_SCALE[self.bits]
             codes |= (nearest_codes(rest) if self.bits == 4 else nearest_small_codes(rest)) << 16
         return codes.view(len(values), -1)
 
@@ -88,9 +88,8 @@ class E8Grid:
 
     def units(self, codes: Tensor) -> Tensor:
         """The codewords of `codes [...]`, `[..., 8]` float32, before they are scaled; the one place where codes become values."""
-        codes = codes.long()
-        first = table_on(codebook, codes.device)[codes & 0xFFFF]
+        first = looked_up(codebook, codes & 0xFFFF)
         if self.bits == 2:
             return first
         book, mask = (codebook, 0xFFFF) if self.bits == 4 else (small_codebook, 0xFF)
-        return first.add_(table_on(book, codes.device)[codes >> 16 & mask], alpha=1 / RESIDUAL_SCALE[self.bits])
+        return first.add_(looked_up(book, codes >> 16 & mask), alpha=1 / RESIDUAL_SCALE[self.bits])

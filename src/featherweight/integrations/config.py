@@ -9,20 +9,27 @@ from featherweight.errors import FeatherweightError
 
 METHOD = "featherweight"
 FORMAT_VERSION = 1
+#: How experts are stored, where it is not as transformers holds them.
+LINEARS = "linears"
 #: Of the section `kv_cache`.
 CACHE_VERSION = 1
 
 
 def quantization_config(
-    modules: Mapping[str, Mapping[str, Any]], recipe: str, kv_cache: Mapping[str, Any] | None = None
+    modules: Mapping[str, Mapping[str, Any]], recipe: str, kv_cache: Mapping[str, Any] | None = None, experts: bool = False
 ) -> dict[str, Any]:
-    """The section for packed modules, `{module: description}`, and for the cache where it is compressed."""
+    """The section for packed modules, `{module: description}`, and for the cache where it is compressed.
+
+    Args:
+        experts: whether the model has experts that are stored as linears, which transformers would fuse.
+    """
     section = {
         "quant_method": METHOD,
         "format_version": FORMAT_VERSION,
         "recipe": recipe,
         "modules": {name: dict(description) for name, description in modules.items()},
     }
+    section |= {"experts": LINEARS} if experts else {}
     return section if kv_cache is None else {**section, "kv_cache": dict(kv_cache)}
 
 

@@ -12,10 +12,15 @@ import torch
 
 from featherweight.errors import FeatherweightError
 from featherweight.integrations.config import METHOD, check_version
+from featherweight.models.shards import DTYPES, model_shards, read_headers
+from featherweight.packed.base import layout_of
 
 
-def load(folder: str | Path, *, device: str | None = None, dtype: torch.dtype | str = "auto") -> Any:
+def load(folder: str | Path, *, device: str | None = None, dtype: torch.dtype | str = "auto", stream: bool = False) -> Any:
     """The model in `folder`, in eval mode, on `device` (CPU if None), packed weights kept packed.
+
+    Args:
+        stream: keep one block in memory at a time and read it anew for every forward, see `load_streamed`.
 
     Raises:
         FeatherweightError: no complete output there, or one of a newer format.
@@ -36,6 +41,10 @@ def load(folder: str | Path, *, device: str | None = None, dtype: torch.dtype | 
     if section.get("quant_method") == METHOD:
         check_version(int(section.get("format_version", 1)))
         _check_tensors(folder, section.get("modules") or {})
+    if stream:
+        from featherweight.integrations.streamed import load_streamed
+
+        return load_streamed(folder, device=device, dtype=dtype)
     with _no_loading_bar():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
     return model.eval()
@@ -44,8 +53,6 @@ def load(folder: str | Path, *, device: str | None = None, dtype: torch.dtype | 
 def _check_tensors(folder: Path, modules: dict[str, dict[str, Any]]) -> None:
     """The files must hold the tensors that the configuration describes; transformers' own error is hard to read."""
     from safetensors import safe_open
-
-    from featherweight.packed.base import layout_of
 
     stored: dict[str, tuple[int, ...]] = {}
     for path in folder.glob("model*.safetensors"):
@@ -61,6 +68,24 @@ def _check_tensors(folder: Path, modules: dict[str, dict[str, Any]]) -> None:
                     expected=f"shape {tuple(shape)}, from {description}",
                     fix="restore config.json, or run the same `fw compress` again",
                 )
+
+
+def fits(folder: Path, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the loaded model leaves a tenth of the free memory of `device`; on a CPU, tensors that keep their dtype stay in their
+    files, mapped. True where the system does not tell."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else []
+        free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
+    packed = {f"{name}.{part}" for name, told in read_modules(folder).items() for part in layout_of(told)}
+    needed = 0
+    for name, stored in read_headers(model_shards(folder)).items():
+        kept = DTYPES.get(stored.dtype)
+        changes = name not in packed and kept is not None and kept.is_floating_point and kept != dtype
+        if changes or device.type == "cuda":
+            needed += torch.Size(stored.shape).numel() * dtype.itemsize if changes else stored.nbytes
+    return not free or needed < 0.9 * free
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from featherweight.integrations.config import CACHE_VERSION, FORMAT_VERSION, METHOD, check_version
+from featherweight.integrations.config import CACHE_VERSION, FORMAT_VERSION, LINEARS, METHOD, check_version
 from featherweight.kv_cache.attach import attach_cache
 from featherweight.kv_cache.settings import CacheSettings
+from featherweight.models.experts import separate_experts
 from featherweight.packed.base import empty, layout_of
 from featherweight.packed.placing import place
 
@@ -32,6 +33,7 @@ class FeatherweightConfig(QuantizationConfigMixin):  # type: ignore[misc]
         recipe: str = "",
         quant_method: str = METHOD,
         kv_cache: dict[str, Any] | None = None,
+        experts: str | None = None,
         **future: Any,
     ) -> None:
         check_version(format_version)
@@ -40,6 +42,8 @@ class FeatherweightConfig(QuantizationConfigMixin):  # type: ignore[misc]
         if kv_cache is not None:
             check_version(int(kv_cache.get("format_version", 1)), CACHE_VERSION)
             self.kv_cache = kv_cache
+        if experts is not None:
+            self.experts = experts
         self.modules, self.format_version, self.recipe = modules or {}, format_version, recipe
 
 
@@ -60,6 +64,8 @@ class FeatherweightQuantizer(HfQuantizer):  # type: ignore[misc]
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **keywords: Any
     ) -> None:
         self._files = checkpoint_files or []
+        if self._separates_experts:
+            separate_experts(model)
         head = _name_of(model, model.get_output_embeddings())
         tied = head if model.config.get_text_config(decoder=True).tie_word_embeddings else None
         for name, description in self.quantization_config.modules.items():
@@ -73,6 +79,14 @@ class FeatherweightQuantizer(HfQuantizer):  # type: ignore[misc]
         if section is not None and model.can_generate():
             attach_cache(model, CacheSettings.from_dict(section["settings"]), section["constants"])
         return model
+
+    def update_weight_conversions(self, weight_conversions: list[Any], *arguments: Any) -> list[Any]:
+        """None where experts are linears: files then have the names of the modules, which transformers would fuse or rename."""
+        return [] if self._separates_experts else super().update_weight_conversions(weight_conversions, *arguments)
+
+    @property
+    def _separates_experts(self) -> bool:
+        return getattr(self.quantization_config, "experts", None) == LINEARS
 
     def is_serializable(self, *arguments: Any, **keywords: Any) -> bool:
         """Packed buffers save as they are."""

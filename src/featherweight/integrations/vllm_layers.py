@@ -58,9 +58,14 @@ class PackedConfig(QuantizationConfig):  # type: ignore[misc]
         """From `quantization_config`.
 
         Raises:
-            FeatherweightError: a checkpoint of a newer format.
+            FeatherweightError: a checkpoint of a newer format, or one with experts.
         """
         check_version(int(config.get("format_version", 1)))
+        if config.get("experts"):
+            raise FeatherweightError(
+                "vLLM cannot run this output", found="experts that are stored as linears of their own",
+                expected="a model without experts", fix="load it with transformers, or serve what `fw export --format dense` writes",
+            )  # fmt: skip
         return cls(config.get("modules") or {})
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:

@@ -30,6 +30,37 @@ class Heads:
     eps: float = 0.0
 
 
+#: Values of a digit of a logit, logits of one program that counts them, and launches of a search at most.
+DIGITS, CUT_BLOCK, CUT_LAUNCHES = 64, 2048, 12
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Scratch of the search for the smallest logit that top-k and top-p leave; see `kernels/triton/decode_cut.py`.
+
+    Attributes:
+        partial, maxima: of each part, how many logits or how much mass each digit has, and its largest; two sets.
+        prefixes, left, peaks, floors: after each launch: digits known, what is still looked for, the largest logit, top-k's cut.
+    """
+
+    partial: Tensor
+    maxima: Tensor
+    prefixes: Tensor
+    left: Tensor
+    peaks: Tensor
+    floors: Tensor
+
+    @classmethod
+    def make(cls, batch: int, vocabulary: int, device: torch.device) -> Cut:
+        """For `batch` rows of so many logits."""
+        parts, shape = -(-vocabulary // CUT_BLOCK), (CUT_LAUNCHES, batch)
+        return cls(
+            torch.zeros(2, batch, parts, DIGITS, device=device), torch.zeros(2, batch, parts, device=device),
+            torch.zeros(shape, dtype=torch.int64, device=device), torch.zeros(shape, device=device),
+            torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.int64, device=device),
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Chosen:
     """Where the choice of a token is read and written; no address ever changes, so that a graph can replay it.
@@ -41,6 +72,7 @@ class Chosen:
             host, where the device is another.
         temperature: `[1]` float32; 0 takes the largest logit.
         seed: `[1]` int32, of the draws.
+        top_k, top_p: `[1]` float32, of the draws that are cut; which of them count is said at the call.
         best, where, ticket: scratch of a launch.
     """
 
@@ -49,9 +81,12 @@ class Chosen:
     history: Tensor
     temperature: Tensor
     seed: Tensor
+    top_k: Tensor
+    top_p: Tensor
     best: Tensor = field(repr=False)
     where: Tensor = field(repr=False)
     ticket: Tensor = field(repr=False)
+    cut: Cut = field(repr=False)
 
     @classmethod
     def make(cls, batch: int, length: int, vocabulary: int, device: torch.device) -> Chosen:
@@ -64,5 +99,7 @@ class Chosen:
         history = torch.zeros(batch, length + 1, dtype=torch.int32, pin_memory=device.type == "cuda")
         return cls(
             zeros(batch, torch.int64), zeros(1, torch.int32), history, zeros(1, torch.float32), zeros(1, torch.int32),
+            zeros(1, torch.float32), zeros(1, torch.float32) + 1,
             zeros(parts, torch.float32), zeros(parts, torch.int32), zeros(1, torch.int32),
+            Cut.make(batch, vocabulary, device),
         )  # fmt: skip

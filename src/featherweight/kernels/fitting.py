@@ -27,3 +27,8 @@ class Fitting:
     largest_code: int
     scale_dtype: torch.dtype
     apply: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+    def scale_limits(self) -> tuple[float, float]:
+        """The smallest and largest magnitude of a stored scale: float16 keeps its subnormals, the others do not."""
+        limits = torch.finfo(self.scale_dtype)
+        return limits.smallest_normal * (limits.eps if self.scale_dtype == torch.float16 else 1.0), limits.max

@@ -25,6 +25,10 @@ def _step_kernels(file: str, function: str) -> tuple[Kernel, ...]:
 
 
 OPS: dict[str, tuple[Kernel, ...]] = {
+    "walk_block": (
+        Kernel("cuda", f"{_ROOM}.cuda.walk", "open_walk", supports.cuda_walk),
+        Kernel("reference", f"{_ROOM}.reference.walk", "open_walk", supports.always),
+    ),
     "sweep_block": (
         Kernel("triton", f"{_ROOM}.triton.sweep_block", "sweep_block", supports.triton_sweep),
         Kernel("reference", f"{_ROOM}.reference.sweep_block", "sweep_block", supports.always),
@@ -39,6 +43,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     ),
     "fit_groups": (
         Kernel("triton", f"{_ROOM}.triton.sweep_groups", "fit_groups", supports.triton_fit),
+        Kernel("cpu", f"{_ROOM}.cpu.fit", "fit_groups", supports.cpu_fit),
         Kernel("reference", f"{_ROOM}.reference.fit_groups", "fit_groups", supports.always),
     ),
     "sweep_vectors": (
@@ -103,9 +108,20 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("cuda", f"{_ROOM}.cuda.cache_attention", "cache_attention", supports.cuda_cache),
         Kernel("reference", f"{_ROOM}.reference.cache_attention", "cache_attention", supports.always),
     ),
+    "attend_coded": (
+        Kernel("cuda", f"{_ROOM}.cuda.cache_append", "attend_coded", supports.cuda_coded_step),
+        Kernel("reference", f"{_ROOM}.reference.coded_step", "attend_coded", supports.always),
+    ),
+    "integer_encode": (
+        Kernel("cuda", f"{_ROOM}.cuda.cache_encode", "integer_encode", supports.cuda_encode),
+        Kernel("reference", f"{_ROOM}.reference.integer_encode", "integer_encode", supports.always),
+    ),
     "cache_scores": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_scores", supports.always),),
     "cache_mix": (Kernel("reference", f"{_ROOM}.reference.cached", "cache_mix", supports.always),),
-    "qjl_encode": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_encode", supports.always),),
+    "qjl_encode": (
+        Kernel("cuda", f"{_ROOM}.cuda.cache_encode", "qjl_encode", supports.cuda_encode),
+        Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_encode", supports.always),
+    ),
     "qjl_decode": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_decode", supports.always),),
     "qjl_scores": (Kernel("reference", f"{_ROOM}.reference.qjl", "qjl_scores", supports.always),),
     "rotated_scores": (Kernel("reference", f"{_ROOM}.reference.rotated", "rotated_scores", supports.always),),

@@ -88,6 +88,27 @@ def triton_groups(signature: Signature, device: torch.device) -> tuple[bool, str
     return triton_sweep(signature, device)
 
 
+def cuda_walk(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """Whole blocks of the walk, with what is dropped, on Hopper and later."""
+    size, of = signature["group_size"], signature.get("of", 0)
+    if size and not signature.get("scattered") and not (0 < size <= 128 and size % 16 == 0):
+        return False, f"groups of a multiple of 16 columns up to 128, not {size}"
+    if signature["inputs"] % 4:
+        return False, f"inputs in fours, not {signature['inputs']}"
+    if of not in (0, 2, 4, 8, 16):
+        return False, f"N of 2, 4, 8 or 16, not of {of}"
+    if signature.get("how") == "least" and (any(rows % 32 for rows in signature["linears"]) or (size and 128 % size)):
+        return False, "linears of 32 rows each, and groups that divide 128 columns, where weights compete"
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    from featherweight.kernels.cuda.compiler import missing
+
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return False, "for compute capability 9.0 and later"
+    absent = missing()
+    return not absent, absent or "one launch for every 128 columns: fitted, selected, decided"
+
+
 def triton_two_level(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """Groups with two levels of parameters and outliers."""
     second = signature.get("second_group_size", 0)
@@ -159,11 +180,21 @@ def cpu_integer(signature: Signature, device: torch.device) -> tuple[bool, str]:
         return False, "for activations of 16 or 32 bits, not float64"
     if signature.get("group_index"):
         return False, "it does not read groups with a stored index"
-    if reason := missing():
+    if reason := missing("integer"):
         return False, reason
     from featherweight.kernels.cpu.integer import told
 
     return True, told(signature)
+
+
+def cpu_fit(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """Fits of all groups at once, wherever there is a C compiler."""
+    from featherweight.kernels.cpu.compiler import missing
+
+    if device.type != "cpu":
+        return False, f"written for CPUs, not for {device.type}"
+    reason = missing("fit")
+    return not reason, reason or "every candidate of a group tried while it lies in the first cache"
 
 
 def cuda_cache(signature: Signature, device: torch.device) -> tuple[bool, str]:
@@ -179,3 +210,29 @@ def cuda_cache(signature: Signature, device: torch.device) -> tuple[bool, str]:
 
     reason = missing() or unsupported(signature["keys"], signature["values"], signature["head_dim"])
     return not reason, reason or "one launch for all query heads of a key head, tokens read in code"
+
+
+def cuda_encode(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """What `kernels/cuda/cache_encode.py` codes, on Hopper and later."""
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return False, "for compute capability 9.0 and later"
+    from featherweight.kernels.cuda.cache_encode import unsupported
+    from featherweight.kernels.cuda.compiler import missing
+
+    reason = missing() or unsupported(signature["head_dim"], signature["dtype"], signature)
+    return not reason, reason or "one launch for all tokens"
+
+
+def cuda_coded_step(signature: Signature, device: torch.device) -> tuple[bool, str]:
+    """What `kernels/cuda/cache_append.py` adds to and reads, on Hopper and later."""
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return False, "for compute capability 9.0 and later"
+    from featherweight.kernels.cuda.cache_append import unsupported
+    from featherweight.kernels.cuda.compiler import missing
+
+    reason = missing() or unsupported(signature["keys"], signature["values"], signature["head_dim"], signature["dtype"])
+    return not reason, reason or "a launch that adds a token and codes what it settles, and those of attention over codes"

@@ -43,6 +43,24 @@ class Growing:
         self._buffer[:, :, self._stop : self._stop + count] = fresh
         self._stop += count
 
+    @property
+    def buffer(self) -> Tensor:
+        """The whole buffer, of which nothing was taken from the front: entries, then room."""
+        assert self._start == 0
+        return self._buffer
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` entries in all, so that the buffer does not move before there are more."""
+        if self._buffer.shape[2] < count:
+            old, length = self.live, len(self)
+            self._buffer = old.new_empty(*old.shape[:2], count + -count % _EIGHTS, *old.shape[3:])
+            self._buffer[:, :, :length] = old
+            self._start, self._stop = 0, length
+
+    def count_as(self, count: int) -> None:
+        """Take the first `count` places of the buffer as the entries, whoever wrote them there."""
+        self._start, self._stop = 0, count
+
     def take(self, count: int) -> Tensor:
         """Remove the oldest `count` entries and return them; valid until the next `append`."""
         taken = self._buffer[:, :, self._start : self._start + count]

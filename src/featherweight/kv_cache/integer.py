@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.grids.uniform import store_scale
-from featherweight.kernels.bits import pack_across, packed_width, unpack_across
+from featherweight.kernels.bits import packed_width, unpack_across
+from featherweight.kernels.reference.integer_encode import grouped
+from featherweight.kernels.registry import choose
 from featherweight.kv_cache.codec import CacheCodec, Codes, Constants
 
 Axis = Literal["token", "channel"]
@@ -85,39 +86,25 @@ class Integer(CacheCodec):
 
     def encode(self, exact: Tensor, constants: Constants) -> dict[str, Tensor]:
         """See `CacheCodec.encode`; arithmetic in float32."""
-        grouped, largest = self._grouped(exact), 2**self.bits - 1
-        low = grouped.amin(self._along, keepdim=True)
-        scale = store_scale((grouped.amax(self._along, keepdim=True) - low) / largest, exact.dtype)
-        codes = ((grouped - low) / scale).round_().clamp_(0, largest).to(torch.uint8)
-        tokens = codes.flatten(-3, -2) if self.axis == "channel" else codes.flatten(-2)[..., : exact.shape[-1]]
-        return {
-            "codes": pack_across(tokens, self.bits),
-            "scale": scale.squeeze(self._along).to(exact.dtype),
-            "minimum": low.squeeze(self._along).to(exact.dtype),
-        }
+        signature = {"bits": self.bits, "axis": self.axis, "group_size": self.group_size, "head_dim": exact.shape[-1]}
+        signature["dtype"] = str(exact.dtype).removeprefix("torch.")
+        made: dict[str, Tensor] = choose("integer_encode", signature, exact.device)(
+            exact, self.bits, self.axis, self.group_size
+        )
+        return made
 
     def decode(self, codes: Codes, constants: Constants, dtype: torch.dtype) -> Tensor:
         """See `CacheCodec.decode`; arithmetic in float32."""
         head_dim = codes["codes"].shape[-1] * 8 // self.bits
-        grouped = self._grouped(unpack_across(codes["codes"], self.bits, head_dim))
+        values = grouped(unpack_across(codes["codes"], self.bits, head_dim), self.axis, self.group_size)
         scale, low = (codes[name].to(torch.float32).unsqueeze(self._along) for name in ("scale", "minimum"))
-        values = grouped.mul_(scale).add_(low)
+        values = values.mul_(scale).add_(low)
         return (values.flatten(-3, -2) if self.axis == "channel" else values.flatten(-2)[..., :head_dim]).to(dtype)
 
     @property
     def _along(self) -> int:
-        """Dimension of `_grouped` that shares a scale."""
+        """Dimension of `grouped` that shares a scale."""
         return -2 if self.axis == "channel" else -1
-
-    def _grouped(self, values: Tensor) -> Tensor:
-        """A float32 copy, `[..., groups, group_size, head_dim]` or `[..., tokens, groups, group_size]`."""
-        copy = values.to(torch.float32, copy=True)
-        if self.axis == "channel":
-            return copy.unflatten(-2, (-1, self.group_size))
-        missing = -values.shape[-1] % self.group_size
-        if missing:  # the last value again changes neither minimum nor maximum
-            copy = torch.cat([copy, copy[..., -1:].expand(*copy.shape[:-1], missing)], -1)
-        return copy.unflatten(-1, (-1, self.group_size))
 
 
 def check_chunks(window: int, group_size: int) -> None:

@@ -68,6 +68,29 @@ class StoredPart:
             self.coded += count
             self._exact.compact()
 
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The codec's tensors with the room behind their entries."""
+        return {name: grown.buffer for name, grown in self._codes.items()}
+
+    @property
+    def entry_tokens(self) -> dict[str, int]:
+        """Tokens in an entry of each of these."""
+        return dict(self._tokens)
+
+    def reserve(self, total: int) -> None:
+        """Make room for codes of `total` tokens."""
+        for name, grown in self._codes.items():
+            grown.reserve(total // self._tokens[name])
+
+    def resume(self, coded: int, exact: Tensor) -> None:
+        """Count `coded` tokens as in code, whoever coded them in `buffers`, and put `exact` behind them."""
+        for name, grown in self._codes.items():
+            grown.count_as(coded // self._tokens[name])
+        self.coded = coded
+        self._exact.truncate(0)
+        self._exact.append(exact)
+
     def crop(self, total: int) -> None:
         """Keep the oldest `total` tokens.
 
@@ -77,7 +100,7 @@ class StoredPart:
             self._exact.truncate(total - self.coded)
             return
         whole = total - total % self.codec.group
-        rest = self._decode(whole)[:, :, : total - whole]
+        rest = self._decode(whole)[:, :, : total - whole] if total > whole else self.exact[:, :, :0]
         for name, grown in self._codes.items():
             grown.truncate(whole // self._tokens[name])
         self._exact.truncate(0)

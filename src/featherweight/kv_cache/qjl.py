@@ -135,8 +135,14 @@ class QJL(CacheCodec):
         """See `CacheCodec.encode`."""
         head_dim = exact.shape[-1]
         sketch, outlier_sketch = self.lengths(head_dim)
-        signature = {"head_dim": head_dim, "sketch": sketch, "outlier_sketch": outlier_sketch, "outliers": self.outliers}
-        encode = choose("qjl_encode", signature | {"group_size": self.group_size}, exact.device)
+        signature: dict[str, object] = {
+            "head_dim": head_dim,
+            "sketch": sketch,
+            "outlier_sketch": outlier_sketch,
+            "outliers": self.outliers,
+        }
+        signature |= {"group_size": self.group_size, "dtype": str(exact.dtype).removeprefix("torch.")}
+        encode = choose("qjl_encode", signature, exact.device)
         return encode(exact, constants["projection"], self.outliers, outlier_sketch, self.group_size)
 
     def decode(self, codes: Codes, constants: Constants, dtype: torch.dtype) -> Tensor:

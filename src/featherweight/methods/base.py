@@ -160,8 +160,16 @@ class Method(ABC):
         return False
 
     def tune(self, run: BlockRun) -> Mapping[str, Any]:
-        """Settings by linear, found on the block's outputs; `compress` gets them as `problem.settings`."""
+        """Settings by linear, found on the block's outputs; `compress` gets them as `problem.settings`.
+
+        Where the method `tunes_norms`, new weights of these too, by parameter name.
+        """
         return {}
+
+    @property
+    def tunes_norms(self) -> bool:
+        """Whether `tune` changes the block's norms."""
+        return False
 
     @abstractmethod
     def storage(self, current: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

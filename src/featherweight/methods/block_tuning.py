@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from featherweight.packed.dense import Dense
 from featherweight.packed.signs import SIGN_DTYPE, sign_vectors
 from featherweight.packed.signs import real_signs as with_real_signs
 
-#: Highest rates of Adam: of real vectors (which begin as signs), and of dense weights, relative to their root mean square.
+#: Highest rates of Adam: of real vectors (which begin as signs) and of norms' factors; of dense weights, relative to their RMS.
 VECTOR_RATE, WEIGHT_RATE = 2e-3, 2.5e-3
 
 #: Of the batches, held out to judge by; and how often a training is judged.
@@ -39,9 +40,9 @@ class _Rounded:
     vectors: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, weight: PackedWeight, signs: bool) -> _Rounded:
-        """That of a weight as `compress` returns it; with `signs` those are trained."""
-        packed = with_real_signs(weight) if signs else weight
+    def of(cls, weight: PackedWeight, sides: Sequence[str]) -> _Rounded:
+        """That of a weight as `compress` returns it; the signs of these sides' rotations are trained."""
+        packed = with_real_signs(weight, sides)
         names = sign_vectors(packed.description())
         tensors = packed.tensors()
         plain = {**tensors, **{name: torch.ones_like(tensors[name]) for name in names}}
@@ -61,25 +62,54 @@ class _Rounded:
         return from_tensors(self.packed.description(), tensors)
 
 
+@dataclass
+class _Norm:
+    """A norm's weight, as a factor on each channel."""
+
+    stored: Tensor
+    factors: Tensor
+
+    @classmethod
+    def of(cls, stored: Tensor) -> _Norm:
+        """That of a weight `[size]` as it is stored."""
+        return cls(stored, torch.ones_like(stored, dtype=torch.float32).requires_grad_())
+
+    def values(self, rounded: bool) -> Tensor:
+        """`[size]` float32, as a function of the factors; or `rounded` as it would be stored."""
+        values = self.stored.float() * self.factors
+        return values.detach().to(self.stored.dtype).float() if rounded else values
+
+
 @torch.enable_grad()
 def tune_block(
-    run: BlockRun, solve: Callable[[Problem], dict[str, Compressed]], steps: int, method: str, *, signs: bool
-) -> dict[str, Compressed]:
+    run: BlockRun,
+    solve: Callable[[Problem], dict[str, Compressed]],
+    steps: int,
+    method: str,
+    *,
+    sides: Sequence[str],
+    norms: bool,
+) -> dict[str, Any]:
     """Round the linears of one input after the other; after each, train the rest of the block to make up for it.
 
-    After every input `steps` steps of Adam lower the block's output error over the weights that are still dense, and over the
-    signs of the rotations of those that are rounded. Some batches are held out, and the state with the lowest error on these
-    is kept, so that no training raises it. (Tseng et al. 2024, section 5, which trains to a patience; norms stay as they are.)
+    After every input `steps` steps of Adam lower the block's output error over the weights that are still dense, over the
+    norms, and over the signs of the rotations of those that are rounded. Some batches are held out, and the state with the
+    lowest error on these is kept, so that no training raises it. (Tseng et al. 2024, section 5, which trains to a patience.)
 
     Args:
         solve: the method's `compress`, without tuning.
         steps: after each input.
         method: for the error.
-        signs: train those too; they are then stored as real vectors.
+        sides: whose rotations' signs are trained, "input" and "output"; they are then stored as real vectors.
+        norms: train those too.
+
+    Returns:
+        By linear what is stored; by name the norms' weights, where they are trained.
 
     Raises:
         FeatherweightError: a block that returns no gradients.
     """
+    trained = {name: _Norm.of(stored) for name, stored in run.norms.items()} if norms else {}
     dense = {name: current.dequantize().to(run.weights[name].device).clone() for name, current in run.current.items()}
     rounded: dict[str, _Rounded] = {}
     found: dict[str, Compressed] = {}
@@ -91,23 +121,26 @@ def tune_block(
         with torch.no_grad():
             solved = solve(Problem(weights, current, run.statistics.get(names[0]), dtype, run.seed))
         found |= solved
-        rounded |= {name: _Rounded.of(each.weight, signs) for name, each in solved.items()}
-        before, loss = _train(run, rounded, dense, steps, method)
+        rounded |= {name: _Rounded.of(each.weight, sides) for name, each in solved.items()}
+        before, loss = _train(run, rounded, dense, trained, steps, method)
         left *= loss / before if before > 0 else 1.0
     facts = {"block_loss": loss, "tuning_gain": 1 - left}
-    return {name: replace(each, weight=rounded[name].stored(), facts={**each.facts, **facts}) for name, each in found.items()}
+    stored = {name: replace(each, weight=rounded[name].stored(), facts={**each.facts, **facts}) for name, each in found.items()}
+    return {**stored, **{name: each.values(rounded=True).to(each.stored.dtype) for name, each in trained.items()}}
 
 
-def finished(problem: Problem, solve: Callable[[Problem], dict[str, Compressed]], *, real_signs: bool) -> dict[str, Compressed]:
+def finished(
+    problem: Problem, solve: Callable[[Problem], dict[str, Compressed]], *, sides: Sequence[str]
+) -> dict[str, Compressed]:
     """What `compress` returns of a method that may tune the block: what was found there, or solved now.
 
     Args:
-        real_signs: whether signs are stored as real vectors.
+        sides: whose rotations' signs are stored as real vectors.
     """
     if all(name in problem.settings for name in problem.current):
         return {name: problem.settings[name] for name in problem.current}
     solved = solve(problem)
-    return {name: replace(each, weight=with_real_signs(each.weight)) for name, each in solved.items()} if real_signs else solved
+    return {name: replace(each, weight=with_real_signs(each.weight, sides)) for name, each in solved.items()}
 
 
 def _groups(run: BlockRun) -> list[list[str]]:
@@ -119,17 +152,24 @@ def _groups(run: BlockRun) -> list[list[str]]:
 
 
 def _train(
-    run: BlockRun, rounded: Mapping[str, _Rounded], dense: Mapping[str, Tensor], steps: int, method: str
+    run: BlockRun,
+    rounded: Mapping[str, _Rounded],
+    dense: Mapping[str, Tensor],
+    norms: Mapping[str, _Norm],
+    steps: int,
+    method: str,
 ) -> tuple[float, float]:
     """Train what is free, in place; the held-out losses before and after."""
 
-    def weights() -> dict[str, Tensor]:
-        return {**{name: each.values() for name, each in rounded.items()}, **dense}
+    def weights(judged: bool = False) -> dict[str, Tensor]:
+        scales = {name: each.values(rounded=judged) for name, each in norms.items()}
+        return {**{name: each.values() for name, each in rounded.items()}, **dense, **scales}
 
     held = list(range(run.batches))[-max(1, run.batches // HELD_OUT) :]
     batches = cycle([batch for batch in range(run.batches) if batch not in held] or held)
-    first = best = _loss(run, held, weights())
+    first = best = _loss(run, held, weights(judged=True))
     vectors = [vector for each in rounded.values() for vector in each.vectors.values()]
+    vectors += [each.factors for each in norms.values()]
     free = [*vectors, *(weight.requires_grad_() for weight in dense.values())]
     if not free:
         return first, first
@@ -146,7 +186,7 @@ def _train(
         loss.backward()
         adam.step()
         if (step + 1) % max(1, steps // JUDGED) == 0 or step + 1 == steps:
-            now = _loss(run, held, weights())
+            now = _loss(run, held, weights(judged=True))
             if isfinite(now) and now < best:
                 best, kept = now, [each.detach().clone() for each in free]
     with torch.no_grad():

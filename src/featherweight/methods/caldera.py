@@ -54,8 +54,10 @@ class CALDERA(Factored):
         downdate: fit `Q` in the norm that is left once `L` is free to make up for errors that `R` can reach: the share of that
             which is believed. 1 as the authors; rounded factors make up for less. 0 for the plain norm.
         tune_block: with `hadamard`: after the linears of each input are solved, so many gradient steps on the block's outputs
-            train the weights that are still dense and the signs of the rotations (`block_tuning`).
-        tune_signs: train the signs too, which become real vectors of 16 bits; else bits stay as they are.
+            train the weights that are still dense, and more as follows (`block_tuning`).
+        tune_norms: train the block's norms too, which costs nothing.
+        tune_signs: train the signs of the outputs' rotations too, which become real vectors of 16 bits. Those of the inputs are
+            left: the norm, or the outputs, that make an input can scale it as well.
 
     Other settings: those of `Factored`. Without `activation_aware` both are fitted to the weights alone.
 
@@ -79,7 +81,8 @@ class CALDERA(Factored):
     order: Order | None = None
     downdate: float = 0.9
     tune_block: int = 0
-    tune_signs: bool = True
+    tune_norms: bool = True
+    tune_signs: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -123,7 +126,7 @@ class CALDERA(Factored):
         if not self.hadamard:
             return terms
         rotated = Rotated.describe(terms, describe_rotation(columns), describe_rotation(rows))
-        return describe_real_signs(rotated) if self.has_real_signs else rotated
+        return describe_real_signs(rotated, self.real_sides)
 
     @property
     def tunes(self) -> bool:
@@ -131,19 +134,24 @@ class CALDERA(Factored):
         return self.tune_block > 0
 
     @property
-    def has_real_signs(self) -> bool:
-        """Whether signs are stored as real vectors."""
-        return self.tunes and self.tune_signs
+    def tunes_norms(self) -> bool:
+        """Where the block is tuned, unless told otherwise."""
+        return self.tunes and self.tune_norms
 
-    def tune(self, run: BlockRun) -> dict[str, Compressed]:
-        """The finished weights of the block's linears.
+    @property
+    def real_sides(self) -> tuple[str, ...]:
+        """Whose rotations' signs are stored as real vectors."""
+        return ("output",) if self.tunes and self.tune_signs else ()
+
+    def tune(self, run: BlockRun) -> dict[str, Any]:
+        """The finished weights of the block's linears, and its norms.
 
         Raises:
             FeatherweightError: as `compress`; a block that returns no gradients.
         """
         for current in run.current.values():
             must_be_dense(self.name, current.description())
-        return tune_block(run, self._solve, self.tune_block, self.name, signs=self.tune_signs)
+        return tune_block(run, self._solve, self.tune_block, self.name, sides=self.real_sides, norms=self.tune_norms)
 
     def compress(self, problem: Problem) -> dict[str, Compressed]:
         """Solve linear by linear on the shared Hessian.
@@ -151,7 +159,7 @@ class CALDERA(Factored):
         Raises:
             FeatherweightError: activation-aware without a Hessian, or one that cannot be factorised; a rank above the smaller side.
         """
-        return finished(problem, self._solve, real_signs=self.has_real_signs)
+        return finished(problem, self._solve, sides=self.real_sides)
 
     def _solve(self, problem: Problem) -> dict[str, Compressed]:
         weights = {name: current.dequantize() for name, current in problem.current.items()}

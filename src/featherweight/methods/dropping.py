@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from featherweight.grids.base import Grid, GridParameters
 from featherweight.grids.exact import Exact
 from featherweight.grids.uniform import UniformGrid
 from featherweight.kernels.registry import choose
+from featherweight.kernels.walking import MOST, Dropping
 from featherweight.masks.patterns import Pattern
 from featherweight.packed.base import PackedWeight
 from featherweight.solvers.damping import Factor
@@ -35,6 +37,7 @@ class Hold(Decision):
     """
 
     span: int
+    in_blocks = True
 
     def __init__(
         self,
@@ -47,6 +50,17 @@ class Hold(Decision):
         self.grouped = dropped if grouped is None else grouped
         self.span = len(dropped)
         self.fitted = 0
+
+    def fitted_on(self, values: Tensor) -> Tensor | None:
+        """Those kept, or all."""
+        return values.masked_fill(self.grouped.T, 0.0) if self.fit_on_kept else values
+
+    def dropping(self) -> Dropping | None:
+        """The mask."""
+        return Dropping(self.dropped.contiguous(), "given", self._fitted_on())
+
+    def _fitted_on(self) -> Literal["all", "kept", "made up"]:
+        return "all" if not self.fit_on_kept else "kept" if self.feedback is None else "made up"
 
     def start_span(self, first: int, values: Tensor, importance: Tensor) -> Tensor | None:
         """The mask."""
@@ -96,6 +110,17 @@ class Select(Hold):
         super().__init__(nothing, None, fit_on_kept, feedback)
         self.pattern, self.span, self.linears = pattern, span, list(linears)
         self.selected = 0
+        self.in_blocks = bool(pattern.of) or (pattern.name == "layer" and span == MOST)
+
+    def dropping(self) -> Dropping | None:
+        """N of M, or the least of a block."""
+        pattern = self.pattern
+
+        def counts(columns: int) -> list[int]:
+            return [rows * columns - pattern.kept((rows, columns)) for rows in self.linears]
+
+        how: Literal["n of m", "least"] = "n of m" if pattern.of else "least"
+        return Dropping(self.dropped, how, self._fitted_on(), pattern.keep, pattern.of, self.linears, counts, self._select)
 
     def start_span(self, first: int, values: Tensor, importance: Tensor) -> Tensor | None:
         """Select among these columns."""
@@ -130,7 +155,12 @@ class Fixed(Hold):
 
     def __init__(self, dropped: Tensor, scales: Tensor, zeros: Tensor) -> None:
         super().__init__(dropped)
+        self.in_blocks = False
         self.scales, self.zeros, self.group = scales, zeros, 0
+
+    def fitted_on(self, values: Tensor) -> Tensor | None:
+        """Nothing is fitted."""
+        return None
 
     def start_group(self, grid: Grid, values: Tensor, importance: Tensor) -> GridParameters:
         """The next group's."""

@@ -232,14 +232,14 @@ class Factored(Method):
         self, target: Tensor, metric: Metric, generator: torch.Generator, name: str = "", left: Tensor | None = None
     ) -> Fitted:
         """The rounded factors of `target [out, in]`, by least squares from `left` or from the best unrounded factors."""
-        ranks = self.ranks((target.shape[0], target.shape[1]), name)
+        ranks, weighed = self.ranks((target.shape[0], target.shape[1]), name), metric.weigh(target)
         if left is None:
-            left = best_factors(target, metric, sum(ranks), generator if self.randomized else None).left
+            left = best_factors(target, metric, sum(ranks), generator if self.randomized else None, weighed).left
             left = torch.cat([_rotated(part, self.rank_rotation, generator) for part in left.split(list(ranks))])
         formats = self.formats()
         exact = all(format.bits == 16 for strip in formats for format in strip)
         round_left, round_right = (_rounding([strip[side] for strip in formats], ranks) for side in (0, 1))
-        return fit_factors(target, metric, left, round_left, round_right, 1 if exact else self.factor_iterations)
+        return fit_factors(target, metric, left, round_left, round_right, 1 if exact else self.factor_iterations, weighed)
 
 
 def _rounding(formats: Sequence[Format], ranks: Sequence[int]) -> Rounding:

@@ -51,8 +51,8 @@ class PQP(Learned):
             name: (run.weights[name] - run.current[name].dequantize().to(mask.device)) * mask for name, mask in keep.items()
         }
         if self.error_term == "block":
-            reference = run.reference(batch).float().square().flatten(0, -2).sum(0).clamp(min=1e-12)
-            return self.error_weight * (run.run(batch, errors).float().square().flatten(0, -2).sum(0) / reference).mean()
+            reference = run.energy(run.reference(batch).float()).clamp(min=1e-12)
+            return self.error_weight * (run.energy(run.run(batch, errors).float()) / reference).mean()
         total: Tensor | float = 0.0
         for name, error in errors.items():
             energy = run.statistics[name].mean_sum_sq().to(error.device, torch.float32)

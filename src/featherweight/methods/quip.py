@@ -44,8 +44,10 @@ class QuIP(Method):
         rms: to which the rotated weights are scaled before they are rounded; None for what suits the bits. The authors: 0.9.
         rescale: first balance inputs and weights, `W diag(d)` with `d = (H_jj / Σ_i W_ij²)^¼`; `d` is stored.
         tune_block: after the linears of each input are rounded, so many gradient steps on the block's outputs train the
-            weights that are still dense and the signs of the rotations (`block_tuning`).
-        tune_signs: train the signs too, which become real vectors of 16 bits; else bits stay as they are.
+            weights that are still dense, and more as follows (`block_tuning`).
+        tune_norms: train the block's norms too, which costs nothing.
+        tune_signs: train the signs of the outputs' rotations too, which become real vectors of 16 bits. Those of the inputs are
+            left: the norm, or the outputs, that make an input can scale it as well.
 
     Raises:
         FeatherweightError: a setting outside these.
@@ -63,7 +65,8 @@ class QuIP(Method):
     rms: float | None = None
     rescale: bool = False
     tune_block: int = 0
-    tune_signs: bool = True
+    tune_norms: bool = True
+    tune_signs: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -88,7 +91,7 @@ class QuIP(Method):
         rows, columns = current["shape"]
         lattice = Lattice.describe((rows, columns), self.bits)
         rotated = Rotated.describe(lattice, describe_rotation(columns), describe_rotation(rows))
-        rotated = describe_real_signs(rotated) if self.has_real_signs else rotated
+        rotated = describe_real_signs(rotated, self.real_sides)
         return Rotated.describe(rotated, describe_map(DIAGONAL, columns, dtype)) if self.rescale else rotated
 
     @property
@@ -97,19 +100,24 @@ class QuIP(Method):
         return self.tune_block > 0
 
     @property
-    def has_real_signs(self) -> bool:
-        """Whether signs are stored as real vectors."""
-        return self.tunes and self.tune_signs
+    def tunes_norms(self) -> bool:
+        """Where the block is tuned, unless told otherwise."""
+        return self.tunes and self.tune_norms
 
-    def tune(self, run: BlockRun) -> dict[str, Compressed]:
-        """The finished weights of the block's linears.
+    @property
+    def real_sides(self) -> tuple[str, ...]:
+        """Whose rotations' signs are stored as real vectors."""
+        return ("output",) if self.tunes and self.tune_signs else ()
+
+    def tune(self, run: BlockRun) -> dict[str, Any]:
+        """The finished weights of the block's linears, and its norms.
 
         Raises:
             FeatherweightError: as `compress`; a block that returns no gradients.
         """
         for name, current in run.current.items():
             self._check_dense(current.kind, name)
-        return tune_block(run, self._solved, self.tune_block, self.name, signs=self.tune_signs)
+        return tune_block(run, self._solved, self.tune_block, self.name, sides=self.real_sides, norms=self.tune_norms)
 
     def compress(self, problem: Problem) -> dict[str, Compressed]:
         """Solve all linears of the input at once.
@@ -117,7 +125,7 @@ class QuIP(Method):
         Raises:
             FeatherweightError: no Hessian, or one that cannot be factorised; a `current` that is not dense.
         """
-        return finished(problem, self._solved, real_signs=self.has_real_signs)
+        return finished(problem, self._solved, sides=self.real_sides)
 
     def _solved(self, problem: Problem) -> dict[str, Compressed]:
         for name, current in problem.current.items():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError
 from featherweight.models.axis import Axis, Producer
+from featherweight.models.experts import Expert, Experts
 from featherweight.models.probe import meta_call, sample_calls
 from featherweight.models.structure import is_linear
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from featherweight.models.replay import BlockCall
     from featherweight.models.structure import Structure
 
-__all__ = ["Axis", "Producer", "Trace", "find_axes", "find_producers", "trace_block"]
+__all__ = ["Axis", "Producer", "Trace", "alike_blocks", "find_axes", "find_producers", "moved", "trace_block"]
 
 _SHAPE = (2, 3)  # samples and tokens of the traced call; more than one of each, so that no reshape is a no-op by accident
 
@@ -33,10 +35,12 @@ class Trace:
     Attributes:
         reads: (module path, tensor), in the order of execution, of every module with tensors of its own.
         writes: the paths of modules that scale by a vector (norms), by the tensor that they return.
+        experts: module path of the expert that each linear within one belongs to.
     """
 
     reads: list[tuple[str, Key]] = field(default_factory=list)
     writes: dict[Key, str] = field(default_factory=dict)
+    experts: dict[str, str] = field(default_factory=dict)
     _alive: list[Tensor] = field(default_factory=list)
 
     def key(self, tensor: Tensor) -> Key:
@@ -48,6 +52,8 @@ class Trace:
 def find_axes(model: nn.Module, structure: Structure) -> dict[str, tuple[Axis, ...]]:
     """By block, the axes that its linears read, in the order of execution; producers are left empty.
 
+    Blocks of the same class and shapes are traced once.
+
     Args:
         model: a skeleton will do.
         structure: of this model.
@@ -56,8 +62,12 @@ def find_axes(model: nn.Module, structure: Structure) -> dict[str, tuple[Axis, .
         FeatherweightError: a block cannot be called without data; or one of its linears runs never, or more than once.
     """
     hidden, calls = sample_calls(model, structure, _SHAPE, torch.float32, torch.Generator().manual_seed(0))
-    traces = {block: trace_block(model, block, calls[block], hidden) for block in structure.blocks}
-    return {block: axes_of(trace, structure, block) for block, trace in traces.items()}
+    firsts = alike_blocks(model, structure)
+    known = {
+        block: axes_of(trace_block(model, block, calls[block], hidden), structure, block)
+        for block in dict.fromkeys(firsts.values())
+    }
+    return {block: tuple(moved(axis, first, block) for axis in known[first]) for block, first in firsts.items()}
 
 
 def find_producers(model: nn.Module, structure: Structure, block: str) -> tuple[Axis, ...]:
@@ -77,7 +87,9 @@ def trace_block(model: nn.Module, block: str, call: BlockCall, hidden: Tensor) -
     module = model.get_submodule(block)
     handles = []
     for path, part in module.named_modules():
-        if path and next(part.parameters(recurse=False), None) is not None:
+        if isinstance(part, Expert):
+            trace.experts |= {f"{block}.{path}.{name}": f"{block}.{path}" for name, _ in part.named_children()}
+        if path and (isinstance(part, Experts) or next(part.parameters(recurse=False), None) is not None):
             handles.append(part.register_forward_pre_hook(_note_reads(trace, f"{block}.{path}"), with_kwargs=True))
             if not is_linear(part) and getattr(getattr(part, "weight", None), "ndim", 0) == 1:
                 handles.append(part.register_forward_hook(_note_write(trace, f"{block}.{path}")))
@@ -107,11 +119,12 @@ def axes_of(trace: Trace, structure: Structure, block: str) -> tuple[Axis, ...]:
     for path, key in trace.reads:
         readers.setdefault(key, []).append(path)
     runs = [path for path, _ in trace.reads if path in sizes]
-    odd = [name for name in sizes if runs.count(name) != 1]
+    times = Counter(runs)
+    odd = [name for name in sizes if times[name] != 1]
     if odd:
         raise FeatherweightError(
             f"{len(odd)} linears of {block} do not run exactly once when the block runs",
-            found=", ".join(f"{name}: {runs.count(name)} times" for name in odd[:6]),
+            found=", ".join(f"{name}: {times[name]} times" for name in odd[:6]),
             expected="each linear of a block runs once",
             fix="this family is not supported yet",
         )
@@ -120,9 +133,39 @@ def axes_of(trace: Trace, structure: Structure, block: str) -> tuple[Axis, ...]:
         consumers = tuple(path for path in paths if path in sizes)
         if consumers:
             others = tuple(dict.fromkeys(path for path in paths if path not in sizes and not _holds_any(path, consumers)))
-            axes.append(Axis(f"{consumers[0]}.input", block, sizes[consumers[0]], consumers, others))
+            expert = trace.experts.get(consumers[0], "")
+            axes.append(Axis(f"{consumers[0]}.input", block, sizes[consumers[0]], consumers, others, expert=expert))
     order = {name: index for index, name in enumerate(runs)}
     return tuple(sorted(axes, key=lambda axis: order[axis.consumers[0]]))
+
+
+def alike_blocks(model: nn.Module, structure: Structure) -> dict[str, str]:
+    """For every block the first one of the same class and shapes."""
+    known: dict[tuple[object, ...], str] = {}
+    firsts = {}
+    for block in structure.blocks:
+        module = model.get_submodule(block)
+        parts = tuple((path, type(part).__name__) for path, part in module.named_modules())
+        signature = (parts, tuple((name, tuple(tensor.shape)) for name, tensor in module.named_parameters()))
+        firsts[block] = known.setdefault(signature, block)
+    return firsts
+
+
+def moved(axis: Axis, first: str, second: str) -> Axis:
+    """The same axis in another block, or in another expert."""
+
+    def move(name: str) -> str:
+        return second + name.removeprefix(first) if name == first or name.startswith(f"{first}.") else name
+
+    return replace(
+        axis,
+        name=move(axis.name),
+        block=move(axis.block),
+        expert=move(axis.expert),
+        consumers=tuple(map(move, axis.consumers)),
+        others=tuple(map(move, axis.others)),
+        producers=tuple(replace(producer, name=move(producer.name)) for producer in axis.producers),
+    )
 
 
 def _holds_any(path: str, names: tuple[str, ...]) -> bool:

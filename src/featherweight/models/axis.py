@@ -44,6 +44,7 @@ class Axis:
         admits: maps that can be folded exactly: into the producers, and out of every consumer.
         shared: for each column the class of columns that one row of a producer makes, `[size]`; a map must treat the columns
             of a class alike. None means that no two columns share a row.
+        expert: module path of the expert that reads it, whose tokens alone it sees; "" where all tokens come by.
         groups: for each column the group (an attention head) that a permutation or rotation must not leave, `[size]`. None
             means that the whole axis is one group.
     """
@@ -57,3 +58,4 @@ class Axis:
     admits: frozenset[str] = frozenset()
     shared: tuple[int, ...] | None = None
     groups: tuple[int, ...] | None = None
+    expert: str = ""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError
+from featherweight.models.axes import alike_blocks
 from featherweight.models.axis import Axis
 from featherweight.models.probe import DoublePrecision, RandomBlock, sample_calls
-from featherweight.models.producers import Probe, alike_blocks
+from featherweight.models.producers import Probe
 from featherweight.models.structure import find_structure
 from featherweight.models.units import KV_GROUPS, QUERY_HEADS, Units, last, tensors_of
 

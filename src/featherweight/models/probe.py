@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from featherweight.errors import FeatherweightError
+from featherweight.models.experts import find_experts
 from featherweight.models.replay import BlockCall, override_forwards, record_calls
 from featherweight.models.structure import is_linear
 
@@ -62,7 +63,7 @@ def sample_calls(
 
 
 def without_experts(block: nn.Module) -> dict[str, Callable[..., Any]]:
-    """Forwards that pass tokens through the block's experts unchanged: which expert a token visits depends on data."""
+    """Forwards that pass tokens through 3-D tensors of experts unchanged: which expert a token visits depends on data."""
 
     def unchanged(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden
@@ -89,9 +90,15 @@ def meta_call(block: nn.Module, call: BlockCall, hidden: Tensor) -> None:
         call.map(lambda tensor: tensor.to("meta")).run(run, hidden.to("meta"))
 
 
+def with_first_expert(block: nn.Module) -> dict[str, Callable[..., Any]]:
+    """Forwards that send all tokens to the first of the block's experts, for all of which it stands."""
+
+    return {path: experts.first_alone for path, experts in find_experts(block).items()}
+
+
 @dataclass
 class RandomBlock:
-    """A block with random float64 weights of its own; the model's are neither read nor changed.
+    """A block with random float64 weights of its own; the model's are neither read nor changed. Of experts, it has the first.
 
     Attributes:
         model: that holds the block, and gives module types.
@@ -107,10 +114,13 @@ class RandomBlock:
     def make(cls, model: nn.Module, block: str, generator: torch.Generator) -> RandomBlock:
         """A block of the same shapes with weights of unit gain."""
         module = model.get_submodule(block)
+        others = tuple(
+            f"{path}.{number}." for path, bank in find_experts(module).items() for number in range(1, bank.layout.count)
+        )
         values = {
             f"{block}.{name}": _random(name, tensor, torch.float64, generator)
             for name, tensor in module.named_parameters()
-            if tensor.ndim < 3
+            if tensor.ndim < 3 and not name.startswith(others)
         }
         values |= {f"{block}.{name}": _real(buffer, torch.float64) for name, buffer in module.named_buffers()}
         return cls(model, block, values)
@@ -146,7 +156,8 @@ class RandomBlock:
 
         try:
             tracked = any(tensor.requires_grad for tensor in values.values())
-            with torch.set_grad_enabled(tracked), DoublePrecision(), override_forwards(module, without_experts(module)):
+            passed = without_experts(module) | with_first_expert(module)
+            with torch.set_grad_enabled(tracked), DoublePrecision(), override_forwards(module, passed):
                 return inputs, call.run(run, hidden)
         finally:
             for handle in handles:

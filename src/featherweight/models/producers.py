@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError
-from featherweight.models.axes import axes_of, trace_block
+from featherweight.models.axes import alike_blocks, axes_of, moved, trace_block
 from featherweight.models.axis import DIAGONAL, ORTHOGONAL, PERMUTATION, Axis, Producer
 from featherweight.models.draw import draw_transform
+from featherweight.models.experts import first_expert
 from featherweight.models.folding import check_foldable, folded_tensors
 from featherweight.models.probe import DoublePrecision, RandomBlock, sample_calls
 from featherweight.models.rows import following_rows, moving_rows
@@ -87,11 +88,13 @@ def find_producers(model: nn.Module, structure: Structure, block: str) -> tuple[
     axes = axes_of(trace, structure, block)
     keys = dict(trace.reads)
     probe = Probe.make(model, structure, block)
-    found = []
+    found: list[Axis] = []
     for index, axis in enumerate(axes):
         norm = trace.writes.get(keys[axis.consumers[0]])
-        earlier = [name for before in axes[:index] for name in before.consumers]
-        if axis.others:
+        earlier = [name for before in axes[:index] if before.expert == axis.expert for name in before.consumers]
+        if axis.expert and axis.expert != first_expert(axis.expert):
+            found.append(_like_the_first(axis, found))
+        elif axis.others:
             found.append(axis)
         elif norm is not None:
             found.append(_with_norm(probe, axis, norm))
@@ -108,19 +111,7 @@ def find_all_producers(model: nn.Module, structure: Structure) -> dict[str, tupl
     """
     firsts = alike_blocks(model, structure)
     known = {first: find_producers(model, structure, first) for first in dict.fromkeys(firsts.values())}
-    return {block: tuple(_moved(axis, first, block) for axis in known[first]) for block, first in firsts.items()}
-
-
-def alike_blocks(model: nn.Module, structure: Structure) -> dict[str, str]:
-    """For every block the first one of the same class and shapes."""
-    known: dict[tuple[object, ...], str] = {}
-    firsts = {}
-    for block in structure.blocks:
-        module = model.get_submodule(block)
-        parts = tuple((path, type(part).__name__) for path, part in module.named_modules())
-        signature = (parts, tuple((name, tuple(tensor.shape)) for name, tensor in module.named_parameters()))
-        firsts[block] = known.setdefault(signature, block)
-    return firsts
+    return {block: tuple(moved(axis, first, block) for axis in known[first]) for block, first in firsts.items()}
 
 
 def _with_norm(probe: Probe, axis: Axis, norm: str) -> Axis:
@@ -213,17 +204,8 @@ def _all(axis: Axis, kind: str, producers: list[Producer]) -> Axis:
     return replace(axis, producers=tuple(replace(producer, admits=frozenset({kind})) for producer in producers))
 
 
-def _moved(axis: Axis, first: str, block: str) -> Axis:
-    """The same axis in another block."""
-
-    def move(name: str) -> str:
-        return block + name.removeprefix(first)
-
-    return replace(
-        axis,
-        name=move(axis.name),
-        block=block,
-        consumers=tuple(map(move, axis.consumers)),
-        others=tuple(map(move, axis.others)),
-        producers=tuple(replace(producer, name=move(producer.name)) for producer in axis.producers),
-    )
+def _like_the_first(axis: Axis, found: list[Axis]) -> Axis:
+    """The axis of an expert as that of the first one was found to be."""
+    first = first_expert(axis.expert)
+    alike = (moved(each, first, axis.expert) for each in found if each.expert == first)
+    return next(each for each in alike if each.name == axis.name)

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from featherweight.models.experts import Experts
+
 
 def left_alone(block: nn.Module, path: str) -> str:
     """Why the linear at `path` inside `block` is not offered for compression; empty if it is.
 
-    Experts kept as a list of modules, and the routers beside any experts, are left alone: a router picks experts by its
-    exact order of scores, and each expert sees its own tokens only.
+    Routers beside experts are left alone: they pick experts by the exact order of their scores. So are experts of a kind that
+    `separate_experts` does not know, of which nothing tells which tokens they see.
     """
     parts = path.split(".")
     for depth in range(len(parts)):
@@ -20,6 +22,8 @@ def left_alone(block: nn.Module, path: str) -> str:
         if not experts:
             continue
         if parts[depth] in experts:
+            if isinstance(owner.get_submodule(parts[depth]), Experts):
+                return ""
             return f"expert linear: one of the experts in '{experts[0]}'"
         if depth == len(parts) - 1:
             return "router"
@@ -30,7 +34,7 @@ def left_alone(block: nn.Module, path: str) -> str:
 
 def _is_expert_bank(module: nn.Module) -> bool:
     """Whether the module holds several experts: a list of them, or tensors with one slice each."""
-    return isinstance(module, nn.ModuleList | nn.ModuleDict) or any(part.ndim == 3 for part in module.parameters())
+    return isinstance(module, Experts | nn.ModuleList | nn.ModuleDict) or any(part.ndim == 3 for part in module.parameters())
 
 
 def explain_parameters(

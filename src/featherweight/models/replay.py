@@ -6,16 +6,18 @@ with all blocks bypassed writes them down: nothing is assumed about any family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError
+from featherweight.models.spill import SpilledStates
 
 if TYPE_CHECKING:
     from featherweight.models.structure import Structure
@@ -54,11 +56,11 @@ class BlockInputs:
     """What goes into the current block: hidden states that move on, and every block's own arguments.
 
     Attributes:
-        hidden: per batch, the current hidden states `[samples, length, hidden]`.
+        hidden: per batch, the current hidden states `[samples, length, hidden]`; in memory or on disk.
         calls: by block, one call per batch; equal tensors are stored once.
     """
 
-    hidden: list[Tensor]
+    hidden: list[Tensor] | SpilledStates
     calls: dict[str, list[BlockCall]]
 
     def run(self, model: nn.Module, block: str, batch: int, hidden: Tensor | None = None) -> Tensor:
@@ -73,23 +75,32 @@ class BlockInputs:
         states = self.hidden[batch] if hidden is None else hidden
         return self.calls[block][batch].run(model.get_submodule(block), states)
 
-    def advance(self, outputs: Sequence[Tensor]) -> None:
-        """Make the outputs of this block, one per batch, the inputs of the next.
+    def advance(self, outputs: Iterable[Tensor]) -> None:
+        """Make the outputs of this block, one per batch, the inputs of the next; each takes its place as it comes.
 
         Raises:
             FeatherweightError: another number of batches, or a batch of another shape.
         """
-        shapes = [[tuple(states.shape) for states in group] for group in (outputs, self.hidden)]
-        if shapes[0] != shapes[1]:
-            raise FeatherweightError("a block's outputs do not fit the next one's inputs", found=shapes[0], expected=shapes[1])
-        self.hidden = list(outputs)
+        shapes = self.hidden.shapes if isinstance(self.hidden, SpilledStates) else [tuple(each.shape) for each in self.hidden]
+        came = 0
+        for index, states in enumerate(outputs):
+            if index >= len(shapes) or tuple(states.shape) != shapes[index]:
+                raise _unfit(f"batch {index} of shape {list(states.shape)}", shapes)
+            self.hidden[index] = states
+            came += 1
+        if came != len(shapes):
+            raise _unfit(f"{came} batches", shapes)
 
     def finish(self, model: nn.Module, hidden: Tensor) -> Tensor:
         """See the function `finish`."""
         return finish(model, hidden, tuple(self.calls))
 
 
-def capture(model: nn.Module, structure: Structure, tokens: Tensor, batch_size: int) -> BlockInputs:
+def _unfit(found: str, shapes: list[tuple[int, ...]]) -> FeatherweightError:
+    return FeatherweightError("a block's outputs do not fit the next one's inputs", found=found, expected=shapes)
+
+
+def capture(model: nn.Module, structure: Structure, tokens: Tensor, batch_size: int, spill: Path | None = None) -> BlockInputs:
     """The inputs of the first block, and the arguments of every block, for all tokens.
 
     The model runs up to its last block with all blocks bypassed, so these may be on the meta device; everything before
@@ -100,6 +111,7 @@ def capture(model: nn.Module, structure: Structure, tokens: Tensor, batch_size: 
         structure: of this model.
         tokens: token ids `[samples, length]`, on the model's device.
         batch_size: samples in a batch; the last batch may be smaller.
+        spill: folder of a file that holds the hidden states; None keeps them in memory.
 
     Raises:
         FeatherweightError: no tokens; or the model does not run its blocks once each, in order.
@@ -111,7 +123,7 @@ def capture(model: nn.Module, structure: Structure, tokens: Tensor, batch_size: 
             expected="token ids [samples, length] and a batch size of at least 1",
         )
     pool = _Pool()
-    inputs = BlockInputs([], {block: [] for block in structure.blocks})
+    inputs = BlockInputs([] if spill is None else SpilledStates(spill), {block: [] for block in structure.blocks})
     for batch in tokens.split(batch_size):
         with torch.no_grad():
             hidden, calls = record_calls(model, structure.blocks, partial(model, input_ids=batch, use_cache=False))
@@ -176,15 +188,16 @@ def finish(model: nn.Module, hidden: Tensor, blocks: Sequence[str]) -> Tensor:
         return model(input_ids=tokens, use_cache=False).logits
 
 
-def head_inputs(model: nn.Module, inputs: BlockInputs, head: str) -> BlockInputs:
+def head_inputs(model: nn.Module, inputs: BlockInputs, head: str, spill: Path | None = None) -> BlockInputs:
     """The head as one more block: what `model` hands it for the last block's outputs, batch by batch.
 
     Args:
         model: in eval mode; everything outside the blocks must be there, the head's weight excepted.
         inputs: advanced beyond the last block.
         head: module path of the output head.
+        spill: as in `capture`.
     """
-    found: list[Tensor] = []
+    found: list[Tensor] | SpilledStates = [] if spill is None else SpilledStates(spill)
 
     def record(hidden: Tensor) -> Tensor:
         found.append(hidden.as_subclass(Tensor))

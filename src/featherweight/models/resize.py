@@ -57,7 +57,7 @@ def resized_settings(
         changes = {**(always or {}), **candidate}
         with _quiet():
             try:
-                built = build_skeleton(changed_config(config, raw, changes))
+                built = build_skeleton(changed_config(config, raw, changes), fused_experts=True)
             except Exception:  # a setting that only happens to have this value may break the family's own checks
                 continue
         if {key: tuple(tensor.shape) for key, tensor in built.state_dict().items()} == dict(wanted) and accepts(built):

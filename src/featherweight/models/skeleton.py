@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError, nearest
+from featherweight.models.experts import separate_experts
 from featherweight.models.weights import Weights, tied_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def build_skeleton(source_config: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def build_skeleton(source_config: Any, dtype: torch.dtype | None = None, *, fused_experts: bool = False) -> PreTrainedModel:
     """The causal language model that a transformers config describes, in eval mode and without weights.
 
     Parameters and persistent buffers are on the meta device; buffers that no checkpoint holds (rotary frequencies) are real,
@@ -23,6 +24,7 @@ def build_skeleton(source_config: Any, dtype: torch.dtype | None = None) -> PreT
     Args:
         source_config: a transformers config; it is copied.
         dtype: of the floating parameters; None takes the config's, else float32.
+        fused_experts: leave experts as transformers holds them, in 3-D tensors, rather than as linears (`Experts`).
 
     Raises:
         FeatherweightError: transformers knows no causal language model for this config.
@@ -31,11 +33,12 @@ def build_skeleton(source_config: Any, dtype: torch.dtype | None = None) -> PreT
 
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     config = copy.deepcopy(source_config)
     chosen = dtype or getattr(config, "dtype", None) or torch.float32
     try:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=False)
     except (ValueError, KeyError, AttributeError, ImportError) as error:
         raise FeatherweightError(
@@ -44,6 +47,8 @@ def build_skeleton(source_config: Any, dtype: torch.dtype | None = None) -> PreT
             expected="a decoder that AutoModelForCausalLM knows, without code of its own",
             fix="update transformers, or choose a decoder-only model",
         ) from error
+    if not fused_experts:
+        separate_experts(model)
     model.tie_weights()
     release(model, "")
     return model.eval()
@@ -68,7 +73,7 @@ def materialize(model: nn.Module, prefix: str, weights: Weights, dtype: torch.dt
     module = _module(model, prefix)
     for name, aliases in tied_names(model).items():
         if any(_is_under(alias, prefix) for alias in aliases):
-            _place(model, aliases, _checked(weights.read(name), name, dtype).to(device))
+            put_tensor(model, aliases, _checked(weights.read(name), name, dtype).to(device))
     for buffer_owner, leaf in _transient_buffers(module):
         buffer = buffer_owner._buffers[leaf]
         assert buffer is not None  # `_transient_buffers` lists those that are there
@@ -85,7 +90,7 @@ def release(model: nn.Module, prefix: str) -> None:
     state = model.state_dict(keep_vars=True)
     for name, aliases in tied_names(model).items():
         if any(_is_under(alias, prefix) for alias in aliases) and state[name].device.type != "meta":
-            _place(model, aliases, torch.empty_like(state[name], device="meta"))
+            put_tensor(model, aliases, torch.empty_like(state[name], device="meta"))
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:
@@ -102,7 +107,7 @@ def _is_under(name: str, prefix: str) -> bool:
     return not prefix or name.startswith(prefix + ".")
 
 
-def _place(model: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:
+def put_tensor(model: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:
     """Make `tensor` what all `names` stand for."""
     parameter: nn.Parameter | None = None
     for name in names:

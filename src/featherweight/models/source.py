@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ _FETCHED = {"smollm2-135m": "smollm2-135m", "smollm2": "smollm2-135m"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.safetensors.index.json")
 _FALLBACK_LENGTH = 2048  # tokens, for models whose config states no longest position
 
 #: Asks the user a question, with its consequences; True means yes.
@@ -53,18 +55,16 @@ class ModelSource:
             ) from error
 
     def tokenizer(self) -> Any:
-        """The transformers tokenizer.
+        """The transformers tokenizer; one object as long as its files stay as they are.
 
         Raises:
             FeatherweightError: the folder holds none; the error names the files that were looked for.
         """
-        from transformers import AutoTokenizer
-
         present = [name for name in _TOKENIZER_FILES if (self.folder / name).is_file()]
         problem = ", ".join(present) or "none of them"
         if present:
             try:
-                return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+                return _tokenizer(self.folder, _versions(self.folder))
             except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
                 problem = f"{problem}; {str(error).splitlines()[0][:300]}"
         raise FeatherweightError(
@@ -82,6 +82,19 @@ class ModelSource:
         """The longest context in tokens: the config's `max_position_embeddings`, else 2048."""
         config = self.config().get_text_config(decoder=True)
         return int(getattr(config, "max_position_embeddings", None) or _FALLBACK_LENGTH)
+
+
+def _versions(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of every file that a tokenizer may be read from."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".model", ".txt", ".jinja"))
+    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def resolve_model(name: str | Path, *, offline: bool = False, confirm: Confirm | None = None) -> ModelSource:
@@ -130,6 +143,15 @@ def resolve_config(name: str | Path, *, offline: bool = False) -> ModelSource:
     if known or not _HUB_NAME.fullmatch(str(name)):
         return resolve_model(name, offline=offline)
     return ModelSource(str(name), _from_hub(str(name), offline, ["config.json"]))
+
+
+def config_alone(name: str | Path) -> ModelSource | None:
+    """The folder of that name if it holds a config.json and no weights at all, from which a plan can be made; else None."""
+    folder = Path(name).expanduser()
+    weights = (*_WEIGHTS, "*.gguf")
+    if not (folder / "config.json").is_file() or any(path for pattern in weights for path in folder.glob(pattern)):
+        return None
+    return ModelSource(str(name), folder)
 
 
 def check_folder(folder: Path) -> Path:

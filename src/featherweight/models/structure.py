@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError, nearest
+from featherweight.models.experts import find_experts
 from featherweight.models.reasons import explain_parameters, left_alone
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Structure:
         tied: whether the head's weight is the embedding's.
         parameters: every parameter and persistent buffer that is not the weight of a linear above, with the reason why it is
             left alone.
+        experts: module paths of mixtures whose experts are linears here, and one 3-D tensor a role in transformers.
     """
 
     blocks: tuple[str, ...]
@@ -76,6 +78,7 @@ class Structure:
     head: str | None
     tied: bool
     parameters: dict[str, str] = field(repr=False)
+    experts: tuple[str, ...] = ()
 
     def linear(self, name: str) -> Linear:
         """The linear with this module path; raises FeatherweightError with the nearest names."""
@@ -96,11 +99,12 @@ def find_structure(model: PreTrainedModel) -> Structure:
     linears: dict[str, tuple[Linear, ...]] = {}
     for block in blocks:
         found = []
-        for path, module in model.get_submodule(block).named_modules():
+        whole = model.get_submodule(block)
+        for path, module in whole.named_modules():
             if not is_linear(module):
                 continue
             name = f"{block}.{path}"
-            reason = left_alone(model.get_submodule(block), path)
+            reason = left_alone(whole, path)
             if reason:
                 refused[f"{name}.weight"] = reason
             else:
@@ -113,7 +117,7 @@ def find_structure(model: PreTrainedModel) -> Structure:
     kept = {linear.weight_name for group in linears.values() for linear in group}
     reasons = explain_parameters(model, blocks, embedding, head, tied, refused)
     parameters = {name: reason for name, reason in reasons.items() if name not in kept}
-    return Structure(blocks, linears, embedding, head, tied, parameters)
+    return Structure(blocks, linears, embedding, head, tied, parameters, tuple(find_experts(model)))
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError, nearest
+from featherweight.models.experts import separate_experts
+from featherweight.models.places import Place, fused_places, spelled
 from featherweight.models.shards import DTYPES, SAMPLE, StoredTensor, fingerprint, model_shards, read_headers
 
 if TYPE_CHECKING:
@@ -21,14 +23,16 @@ if TYPE_CHECKING:
 #: What an output's `quantization_config` names as its recipe where `fw shrink --per-layer` wrote it.
 PER_LAYER = "fw shrink --per-layer"
 
+#: The `quant_method` of checkpoints whose experts are 4-bit floats under a power of two for every 32 (gpt-oss).
+MXFP4 = "mxfp4"
+
 
 class Weights(ABC):
     """The stored tensors of one model, named as in `model.state_dict()`; tied ones answer to all their names, and are listed
     once.
 
     Two implementations: `LazyWeights` reads each tensor from its shard; `LoadedWeights` lets transformers load the whole
-    checkpoint (on the CPU, in the stored dtype) where names on disk do not map one to one to the model's, as for experts
-    that are stored one by one and fused into 3-D tensors on loading.
+    checkpoint (on the CPU, in the stored dtype) where names on disk are none that are known here.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class Weights(ABC):
 
 
 class LazyWeights(Weights):
-    """One tensor at a time from its shard; nothing is kept."""
+    """One tensor at a time from its shard, an expert of a 3-D tensor by its slice alone; nothing is kept."""
 
     def __init__(
         self,
@@ -89,7 +93,7 @@ class LazyWeights(Weights):
         shapes: Mapping[str, tuple[int, ...]],
         stored: Mapping[str, StoredTensor],
         first: Mapping[str, str],
-        places: Mapping[str, str],
+        places: Mapping[str, Place],
         floating: frozenset[str],
     ) -> None:
         super().__init__(folder, shapes, stored, first)
@@ -99,8 +103,8 @@ class LazyWeights(Weights):
     def dtype(self, name: str) -> torch.dtype:
         """Stored dtype of one tensor; raises FeatherweightError for a parameter that is not stored as floating point."""
         name = self._listed(name)
-        stored = self._stored[self._places[name]]
-        dtype = DTYPES.get(stored.dtype)
+        stored = self._stored[self._places[name].disk]
+        dtype = self._places[name].decoded or DTYPES.get(stored.dtype)
         if dtype is None or (name in self._floating and not dtype.is_floating_point):
             raise FeatherweightError(
                 f"the tensor {name} is not stored as floating point, so this checkpoint is quantized already",
@@ -112,11 +116,14 @@ class LazyWeights(Weights):
 
     def read(self, name: str) -> Tensor:
         """See `Weights.read`."""
+        self.dtype(name)
+        return self._places[self._listed(name)].read(self._part)
+
+    def _part(self, disk: str, index: int | None) -> Tensor:
+        """What is stored by a name, or one slice of it."""
         from safetensors import safe_open
 
-        self.dtype(name)
-        name = self._listed(name)
-        stored = self._stored[self._places[name]]
+        stored = self._stored[disk]
         size = stored.shard.stat().st_size if stored.shard.is_file() else 0
         if size != self._sizes[stored.shard]:
             raise FeatherweightError(
@@ -126,7 +133,8 @@ class LazyWeights(Weights):
                 fix="leave the folder alone during a run; download the model again",
             )
         with safe_open(str(stored.shard), framework="pt", device="cpu") as file:
-            return file.get_tensor(self._places[name])
+            tensor: Tensor = file.get_tensor(disk) if index is None else file.get_slice(disk)[index]
+        return tensor
 
 
 class LoadedWeights(Weights):
@@ -170,14 +178,17 @@ class LoadedWeights(Weights):
         problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         if any(problems.values()):
             raise _mismatch(self.folder, problems["missing_keys"] + problems["mismatched_keys"], problems["unexpected_keys"])
+        if self._shapes.keys() - model.state_dict().keys():
+            separate_experts(model)
         return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in self._shapes}
 
 
 def open_weights(folder: Path, model: PreTrainedModel) -> Weights:
     """The weights in `folder` under the names of `model` (a skeleton will do); headers are checked, no data is read.
 
-    Names on disk may lack the model's base prefix (`h.0` for `transformer.h.0`) or carry it where the model has none. If
-    they still differ on both sides, the checkpoint is left to transformers (`LoadedWeights`).
+    Names on disk may lack the model's base prefix (`h.0` for `transformer.h.0`) or carry it where the model has none; experts
+    may be stored one by one or as 3-D tensors, also in MXFP4, which is decoded. Where names differ on both sides still, the
+    checkpoint is left to transformers (`LoadedWeights`).
 
     Raises:
         FeatherweightError: a checkpoint that is quantized already; truncated or missing shards; tensors missing, unexpected
@@ -190,22 +201,23 @@ def open_weights(folder: Path, model: PreTrainedModel) -> Weights:
     shapes = {name: tuple(state[name].shape) for name in aliases}
     first = {alias: name for name, names in aliases.items() for alias in names}
     prefix = f"{model.base_model_prefix}."
-    places: dict[str, str] = {}
+    places: dict[str, Place] = {}
     used: set[str] = set()
+    fused = fused_places(model)
     for name, names in aliases.items():
-        found = [disk for alias in names for disk in _spellings(alias, prefix) if disk in stored]
-        used.update(found)
-        if found:
-            places[name] = found[0]
-            _check_duplicates(folder, [stored[disk] for disk in found], names)
+        wanted = [Place(alias, shapes[name]) for alias in names]
+        found = spelled(wanted, stored, prefix) or spelled(fused.get(name, ()), stored, prefix)
+        places |= dict.fromkeys([name], found[0]) if found else {}
+        used.update(disk for place in found for disk in place.names)
+        _check_duplicates(folder, [stored[place.disk] for place in found], names)
     missing = [name for name in aliases if name not in places]
     ignored = re.compile("|".join(f"(?:{rule})" for rule in _ignored_rules(model)) or r"(?!)")
     unexpected = [disk for disk in stored if disk not in used and not ignored.search(disk)]
     if missing and unexpected:
         return LoadedWeights(folder, shapes, stored, first, type(model), model.config)
-    wrong = [name for name in places if stored[places[name]].shape != shapes[name]]
+    wrong = {name: place for name, place in places.items() if stored[place.disk].shape != place.shape}
     if missing or unexpected or wrong:
-        sizes = [f"{name} {list(stored[places[name]].shape)}, not {list(shapes[name])}" for name in wrong]
+        sizes = [f"{name} {list(stored[place.disk].shape)}, not {list(place.shape)}" for name, place in wrong.items()]
         raise _mismatch(folder, missing + sizes, unexpected)
     floating = frozenset(name for name in aliases if state[name].is_floating_point())
     return LazyWeights(folder, shapes, stored, first, places, floating)
@@ -220,21 +232,19 @@ def tied_names(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
     return {name: tuple(all_names) for name, all_names in names.items()}
 
 
-def _spellings(name: str, prefix: str) -> list[str]:
-    return [name, name.removeprefix(prefix) if name.startswith(prefix) else prefix + name]
-
-
 def _ignored_rules(model: PreTrainedModel) -> list[str]:
     rules = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
     return [*sorted(rules), r"rotary_emb\.inv_freq$"]
 
 
 def refuse_quantized(folder: Path, config: Any) -> None:
-    """Raise FeatherweightError for the config of a checkpoint that is quantized already."""
+    """Raise FeatherweightError for the config of a checkpoint that is quantized already, but for experts in MXFP4, which are read."""
     settings = getattr(config, "quantization_config", None)
     if settings is not None:
         settings = settings if isinstance(settings, dict) else vars(settings)
         method = settings.get("quant_method")
+        if str(method) == MXFP4:
+            return
         if settings.get("recipe") == PER_LAYER:
             raise FeatherweightError(
                 f"the model in {folder} has other widths in every block",

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -92,11 +93,12 @@ def link(source: Path, target: Path) -> None:
 
 
 def commit(partial: Path, path: Path, *, hashed: bool = True) -> str:
-    """Flush `partial` to the disk and rename it to `path`; returns its sha256 if asked."""
-    digest = sha256(partial) if hashed else ""
+    """Flush `partial` to the disk and rename it to `path`; returns its sha256 if asked, found while the disk is busy."""
     partial.chmod(0o644)
-    with partial.open("rb+") as file:
+    with ThreadPoolExecutor(1) as pool, partial.open("rb+") as file:
+        found = pool.submit(sha256, partial) if hashed else None
         os.fsync(file.fileno())
+        digest = found.result() if found is not None else ""
     partial.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -14,7 +14,7 @@ from featherweight.grids.e8_codebook import codebook, small_codebook, table_on
 from featherweight.kernels.bits import unpack
 from featherweight.kernels.cuda import hadamard, lattice
 from featherweight.kernels.cuda import lattice_layout as layout
-from featherweight.models.axis import ORTHOGONAL
+from featherweight.models.axis import ORTHOGONAL, SCALED
 from featherweight.models.hadamard import construction_named
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.integer import Integer
@@ -27,7 +27,8 @@ from featherweight.packed.sum import Sum
 def unsupported(description: Mapping[str, Any]) -> str:
     """Why the kernels cannot multiply by a weight so described; "" if they can.
 
-    They can by `rotated(lattice)` and `rotated(sum(lattice, low_rank))` with 4-bit symmetric factors and a rotated input.
+    They can by `rotated(lattice)` and `rotated(sum(lattice, low_rank))` with 4-bit symmetric factors and a rotated input; the
+    output's signs may be real, see `output_factors`.
     """
     if description["kind"] != "rotated":
         return "only lattices between rotations are written"
@@ -37,7 +38,7 @@ def unsupported(description: Mapping[str, Any]) -> str:
     if description["input"] is None:
         return "inputs that are not rotated are not written"
     for side in ("input", "output"):
-        reason = _unsupported_map(description[side])
+        reason = _unsupported_map(description[side], side)
         if reason:
             return f"{side}: {reason}"
     return _unsupported_term(terms[1]) if len(terms) == 2 else ""
@@ -48,10 +49,17 @@ def terms_of(inner: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [term for name, term in inner.items() if name.startswith("terms_")] if inner["kind"] == "sum" else [inner]
 
 
-def _unsupported_map(described: Mapping[str, Any] | None) -> str:
+def output_factors(weight: Rotated) -> Tensor | None:
+    """What the outputs are multiplied by after they are rotated back, `[out]` float32, where the output's signs are real."""
+    factors = weight.stored.get("output_factors")
+    return None if factors is None else factors.to(torch.float32)
+
+
+def _unsupported_map(described: Mapping[str, Any] | None, side: str) -> str:
     if described is None:
         return ""
-    if described["map"] != ORTHOGONAL:
+    last = side == "output" and described["map"] == SCALED and described["divides"] and not described["inverted"]
+    if described["map"] != ORTHOGONAL and not last:
         return "only Hadamard rotations are written"
     made = construction_named(described["made"])
     return hadamard.unsupported(made.factors, made.twos, made.size, described["block"] == described["size"])
@@ -111,7 +119,9 @@ def _rotation(weight: Rotated, side: str) -> hadamard.DeviceRotation | None:
     if described is None:
         return None
     twos = construction_named(described["made"]).twos
-    signs = weight.stored[f"{side}_signs"]
+    signs = weight.stored.get(f"{side}_signs")
+    if signs is None:  # real ones, which follow
+        signs = torch.zeros(-(-described["size"] // 8), dtype=torch.uint8, device=weight.stored[f"{side}_factors"].device)
     return hadamard.DeviceRotation(described["size"], twos, described["inverted"], signs, _factor(weight, side, False))
 
 
@@ -123,7 +133,7 @@ def _factor(weight: Rotated, side: str, mapped_back: bool) -> Tensor | None:
         return None
     matrix = replace(made, twos=0).matrix()
     transposed = described["inverted"] != mapped_back
-    return layout.encode_factor(matrix.T if transposed else matrix).to(weight.stored[f"{side}_signs"].device)
+    return layout.encode_factor(matrix.T if transposed else matrix).to(next(iter(weight.stored.values())).device)
 
 
 def _codes(factor: PackedWeight) -> Tensor:

@@ -13,9 +13,10 @@ from featherweight.kernels.cuda import lattice_layout as layout
 from featherweight.packed.base import PackedWeight
 from featherweight.packed.integer import Integer
 from featherweight.packed.lattice import Lattice
-from featherweight.packed.lattice_device import terms_of, to_device
+from featherweight.packed.lattice_device import output_factors, terms_of, to_device
 from featherweight.packed.low_rank import LowRank
-from featherweight.packed.rotated import PREFIX, SIDES, Rotated
+from featherweight.packed.rotated import PREFIX, Rotated
+from featherweight.packed.signs import SIGN_DTYPE
 from featherweight.packed.sum import Sum
 
 #: Tokens up to which codes are multiplied, sixteen at a time; more go through dense values.
@@ -34,7 +35,7 @@ class PreparedLattice:
 
     def __init__(self, weight: Rotated) -> None:
         self.description = weight.description()
-        self.weight = to_device(weight)
+        self.weight, self.factors = to_device(weight), output_factors(weight)
 
     def runs(self, x: Tensor) -> bool:
         """Whether `x` can be multiplied: bf16 or fp16, no gradients wanted."""
@@ -50,6 +51,7 @@ class PreparedLattice:
         else:
             parts = [lattice.multiply(part, self.weight) for part in flat.split(lattice.MOST_TOKENS) if len(part)]
             y = parts[0] if len(parts) == 1 else torch.cat([flat.new_empty(0, self.weight.inner.rows), *parts])
+        y = y if self.factors is None else y.mul_(self.factors)
         y = y if bias is None else y + bias.to(y.dtype)
         return y.view(*x.shape[:-1], self.weight.inner.rows)
 
@@ -78,12 +80,12 @@ class PreparedLattice:
         if self.description["inner"]["kind"] == "sum":
             term = self._term()
             inner = Sum((inner, term) if others and term is not None else (inner,))
-        signs = {"input": self.weight.input.signs}
-        if self.weight.output is not None:
-            signs["output"] = self.weight.output.signs
-        return {PREFIX + name: tensor for name, tensor in inner.tensors().items()} | {
-            f"{side}_signs": signs[side] for side in SIDES if side in signs
-        }
+        signs = {"input_signs": self.weight.input.signs}
+        if self.factors is not None:
+            signs["output_factors"] = self.factors.to(SIGN_DTYPE)
+        elif self.weight.output is not None:
+            signs["output_signs"] = self.weight.output.signs
+        return {PREFIX + name: tensor for name, tensor in inner.tensors().items()} | signs
 
     def _term(self) -> LowRank | None:
         """The low-rank term as it is stored."""
@@ -100,7 +102,7 @@ class PreparedLattice:
     def tensors(self) -> dict[str, Tensor]:
         """What lies on the device in their place."""
         weight, inner = self.weight, self.weight.inner
-        named: dict[str, Tensor | None] = {"codes": inner.codes, "scale": inner.scale}
+        named: dict[str, Tensor | None] = {"codes": inner.codes, "scale": inner.scale, "output_factors": self.factors}
         for side, rotation in (("input", weight.input), ("output", weight.output)):
             if rotation is not None:
                 named |= {f"{side}_signs": rotation.signs, f"{side}_factor": rotation.factor}

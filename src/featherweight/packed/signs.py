@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,21 +18,24 @@ from featherweight.packed.rotated import SIDES, Rotated
 SIGN_DTYPE = torch.float16
 
 
-def real_signs(weight: PackedWeight) -> PackedWeight:
+def real_signs(weight: PackedWeight, sides: Sequence[str] = SIDES) -> PackedWeight:
     """The same weight, bit for bit, with the signs of every rotation stored as real vectors (QuIP#, section 5).
 
     Of an input's rotation `H diag(s)` the vector is `s`; of an output's, which is undone, it is that of `diag(s) Hᵀ`.
+
+    Args:
+        sides: whose rotations, "input" and "output".
     """
-    description, tensors = describe_real_signs(weight.description()), weight.tensors()
+    description, tensors = describe_real_signs(weight.description(), sides), weight.tensors()
     return from_tensors(description, {name: _tensor(name, entry, tensors) for name, entry in layout_of(description).items()})
 
 
-def describe_real_signs(description: Mapping[str, Any]) -> dict[str, Any]:
+def describe_real_signs(description: Mapping[str, Any], sides: Sequence[str] = SIDES) -> dict[str, Any]:
     """Description of what `real_signs` makes of a so described weight."""
     described = dict(description)
     for prefix, child in children(description).items():
-        described[prefix[:-1]] = describe_real_signs(child)
-    for side in SIDES if description["kind"] == Rotated.kind else ():
+        described[prefix[:-1]] = describe_real_signs(child, sides)
+    for side in sides if description["kind"] == Rotated.kind else ():
         told = description[side]
         if told is not None and told["map"] == ORTHOGONAL:
             described[side] = {**told, "map": SCALED, "dtype": dtype_name(SIGN_DTYPE), "divides": side == "output"}

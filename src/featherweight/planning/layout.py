@@ -54,16 +54,16 @@ def plan_rows(structure: Structure, chains: Chains, weights: Weights, head: Line
     packed = {linear.weight_name: linear for linears in structure.linears.values() for linear in linears}
     maps = [each for planned in storages.maps.values() for each in planned]
     folded = _folded(maps, chains, weights)
-    told = {name: "; ".join(each.describe() for each in maps if name in each.linears) for name in storages.descriptions}
-    for block in ("", *structure.blocks):
-        for name in weights.names():
-            if _block_of(name, structure) != block or (head and name == head.weight_name):
+    told, tuned = _told(maps), _tuned(structure, chains)
+    for block, names in _names_by_block(weights, structure).items():
+        for name in names:
+            if head and name == head.weight_name:
                 continue
             shape, dtype = weights.shape(name), weights.dtype(name)
             if name in packed and chains.linears[packed[name].name]:
                 linear = packed[name].name
                 yield _packed_row(
-                    linear, "linear", block, chains.linears[linear], storages.descriptions[linear], dtype, told[linear]
+                    linear, "linear", block, chains.linears[linear], storages.descriptions[linear], dtype, told.get(linear, "")
                 )
             elif name == f"{structure.embedding}.weight" and chains.embedding:
                 shared = f"shared with the tied head {structure.head}" if structure.tied and not head else ""
@@ -73,12 +73,13 @@ def plan_rows(structure: Structure, chains: Chains, weights: Weights, head: Line
                 reason = structure.parameters.get(name, "no linear")
                 reason = chains.reasons.get(packed[name].name, reason) if name in packed else reason
                 size = layout_bytes({name: (shape, dtype)})
-                kind = "folded" if name in folded else "parameter"
-                yield Row(name, kind, block, (), None, shape, size, size, reason=folded.get(name, reason))
+                kind = "folded" if name in folded else "tuned" if name in tuned else "parameter"
+                told_of = "; ".join(filter(None, (folded.get(name, ""), tuned.get(name, "")))) or reason
+                yield Row(name, kind, block, (), None, shape, size, size, reason=told_of)
     if head:
         dtype = weights.dtype(head.weight_name)
         untied = f"untied from {structure.embedding}, which is stored for itself" if structure.tied else ""
-        reason = "; ".join(filter(None, (untied, told[head.name])))
+        reason = "; ".join(filter(None, (untied, told.get(head.name))))
         row = _packed_row(
             head.name, "head", head.name, chains.linears[head.name], storages.descriptions[head.name], dtype, reason
         )
@@ -95,6 +96,17 @@ def _folded(maps: Sequence[PlannedMap], chains: Chains, weights: Weights) -> dic
                 if name in weights.names() and planned.name not in taken.setdefault(name, []):
                     taken[name].append(planned.name)
     return {name: f"takes up {' and '.join(names)}" for name, names in taken.items() if names}
+
+
+def _tuned(structure: Structure, chains: Chains) -> dict[str, str]:
+    """By name the norms that methods of their block train, with by whom."""
+    tuned = {}
+    for block, linears in structure.linears.items():
+        every = [method for linear in linears for method in chains.linears.get(linear.name, ()) if method.tunes_norms]
+        for name, word in structure.parameters.items():
+            if every and word == "norm" and name.startswith(f"{block}."):
+                tuned[name] = f"norm, trained by {every[0].name}"
+    return tuned
 
 
 def _packed_row(
@@ -115,5 +127,21 @@ def _packed_row(
     )  # fmt: skip
 
 
-def _block_of(name: str, structure: Structure) -> str:
-    return next((block for block in structure.blocks if name.startswith(block + ".")), "")
+def _told(maps: Sequence[PlannedMap]) -> dict[str, str]:
+    """The maps that the input of each linear takes, in words."""
+    found: dict[str, list[str]] = {}
+    for each in maps:
+        described = each.describe()
+        for name in each.linears:
+            found.setdefault(name, []).append(described)
+    return {name: "; ".join(words) for name, words in found.items()}
+
+
+def _names_by_block(weights: Weights, structure: Structure) -> dict[str, list[str]]:
+    """Names of all tensors by the block that holds them, in the model's order; "" first, for those outside."""
+    groups: dict[str, list[str]] = {block: [] for block in ("", *structure.blocks)}
+    for name in weights.names():
+        parts = name.split(".")
+        paths = (".".join(parts[:count]) for count in range(1, len(parts)))
+        groups[next((path for path in paths if path in groups), "")].append(name)
+    return groups

@@ -12,9 +12,10 @@ from typing import Any
 
 from featherweight.errors import FeatherweightError
 from featherweight.models.axes import Axis, find_axes
+from featherweight.models.described import DescribedWeights
 from featherweight.models.producers import find_all_producers
 from featherweight.models.skeleton import build_skeleton
-from featherweight.models.source import ModelSource, resolve_model
+from featherweight.models.source import ModelSource, config_alone, resolve_model
 from featherweight.models.structure import Linear, Structure, find_structure
 from featherweight.models.weights import Weights, open_weights
 from featherweight.packed.base import Layout
@@ -23,7 +24,7 @@ from featherweight.planning.cache import CachePlan, plan_cache
 from featherweight.planning.chains import Chains
 from featherweight.planning.layout import head_axis, own_head, plan_rows, row_layout, storages_of
 from featherweight.planning.maps import PlannedMap
-from featherweight.planning.recipe import Recipe, load_recipe
+from featherweight.planning.recipe import OUTSIDE_THE_RESULT, Recipe, load_recipe
 from featherweight.planning.rows import Row, Totals
 
 #: Bytes by which a header may grow for each linear whose share of a block's budget is not known before the run: numbers of
@@ -81,7 +82,8 @@ class Plan:
         recipe = self.recipe.as_dict()
         described = {name: recipe.pop(name) for name in ("name", "description", "source")}
         del described
-        recipe["engine"].pop("keep_statistics")
+        for name in OUTSIDE_THE_RESULT:
+            recipe["engine"].pop(name)
         if self.cache is None:
             recipe.pop("kv_cache")
         return {
@@ -103,7 +105,7 @@ class Plan:
             "model": self.fingerprint,
             "embedding": repr(self.chains.embedding),
             "chains": {name: repr(self.chains.linears[name]) for name in linears},
-            "engine": recipe.engine.model_dump(mode="json", exclude={"keep_statistics"}),
+            "engine": recipe.engine.model_dump(mode="json", exclude=set(OUTSIDE_THE_RESULT)),
             "batch_size": recipe.calibration.batch_size,
             "seed": recipe.seed,
         }
@@ -154,7 +156,7 @@ class Plan:
 
 
 def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, Any] | Recipe, *, offline: bool = False) -> Plan:
-    """The plan of `recipe` on `model`; reads shard headers, no weights.
+    """The plan of `recipe` on `model`; reads shard headers, no weights, and of a `ModelSource` with config.json alone not even these.
 
     Raises:
         FeatherweightError: unknown model, recipe, setting or method; a glob that matches nothing.
@@ -167,7 +169,8 @@ def make_plan(model: str | Path | ModelSource, recipe: str | Path | dict[str, An
     if cache is not None:
         settled = settled.model_copy(update={"kv_cache": cache.settings.as_dict()})
     structure = find_structure(skeleton)
-    weights = open_weights(source.folder, skeleton)
+    described = config_alone(source.folder) is not None
+    weights = DescribedWeights(source.folder, skeleton) if described else open_weights(source.folder, skeleton)
     chains = Chains.resolve(settled, structure)
     _check_blockwise(settled, chains, structure)
     axes = find_all_producers(skeleton, structure) if chains.prepare else find_axes(skeleton, structure)

@@ -100,7 +100,10 @@ class EngineSettings(_Part):
             "dense" model, which doubles the memory of activations.
         accumulate: dtype of the statistics' sums.
         compute: dtype in which blocks run; "auto" is float32 on a CPU and the checkpoint's elsewhere.
+        expert_tokens: an expert that sees fewer tokens than this times its inputs is calibrated on all tokens of its block;
+            with 0 only one that sees none.
         keep_statistics: of the "first" block, of "all", or "none", for the next run on the same model and data.
+        activations: where the calibration's hidden states between two blocks lie: in "memory", or on the "disk" of the output.
     """
 
     true_sequential: bool = False
@@ -108,7 +111,13 @@ class EngineSettings(_Part):
     reference: Literal["block", "dense"] = "block"
     accumulate: Literal["float32", "float64"] = "float32"
     compute: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    expert_tokens: float = Field(default=1.0, ge=0)
     keep_statistics: Literal["first", "all", "none"] = "first"
+    activations: Literal["memory", "disk"] = "memory"
+
+
+#: Settings of the engine that change no bit of the output.
+OUTSIDE_THE_RESULT = ("keep_statistics", "activations")
 
 
 class Recipe(_Part):

@@ -13,7 +13,8 @@ class Row:
 
     Attributes:
         module: full module path; a tied parameter's row names all its users in `reason`.
-        kind: "linear", "embedding", "head", "parameter", or "folded": a parameter that takes up a map of what it makes.
+        kind: "linear", "embedding", "head", "parameter", "folded": a parameter that takes up a map of what it makes, or "tuned":
+            one that is trained with its block.
         block: the stage it belongs to: the decoder block's path, "" outside of them, or the head's path where the head has a
             chain.
         chain: the methods' names in order; empty if left alone.

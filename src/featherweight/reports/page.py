@@ -21,6 +21,7 @@ QUANTITIES = (
     Quantity("bits_per_weight", "Stored bits a weight", ".2f"),
     Quantity("sparsity", "Share of weights that are 0", ".0%"),
     Quantity("outlier_share", "Share of weights kept as outliers", ".2%"),
+    Quantity("tokens", "Tokens sent to an expert, mean", ",.0f", logarithmic=True),
     Quantity("damping", "Damping, relative to the mean of the Hessian's diagonal", ".3g", logarithmic=True),
 )
 

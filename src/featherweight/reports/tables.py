@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from featherweight.planning.estimate import Estimate
 from featherweight.planning.plan import Plan
 from featherweight.planning.rows import Row, Totals
 
+#: The number of an expert in a module's path.
+_EXPERT = re.compile(r"(?<=experts)\.\d+\.")
+
 
 def print_plan(plan: Plan, cost: Estimate) -> None:
     """The plan: one row per compressed weight, what is left alone summed up by reason, totals, cost."""
@@ -24,14 +28,15 @@ def print_plan(plan: Plan, cost: Estimate) -> None:
     _print_reasons(console, plan.rows)
     for reason, rows in _left_alone(plan.rows).items():
         size = sum(row.bytes for row in rows)
-        told = reason if rows[0].kind == "folded" else f"left alone, {reason}"
+        told = reason if rows[0].kind in ("folded", "tuned") else f"left alone, {reason}"
         console.print(f"{told}: {len(rows)} tensors, {human_bytes(size)}", highlight=False)
     _print_totals(console, plan.totals, any(row.at_most or row.shared for row in plan.rows))
     if plan.cache is not None:
         console.print(cache_line(plan.cache), highlight=False)
     console.print(
-        f"cost: host {human_bytes(cost.host_bytes)}, disk {human_bytes(cost.disk_bytes)}, "
-        f"{cost.operations / 1e12:.2f} TFLOP, about {cost.seconds:.0f} s of matrix work here",
+        f"cost: memory {human_bytes(cost.host_bytes)}, disk {human_bytes(cost.disk_bytes)}"
+        + (f" and {human_bytes(cost.spill_bytes)} of activations while it runs, " if cost.spill_bytes else ", ")
+        + f"{cost.operations / 1e12:.2f} TFLOP, about {cost.seconds:.0f} s of matrix work here",
         highlight=False,
     )
 
@@ -41,6 +46,7 @@ def print_result(result: Any) -> None:
     console = wide_console()
     console.print(rows_table(row for row in result.rows if row.chain))
     _print_reasons(console, result.rows)
+    _print_starved(console, result.rows)
     _print_totals(console, result.totals, False)
     proof = result.proof
     console.print(
@@ -68,25 +74,37 @@ def wide_console(stderr: bool = False) -> Console:
 
 
 def rows_table(rows: Iterable[Row]) -> Table:
-    """One line per stored weight."""
+    """One line per stored weight; one for the same linear of all experts of a mixture: bytes and seconds of all, the largest error."""
     table = Table(box=None, header_style="bold")
     for column in ("module", "method", "storage"):
         table.add_column(column, no_wrap=True)
     for column in ("bytes", "bits", "error", "damping", "seconds"):
         table.add_column(column, justify="right")
-    for row in rows:
-        measured = row.measured
+    for alike in _experts_together(rows):
+        row, several = alike[0], f" ({len(alike)})" if len(alike) > 1 else ""
+        size = sum(each.bytes for each in alike)
+        worst = max(alike, key=lambda each: each.measured.get("relative_error") or 0.0)
+        measured = dict(worst.measured)
+        measured["seconds"] = sum(each.measured.get("seconds", 0.0) for each in alike) if "seconds" in measured else None
         table.add_row(
-            row.module,
+            (_EXPERT.sub(".*.", row.module, 1) if several else row.module) + several,
             "+".join(row.chain),
             row.storage,
-            f"{'' if measured else '≤ ' if row.at_most else '≈ ' if row.shared else ''}{row.bytes:,}",
-            f"{row.bits_per_weight:.3f}",
+            f"{'' if row.measured else '≤ ' if row.at_most else '≈ ' if row.shared else ''}{size:,}",
+            f"{8 * size / max(sum(each.weights for each in alike), 1):.3f}",
             _error(measured),
             _number(measured.get("damping"), ".3g"),
-            _number(measured.get("seconds"), ".2f"),
+            _number(measured["seconds"], ".2f"),
         )
     return table
+
+
+def _experts_together(rows: Iterable[Row]) -> list[list[Row]]:
+    """The rows, those that differ in the number of the expert alone in one list, where the first of them is."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((_EXPERT.sub(".*.", row.module, 1), row.chain, row.storage), []).append(row)
+    return list(groups.values())
 
 
 def print_measurements(model: str, measurements: Iterable[Measurement]) -> None:
@@ -178,6 +196,17 @@ def _print_reasons(console: Console, rows: Iterable[Row]) -> None:
     for reason, alike in groups.items():
         more = f" and {len(alike) - 1} like it" if len(alike) > 1 else ""
         console.print(f"{alike[0].module}{more}: {reason}", highlight=False)
+
+
+def _print_starved(console: Console, rows: Iterable[Row]) -> None:
+    """How many experts were not calibrated on their own tokens."""
+    seen = {row.module.rpartition(".")[0]: row.measured for row in rows if "calibrated_on" in row.measured}
+    starved = [measured["tokens"] for measured in seen.values() if measured["calibrated_on"] != "its own tokens"]
+    if starved:
+        console.print(
+            f"{len(starved)} of {len(seen)} experts saw too few tokens ({min(starved)} to {max(starved)}) and were calibrated on all "
+            "tokens of their block", highlight=False,
+        )  # fmt: skip
 
 
 def _left_alone(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,7 @@ class Factor:
         damping_used: λ that succeeded.
         attempts: factorisations tried, 1 if the first one succeeded.
         dtype: in which the successful one ran.
+        in_order: whether columns are known to be walked as they are stored.
     """
 
     upper: Tensor
@@ -43,6 +45,7 @@ class Factor:
     damping_used: float
     attempts: int
     dtype: torch.dtype
+    in_order: bool = False
 
     def importance(self) -> Tensor:
         """`r_jj² [in]`: what one unit of squared rounding error in column `j` costs once all else is compensated; 0 if dead."""
@@ -109,39 +112,38 @@ def factorise(
         FeatherweightError: values that are not finite, or no factor even at λ = 1.
     """
     diagonal = hessian.diagonal()
-    if hessian.device.type != "meta" and not bool(torch.isfinite(diagonal).all()):
+    dead = diagonal == 0
+    mean = float(torch.where(dead, 1.0, diagonal).mean())
+    if hessian.device.type != "meta" and not math.isfinite(mean) and not bool(torch.isfinite(diagonal).all()):
         raise FeatherweightError(
             f"the Hessian of {name or 'this linear'} is not finite",
             found=f"{int((~torch.isfinite(diagonal)).sum())} of {len(diagonal)} diagonal entries are NaN or Inf",
             expected="finite activations",
             fix="run the calibration in float32 or bfloat16",
         )
-    dead = diagonal == 0
-    mean = float(torch.where(dead, 1.0, diagonal).mean())
+    in_order = order is None
     order = torch.arange(len(diagonal), device=hessian.device) if order is None else order
     backwards = order.flip(0)
-    reversed_hessian = hessian[backwards][:, backwards]
     level, attempts = damping, 0
     while True:
         for dtype in (torch.float32, torch.float64):
             attempts += 1
-            lower = _cholesky(reversed_hessian, dead[backwards], level * mean, dtype)
+            reversed_hessian = hessian.flip(0, 1) if in_order else hessian[backwards][:, backwards]
+            lower = _cholesky(reversed_hessian.to(dtype), dead[backwards], level * mean)
             if lower is not None:
                 upper = lower.flip(0, 1).to(torch.float32).contiguous()  # LAPACK and cuSOLVER leave columns contiguous
-                return Factor(upper, order, dead, level * mean, damping, level, attempts, dtype)
+                return Factor(upper, order, dead, level * mean, damping, level, attempts, dtype, in_order)
         if level >= LARGEST_DAMPING:
             raise _not_positive(hessian, level * mean, name, samples, attempts)
         level = min(max(level * ESCALATION, SMALLEST_ESCALATED), LARGEST_DAMPING)
 
 
-def _cholesky(hessian: Tensor, dead: Tensor, shift: float, dtype: torch.dtype) -> Tensor | None:
-    """Lower factor of the damped matrix, or None where it is not positive definite in `dtype`."""
-    damped = hessian.to(dtype, copy=True)
-    damped.diagonal().add_(dead.to(dtype)).add_(shift)
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    diagonal = lower.diagonal()
-    usable = (failed == 0) & torch.isfinite(lower).all() & (diagonal > 0).all()
-    return lower if bool(usable) else None
+def _cholesky(damped: Tensor, dead: Tensor, shift: float) -> Tensor | None:
+    """Lower factor of a symmetric matrix, which is damped in place, or None where it is not positive definite in its dtype."""
+    damped.diagonal().add_(dead.to(damped.dtype)).add_(shift)
+    lower, failed = torch.linalg.cholesky_ex(damped.mT)  # whose columns are contiguous, as the solver wants them
+    diagonal = lower.diagonal()  # a row that is not finite leaves its mark there
+    return lower if bool((failed == 0) & torch.isfinite(diagonal).all() & (diagonal > 0).all()) else None
 
 
 def _not_positive(hessian: Tensor, shift: float, name: str, samples: int | None, attempts: int) -> FeatherweightError:

@@ -12,6 +12,7 @@ from featherweight.grids.base import Grid, GridParameters
 from featherweight.kernels.fitting import Fitting
 from featherweight.kernels.keeping import Keeping
 from featherweight.kernels.registry import accelerated
+from featherweight.kernels.walking import Dropping
 from featherweight.solvers.fitting import fit_grid, fitting_of
 from featherweight.solvers.groups import Groups
 
@@ -52,10 +53,12 @@ class Decision:
     Attributes:
         span: columns handed to `start_span` at once, counted from the first one walked; None if it is not to be called.
         looks_at_columns: whether `column` does anything; without it whole blocks run in one kernel.
+        in_blocks: whether `dropping` says all that it decides, so that one kernel can fit and decide whole blocks.
     """
 
     span: int | None = None
     looks_at_columns: bool = False
+    in_blocks: bool = False
 
     def start_span(self, first: int, values: Tensor, importance: Tensor) -> Tensor | None:
         """Choose what to drop among the next columns.
@@ -79,6 +82,14 @@ class Decision:
             importance: `r_jj² [width]`.
         """
         return fit_grid(grid, values, importance)
+
+    def fitted_on(self, values: Tensor) -> Tensor | None:
+        """Of the original `values [rows, in]`, as stored, what grids are fitted on; None where `start_group` does more than fit."""
+        return None
+
+    def dropping(self) -> Dropping | None:
+        """What is dropped, as block kernels are told; None for nothing."""
+        return None
 
     def whole_blocks(self, grid: Grid, groups: Groups, block: int) -> Callable[[Block], None] | None:
         """What fits and decides the groups of a whole block at once, where a kernel does; None for one after the other.
@@ -105,6 +116,12 @@ class Decision:
 
 class Round(Decision):
     """Round every weight: GPTQ, LDLQ."""
+
+    in_blocks = True
+
+    def fitted_on(self, values: Tensor) -> Tensor | None:
+        """All of them."""
+        return values
 
     def whole_blocks(self, grid: Grid, groups: Groups, block: int) -> Callable[[Block], None] | None:
         """By the kernel for uniform grids."""

@@ -22,6 +22,6 @@ def downdated(hessian: Tensor, right: Tensor, share: float = 1.0) -> Tensor:
     reach = (right @ hessian).to(torch.float64)
     gram = reach @ right.to(torch.float64).T
     gram = (gram + gram.T) / 2
-    gram.diagonal().add_(max(RIDGE * float(gram.diagonal().mean()), torch.finfo(torch.float64).tiny))
-    left = hessian.to(torch.float64) - share * reach.T @ torch.linalg.solve(gram, reach)
+    gram.diagonal().add_((RIDGE * gram.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny))
+    left = hessian.to(torch.float64) - share * reach.T @ torch.linalg.solve_ex(gram, reach).result
     return ((left + left.T) / 2).to(hessian.dtype)

@@ -41,7 +41,7 @@ def vectors_of(grid: Grid, device: torch.device) -> Vectors | None:
 
 def fit_grid(grid: Grid, values: Tensor, importance: Tensor | None = None) -> GridParameters:
     """`grid.fit`, for every row of `values [rows, width]`; `importance` is `[width]`."""
-    fitting = fitting_of(grid) if values.is_cuda else None
+    fitting = fitting_of(grid)
     if fitting is None:
         return grid.fit(values, importance)
     scale, zero = fit_groups(values, importance, values.shape[1], fitting)

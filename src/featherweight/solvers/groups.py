@@ -20,6 +20,7 @@ class Groups:
         order: stored position of every walked column, `[in]` int64.
         scattered: whether a group's columns are not walked one after the other (static groups with an order).
         scale, zero: one grid per group and row, `[groups, rows]` float32, filled as groups are reached.
+        in_order: whether `order` is known to be the stored one.
     """
 
     size: int
@@ -28,17 +29,18 @@ class Groups:
     scattered: bool
     scale: Tensor
     zero: Tensor
+    in_order: bool = False
 
     @classmethod
-    def form(cls, order: Tensor, rows: int, group_size: int | None, static: bool) -> Groups:
+    def form(cls, order: Tensor, rows: int, group_size: int | None, static: bool, in_order: bool = False) -> Groups:
         """Groups of consecutive stored columns (`static`) or of consecutive walked ones."""
         width = len(order)
         size = width if group_size is None else min(group_size, width)
         positions = torch.arange(width, device=order.device)
         of_walked = (order if static else positions).div(size, rounding_mode="floor")
-        scattered = static and not torch.equal(order, positions)
+        scattered = static and not in_order and not torch.equal(order, positions)
         scale = torch.ones(-(-width // size), rows, device=order.device)
-        return cls(size, of_walked, order, scattered, scale, torch.zeros_like(scale))
+        return cls(size, of_walked, order, scattered, scale, torch.zeros_like(scale), in_order)
 
     @property
     def width(self) -> int:
@@ -67,6 +69,8 @@ class Groups:
 
     def stored_index(self) -> Tensor | None:
         """Group of every stored column, `[in]`; None where groups are runs of consecutive stored columns."""
+        if self.in_order:
+            return None
         index = self.of_walked[self.order.argsort()]
         consecutive = torch.arange(self.width, device=index.device).div(self.size, rounding_mode="floor")
         return None if torch.equal(index, consecutive) else index

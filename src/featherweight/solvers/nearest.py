@@ -56,7 +56,7 @@ def _round_groups(weight: Tensor, grid: Grid, size: int, importance: Tensor | No
     """Codes `[rows, in]`, scales and zeros `[rows, groups]`, values `[rows, in]`, where `size` divides the width."""
     rows, width = weight.shape
     groups = width // size
-    values, fitting = weight.reshape(rows * groups, size), fitting_of(grid) if weight.is_cuda else None
+    values, fitting = weight.reshape(rows * groups, size), fitting_of(grid)
     if fitting is None:
         if importance is not None:
             importance = importance.view(groups, size).repeat(rows, 1) if groups > 1 else importance

@@ -13,13 +13,17 @@ from torch import Tensor
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import Grid
 from featherweight.kernels.registry import choose
-from featherweight.kernels.split import add_split_product_, halves
+from featherweight.kernels.split import add_split_product_, halves, stacked_halves
 from featherweight.kernels.vectors import Vectors
+from featherweight.kernels.walking import MOST, WalkBlock, Walking
+from featherweight.solvers.blocks import open_blocks
 from featherweight.solvers.damping import Factor
 from featherweight.solvers.decision import Block, Decision, Round
-from featherweight.solvers.fitting import vectors_of
+from featherweight.solvers.fitting import fitting_of, vectors_of
 from featherweight.solvers.groups import Groups, cut_blocks
+from featherweight.solvers.order import to_stored, to_walked
 from featherweight.solvers.result import Solved
+from featherweight.solvers.scattered import fit_scattered
 
 #: Columns between two products with everything to the right.
 BLOCK = 128
@@ -69,7 +73,7 @@ def sweep(
             found=f"{width} inputs, Hessian of {factor.upper.shape[0]}",
             expected="the same inputs",
         )
-    groups = Groups.form(factor.order, rows, group_size, static_groups)
+    groups = Groups.form(factor.order, rows, group_size, static_groups, factor.in_order)
     if groups.size % grid.vector_size or width % grid.vector_size:
         raise FeatherweightError(
             "groups would cut the vectors of this grid",
@@ -95,6 +99,7 @@ class _Walk:
     loss: Tensor = field(init=False)
     split: tuple[Tensor, Tensor] | None = None
     at_once: Callable[[Block], None] | None = field(init=False)
+    in_blocks: WalkBlock | None = field(init=False)
     vectors: Vectors | None = field(init=False)
 
     def run(self) -> Solved:
@@ -102,46 +107,45 @@ class _Walk:
         rows, width = self.weight.shape
         self.feedback = self.factor.feedback(self.grid.vector_size)
         self.importance = self.factor.importance()
-        self.group_of = self.groups.of_walked.tolist()
-        self.in_order = torch.equal(self.factor.order, torch.arange(width, device=self.weight.device))
-        self.original = self._walked()
+        self.original = to_walked(self.weight, self.factor)
         self.target = self.original.clone()
         dtype = torch.uint8 if self.grid.vector_size == 1 else torch.int32
         self.codes = torch.empty(width // self.grid.vector_size, rows, dtype=dtype, device=self.weight.device)
         self.loss = torch.zeros(rows, device=self.weight.device)
         starts = self.groups.starts()
-        views = [] if self.stale else [(start, min(start + self.groups.size, width)) for start in starts]
-        if self.decision.span is not None:
-            views += [(start, min(start + self.decision.span, width)) for start in range(0, width, self.decision.span)]
-        whole = not self.stale and not self.groups.scattered and self.groups.size <= self.block
-        self.at_once = self.decision.whole_blocks(self.grid, self.groups, self.block) if whole else None
+        runs = not (self.stale or self.groups.scattered)
+        self.in_blocks = None
+        if (runs or self.groups.scattered) and self.block == MOST:
+            self.in_blocks = open_blocks(self.decision, self.grid, self._all())
+        sizes = [] if self.stale else [self.groups.size] * bool(starts)
+        sizes += [] if self.decision.span is None else [self.decision.span]
+        if self.in_blocks is not None:  # what fills blocks evenly cuts none
+            sizes = [size for size in sizes if self.block % size]
+        views = [(start, min(start + size, width)) for size in sizes for start in range(0, width, size)]
+        whole = runs and self.groups.size <= self.block
+        self.at_once = self.decision.whole_blocks(self.grid, self.groups, self.block) if whole and not self.in_blocks else None
         self.vectors = vectors_of(self.grid, self.weight.device)
+        self.group_of = [] if self.in_blocks else self.groups.of_walked.tolist()
         if self.groups.scattered:
-            self._fit_scattered()
+            fit_scattered(self.weight, self.target, self.factor, self.grid, self.groups, self.decision)
         for start, stop in cut_blocks(width, self.block, views):
             self._block(start, stop, sorted({view[0] for view in views if start < view[0] < stop}), starts)
         if self.vectors is not None:  # a kernel's values may differ from those of its codes in the last bit
             self.target = self.grid.decode(self.codes.T, self.groups.parameters(0)).T
         return Solved(
-            self._stored(self.codes) if self.grid.vector_size == 1 else self.codes.T.contiguous(),
+            to_stored(self.codes, self.factor) if self.grid.vector_size == 1 else self.codes.T.contiguous(),
             self.groups.scale.T.contiguous(),
             self.groups.zero.T.contiguous(),
-            self._stored(self.target),
+            to_stored(self.target, self.factor),
             self.groups.stored_index(),
             self.loss.to(torch.float64),
         )
 
-    def _walked(self) -> Tensor:
-        """The weights in walked order, `[in, rows]`, dead inputs zeroed; a copy."""
-        weight = self.weight if self.in_order else self.weight.index_select(1, self.factor.order)
-        return weight.T.contiguous().masked_fill_(self.factor.dead[self.factor.order, None], 0.0)
-
-    def _stored(self, walked: Tensor) -> Tensor:
-        """`[in, rows]` in walked order to `[rows, in]` as stored."""
-        return (walked if self.in_order else walked.index_select(0, self.factor.order.argsort())).T.contiguous()
-
     def _block(self, start: int, stop: int, cuts: list[int], starts: list[int]) -> None:
         """Decide columns `start … stop`, then correct everything to the right by one product."""
+        if self.in_blocks is not None:
+            self._carry(start, stop, self.in_blocks(start, stop))
+            return
         original = self.original[start:stop]
         error = torch.empty_like(original)
         if self.at_once is not None:
@@ -152,6 +156,7 @@ class _Walk:
         if self.stale:
             self._fit([group for group in starts if start <= group < stop], start)
         for first, last in pairwise(edges):
+            self._start_span(first)
             if not self.stale and first in starts:
                 self._fit([first], first)
             inside = slice(first - start, last - start)
@@ -161,14 +166,24 @@ class _Walk:
         self._carry(start, stop, error)
 
     def _carry(self, start: int, stop: int, error: Tensor) -> None:
-        """Correct everything beyond a block for what it is off."""
+        """Correct everything beyond a block for what it is off; `error` may come as `stacked_halves`."""
         after = self.target[stop:]
-        if error.is_cuda and after.numel() >= LARGE:
+        whole = error.dtype == torch.float32
+        if whole and not (error.is_cuda and after.numel() >= LARGE):
+            after.addmm_(self.feedback[start:stop, stop:].T, error)
+        elif len(after):
             self.split = halves(self.feedback) if self.split is None else self.split
             high, low = (half[start:stop, stop:] for half in self.split)
-            add_split_product_(after, (high, low), error)
-        elif stop < self.target.shape[0]:
-            after.addmm_(self.feedback[start:stop, stop:].T, error)
+            add_split_product_(after, (high, low), stacked_halves(error) if whole else error)
+
+    def _all(self) -> Walking:
+        """All columns, as kernels of whole blocks see them."""
+        dtype, groups = self.grid.rounding, self.groups
+        return Walking(
+            self.target, self.original, self.feedback, self.importance, groups.scale, groups.zero, self.codes, self.loss,
+            groups.size, fitting_of(self.grid), dtype if isinstance(dtype, torch.dtype) else torch.float32,
+            groups.of_walked.to(torch.int32) if groups.scattered else None,
+        )  # fmt: skip
 
     def _cut_out(self, start: int, stop: int, error: Tensor) -> Block:
         """The block of columns `start … stop`, `[columns, rows]` each."""
@@ -197,13 +212,6 @@ class _Walk:
             part = values[:, start - now : start - now + self.groups.size].contiguous()
             self.groups.put(start // self.groups.size, self.decision.start_group(self.grid, part, self.importance[members]))
 
-    def _fit_scattered(self) -> None:
-        """Fit every group of stored columns on the original weights."""
-        for group in range(len(self.groups.scale)):
-            members = self.groups.members(group)
-            values = self.target[members].T.contiguous()
-            self.groups.put(group, self.decision.start_group(self.grid, values, self.importance[members]))
-
     def _standing(self, now: int, stop: int) -> Tensor:
         """Columns `now … stop` as they stand once all columns before `now` are decided, `[stop − now, rows]`.
 
@@ -218,16 +226,18 @@ class _Walk:
         inside = self.feedback[now:stop, now:stop].T
         return original + torch.linalg.solve_triangular(inside, values - original, upper=False, unitriangular=True)
 
-    def _segment(self, first: int, last: int, original: Tensor, error: Tensor) -> None:
-        """Decide columns between two cuts: in one kernel where no decision looks at single columns."""
-        part = slice(first, last)
-        dropped = None
+    def _start_span(self, first: int) -> None:
+        """Let the decision choose among the columns of a span that begins here."""
         if self.decision.span is not None and first % self.decision.span == 0:
             stop = min(first + self.decision.span, len(self.target))
             self.dropped = self.decision.start_span(first, self._standing(first, stop), self.importance[first:stop])
             self.span_start = first
-        if self.decision.span is not None and self.dropped is not None:
-            dropped = self.dropped[first - self.span_start : last - self.span_start].contiguous()
+
+    def _segment(self, first: int, last: int, original: Tensor, error: Tensor) -> None:
+        """Decide columns between two cuts: in one kernel where no decision looks at single columns."""
+        part = slice(first, last)
+        chosen = None if self.decision.span is None else self.dropped
+        dropped = None if chosen is None else chosen[first - self.span_start : last - self.span_start].contiguous()
         feedback = self.feedback[part, part]
         if self.vectors is not None and not self.decision.looks_at_columns:
             self._vectors(first, last, original, error, self.vectors)

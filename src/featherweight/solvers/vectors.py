@@ -100,5 +100,6 @@ def _filled(factor: Factor, fill: int) -> Factor:
     dead = torch.ones(fill, dtype=torch.bool, device=factor.dead.device)
     joined = {"order": torch.cat((factor.order, order)), "dead": torch.cat((factor.dead, dead))}
     return Factor(
-        upper, joined["order"], joined["dead"], factor.shift, factor.damping, factor.damping_used, factor.attempts, factor.dtype
-    )
+        upper, joined["order"], joined["dead"], factor.shift, factor.damping, factor.damping_used, factor.attempts, factor.dtype,
+        factor.in_order,
+    )  # fmt: skip

@@ -30,6 +30,8 @@ class InputStatistics:
         hessian: `Σ x xᵀ`, `[in, in]`.
         abs_max: `max |x|`, `[in]`; merges by maximum.
         samples: inputs at evenly spaced tokens of every window, `[windows, positions, in]`; merge one after the other.
+        routed: tokens that a router sends this way, where the sums are of all tokens instead; None where they are of those
+            that come.
     """
 
     count: int
@@ -37,6 +39,7 @@ class InputStatistics:
     hessian: Tensor | None = None
     abs_max: Tensor | None = None
     samples: Tensor | None = None
+    routed: int | None = None
 
     @classmethod
     def from_inputs(cls, x: Tensor, needs: frozenset[str], dtype: torch.dtype = torch.float32) -> InputStatistics:
@@ -164,7 +167,11 @@ class InputStatistics:
 
 
 def _sampled(x: Tensor) -> Tensor:
-    """`x [..., tokens, in]` at up to `POSITIONS` evenly spaced tokens, `[windows, positions, in]`."""
+    """`x [..., tokens, in]` at up to `POSITIONS` evenly spaced tokens, `[windows, positions, in]`.
+
+    Tokens without windows (those that an expert sees) count as one, at always as many positions, if need be repeated.
+    """
     windows = x.reshape(-1, *x.shape[-2:])
-    positions = torch.linspace(0, windows.shape[1] - 1, min(POSITIONS, windows.shape[1]), device=x.device).round().long()
+    count = POSITIONS if x.ndim == 2 else min(POSITIONS, windows.shape[1])
+    positions = torch.linspace(0, windows.shape[1] - 1, count, device=x.device).round().long()
     return windows[:, positions]

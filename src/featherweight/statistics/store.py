@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ class StatisticsStore:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
+    @property
+    def room(self) -> Path | None:
+        """The folder, there by now."""
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder
+
     def load(self, key: str, needs: Mapping[str, frozenset[str]]) -> dict[str, InputStatistics] | None:
         """Statistics of every axis in `needs` if they are all stored, else None.
 
@@ -46,6 +54,7 @@ class StatisticsStore:
         try:
             with safe_open(path, framework="pt") as file:
                 counts: dict[str, int] = json.loads(file.metadata()["counts"])
+                routed: dict[str, int] = json.loads(file.metadata().get("routed", "{}"))
                 if file.metadata()["key"] != key or not needs.keys() <= counts.keys():
                     return None
                 grouped: dict[str, dict[str, Any]] = {axis: {} for axis in needs}
@@ -56,7 +65,10 @@ class StatisticsStore:
                         grouped[axis].update({"hessian": from_upper_half(tensor)} if kind == HALF else {kind: tensor})
         except (SafetensorError, KeyError, ValueError, OSError):
             return None
-        loaded = {axis: InputStatistics.from_tensors(counts[axis], tensors) for axis, tensors in grouped.items()}
+        loaded = {
+            axis: replace(InputStatistics.from_tensors(counts[axis], tensors), routed=routed.get(axis))
+            for axis, tensors in grouped.items()
+        }
         return loaded if all(loaded[axis].provides(needs[axis]) for axis in needs) else None
 
     def save(self, key: str, statistics: Mapping[str, InputStatistics]) -> None:
@@ -73,9 +85,10 @@ class StatisticsStore:
             for kind, tensor in sums.tensors().items()
         }
         counts = json.dumps({axis: sums.count for axis, sums in statistics.items()})
+        routed = json.dumps({axis: sums.routed for axis, sums in statistics.items() if sums.routed is not None})
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
         os.close(handle)
-        save_file(tensors, temporary, metadata={"counts": counts, "key": key})
+        save_file(tensors, temporary, metadata={"counts": counts, "routed": routed, "key": key})
         Path(temporary).replace(path)
 
     def _path(self, key: str) -> Path | None:

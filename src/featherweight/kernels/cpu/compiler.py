@@ -19,8 +19,8 @@ FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trap
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """The compiled `integer.c`, for every instruction set it knows; it chooses when it runs.
+def library(name: str) -> ctypes.CDLL:
+    """The compiled `name.c`, for every instruction set it knows; it chooses when it runs.
 
     Compiled once for each content of all sources, compiler and flags (some seconds); kept in the user's cache folder.
 
@@ -31,9 +31,9 @@ def library() -> ctypes.CDLL:
     text = [path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.suffix in (".c", ".h")]
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=60).stdout
     key = hashlib.sha256(repr((compiler, version, platform.machine(), FLAGS, text)).encode()).hexdigest()
-    kept = kernel_folder() / f"integer-{key[:32]}.so"
+    kept = kernel_folder() / f"{name}-{key[:32]}.so"
     if not kept.is_file():
-        kept = _compile(compiler, kept)
+        kept = _compile(compiler, SOURCES / f"{name}.c", kept)
     try:
         return ctypes.CDLL(str(kept))
     except OSError as problem:
@@ -41,10 +41,17 @@ def library() -> ctypes.CDLL:
 
 
 @cache
-def missing() -> str:
-    """Why there are no kernels in C here; "" if there are."""
+def parallel() -> int:
+    """Address of the function by which torch's own OpenMP runs something in its threads; 0 where it has none."""
+    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0
+
+
+@cache
+def missing(name: str) -> str:
+    """Why `name.c` does not run here; "" if it does."""
     try:
-        library()
+        library(name)
     except FeatherweightError as problem:
         return str(problem).splitlines()[0]
     return ""
@@ -59,7 +66,7 @@ def _compiler() -> str:
     )
 
 
-def _compile(compiler: str, kept: Path) -> Path:
+def _compile(compiler: str, source: Path, kept: Path) -> Path:
     """Where the library lies: at `kept`, or in a temporary folder if that cannot be written."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +74,7 @@ def _compile(compiler: str, kept: Path) -> Path:
     except OSError:
         folder = Path(tempfile.mkdtemp())
     made = folder / kept.name
-    command = [compiler, *FLAGS, "-o", str(made), str(SOURCES / "integer.c")]
+    command = [compiler, *FLAGS, "-o", str(made), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     if done.returncode:
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import FeatherweightError
-from featherweight.kernels.cpu.compiler import library
+from featherweight.kernels.cpu.compiler import library, parallel
 
 #: Tokens up to which weights are decoded on the way into the product; above, rows are decoded and multiplied by torch.
 MOST_TOKENS = 16
@@ -63,7 +63,7 @@ class IntegerProduct:
         self.weight, self._held = weight, _stored(weight)
         self._rows = len(self._held[0])
         self._jobs = {dtype: _job(weight, self._held, dtype) for dtype in (torch.float32, torch.bfloat16)}
-        self._multiply = library().featherweight_multiply
+        self._multiply = library("integer").featherweight_multiply
         self._summed = block_size(weight.inputs, weight.group_size) > 0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -126,7 +126,7 @@ def integer_values(weight: Codes, dtype: torch.dtype, rows: slice = slice(None))
     values = torch.empty(len(stored[0]), weight.inputs, dtype=kept)
     job = _job(weight, stored, kept)
     job.y, job.threads = values.data_ptr(), _threads(values.numel())
-    _check(library().featherweight_decode(ctypes.byref(job)))
+    _check(library("integer").featherweight_decode(ctypes.byref(job)))
     return values.to(dtype)
 
 
@@ -157,7 +157,7 @@ def _job(weight: Codes, stored: tuple[Tensor, Tensor, Tensor | None], dtype: tor
     """Everything but the tokens, where the result goes, and the threads."""
     codes, scales, zeros = stored
     return _Job(
-        codes.data_ptr(), scales.data_ptr(), None if zeros is None else zeros.data_ptr(), None, None, _parallel() or None,
+        codes.data_ptr(), scales.data_ptr(), None if zeros is None else zeros.data_ptr(), None, None, parallel() or None,
         codes.shape[0], weight.inputs, 0, scales.shape[1], weight.group_size or weight.inputs, codes.shape[1],
         0 if zeros is None else zeros.shape[1], block_size(weight.inputs, weight.group_size), weight.bits, KINDS[scales.dtype],
         KINDS[dtype], _level(), 1,
@@ -176,11 +176,4 @@ def _check(status: int) -> None:
 
 @cache
 def _level() -> int:
-    return int(library().featherweight_level())
-
-
-@cache
-def _parallel() -> int:
-    """Address of the function by which torch's own OpenMP runs something in its threads; 0 where it has none."""
-    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-    return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0
+    return int(library("integer").featherweight_level())

@@ -13,10 +13,13 @@ from featherweight.kernels.cuda import stream
 from featherweight.kernels.cuda.stream import CHUNK, ROWS, Chunked, Shape
 
 #: Of the layout; a device copy of another version is thrown away and made again.
-VERSION = 1
+VERSION = 2
 
-#: Half words of a chunk before its values: those before every step, and a byte for each lane and step.
+#: Half words of a chunk before its values: those before every step, and eight bits for each lane and step.
 HEAD = 16 + 256
+
+#: Half words after the last chunk: a lane reads some that are not its own.
+BEYOND = 16
 
 #: Room for the longest chunk is rounded up to this, in bytes, so that few kernels are compiled.
 ROOM = 512
@@ -51,17 +54,20 @@ def encode(values: Tensor, mask: Tensor) -> DeviceBitmap:
     tiles = there.shape[0]
     counts = there.sum((-1, -2))  # tile, chunk, step
     before = (counts.cumsum(-1) - counts).to(torch.int16)
-    bits = (there.to(torch.uint8) << torch.arange(8, device=mask.device, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
-    bits = bits.transpose(-1, -2).contiguous().view(torch.int16).flatten(2)
-    heads = torch.cat([before, bits], -1).view(-1, HEAD)
+    # tile, chunk, four steps, step, lane, element → tile, chunk, lane, four steps, element, step
+    bits = there.unflatten(2, (4, 4)).permute(0, 1, 4, 2, 5, 3).flatten(-2).to(torch.int64)
+    words = (bits << torch.arange(32, device=mask.device)).sum(-1)
+    words = words.where(words < 2**31, words - 2**32).to(torch.int32).contiguous().view(torch.int16).flatten(2)
+    heads = torch.cat([before, words], -1).view(-1, HEAD)
     number = counts.sum(-1).flatten()
     sizes = -(-(HEAD + number) // 8)
     starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-    blob = torch.zeros(int(starts[-1]) * 8, dtype=torch.int16, device=mask.device)
+    blob = torch.zeros(int(starts[-1]) * 8 + BEYOND, dtype=torch.int16, device=mask.device)
     first = starts[:-1] * 8
-    blob[first[:, None] + torch.arange(HEAD, device=mask.device)] = heads
     place = (first + HEAD - (number.cumsum(0) - number)).repeat_interleave(number)
     blob[place + torch.arange(len(place), device=mask.device)] = kept[there]
+    blob = blob.view(torch.uint8).view(-1, 4, 2).transpose(1, 2).contiguous().view(torch.int16).flatten()
+    blob[first[:, None] + torch.arange(HEAD, device=mask.device)] = heads
     arrivals = torch.zeros(tiles, dtype=torch.int32, device=mask.device)
     slot = -(-int(sizes.max()) * 16 // ROOM) * ROOM
     rows, inputs = values.shape
@@ -76,8 +82,10 @@ def decode(weight: DeviceBitmap) -> tuple[Tensor, Tensor]:
     assert chunked.chunk_starts is not None
     tiles, chunks, _ = chunked.cut
     blob, first = chunked.chunks.view(torch.int16), chunked.chunk_starts[:-1].long() * 8
-    bits = blob[first[:, None] + torch.arange(16, HEAD, device=blob.device)].view(torch.uint8).view(tiles, chunks, 32, 16)
-    there = (bits.transpose(-1, -2)[..., None] >> torch.arange(8, device=blob.device, dtype=torch.uint8) & 1).bool()
+    words = blob[first[:, None] + torch.arange(16, HEAD, device=blob.device)].view(torch.int32).view(tiles, chunks, 32, 4, 1)
+    bits = (words >> torch.arange(32, device=blob.device, dtype=torch.int32) & 1).bool().view(tiles, chunks, 32, 4, 8, 4)
+    there = bits.permute(0, 1, 3, 5, 2, 4).flatten(2, 3)
+    blob = blob.view(torch.uint8).view(-1, 2, 4).transpose(1, 2).contiguous().view(torch.int16).flatten()
     number = there.sum((-1, -2, -3)).flatten()
     place = (first + HEAD - (number.cumsum(0) - number)).repeat_interleave(number)
     kept = torch.zeros(there.shape, dtype=torch.int16, device=blob.device)

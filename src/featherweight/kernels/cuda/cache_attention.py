@@ -34,6 +34,9 @@ from featherweight.kernels.reference.cache_attention import cache_attention as r
 #: Floats of a head's part beside its sums; threads that prepare a query, and columns of the projection that they take.
 _STATE, _THREADS, _COLUMNS = 4, 128, 32
 
+#: Parts of one head at most; small ones of a few heads; stages that a program's start and end take the time of.
+MOST_PARTS, MOST_SMALL, START = 64, 16, 4
+
 
 class Launch(Protocol):
     """Starts a kernel: the driver's, or an emulation's."""
@@ -67,10 +70,12 @@ class Lengths:
     Attributes:
         device: int32 `[3]`: coded keys, coded values, tokens; None for the numbers of the parts.
         most: tokens at most, by which the work is cut.
+        rings: whether exact tokens lie in rings, token t at place `t % size`, a power of two.
     """
 
     device: Tensor | None = None
     most: int = 0
+    rings: bool = False
 
 
 def launch_on_device(
@@ -108,19 +113,20 @@ def attend(
     constants = {"NUMBER": NUMBERS[query.dtype], "HEAD_DIM": head_dim, **sides[0].constants}
     owners = batch * key_heads * blocks
     stage = sum(-(-side.stage_bytes // 16) * 16 for side in sides)
-    sketch = sides[0].constants.get("SKETCH", 0)
-    shape, parts = _cut(max(lengths.most, values.coded), owners, shape, stage, sketch, query.device)
+    shape, parts, apart = _cut(max(lengths.most, values.coded), owners, shape, stage, sides[0], query.device)
     out = torch.empty(batch, heads, 1, head_dim, dtype=query.dtype, device=query.device)
-    partial = torch.empty(owners * parts * HEADS * (head_dim + _STATE), dtype=torch.float32, device=query.device)
+    partial = torch.empty(owners * (parts + 1) * HEADS * (head_dim + _STATE), dtype=torch.float32, device=query.device)
     tickets = _tickets(owners, query.device)
     hidden = None if mask is None else mask[:, 0, -1].expand(batch, -1).contiguous().view(torch.uint8)
+    rings = [part.exact.shape[2] - 1 if lengths.rings else 0 for part in (keys, values)]
     given = Arguments(
         query=Rows.of(query), exact_keys=Rows.of(keys.exact), exact_values=Rows.of(values.exact),
         first_keys=Rows.of(keys.codes.get("first")), first_values=Rows.of(values.codes.get("first")),
         out=out.data_ptr(), partial=partial.data_ptr(), tickets=tickets.data_ptr(),
         mask=0 if hidden is None else hidden.data_ptr(), mask_stride=0 if hidden is None else hidden.shape[1],
         lengths=0 if lengths.device is None else lengths.device.data_ptr(), coded_keys=keys.coded, coded_values=values.coded,
-        tokens=keys.coded + keys.exact.shape[2], first=_first(keys), group=group, scaling=scaling * math.log2(math.e),
+        tokens=keys.coded + keys.exact.shape[2], first=_first(keys), group=group, key_ring=rings[0], value_ring=rings[1], apart=apart,
+        scaling=scaling * math.log2(math.e),
     )  # fmt: skip
     for side, part, target in zip(sides, (keys, values), (given.keys, given.values), strict=True):
         for index, name in enumerate(side.names):
@@ -155,7 +161,7 @@ def _prepare(
         constant, length = unbiased(keys.settings, len(projection)), side.constants["SKETCH"]
         if side.constants["OUTLIERS"]:
             given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], constant).data_ptr()
-        constant, reach = constant / length, 6.0
+        constant, reach = constant / length, 6.0 * (2 if side.constants["OUTLIERS"] else 128)
     elif side.constants["KEYS"] == 3:
         projection, tables = keys.constants["rotation"], rotated_tables(keys.constants, keys.exact.dtype)
         given.table, constant, reach = tables.keys.data_ptr(), tables.unit / 2, 1.0
@@ -176,29 +182,42 @@ def unbiased(settings: Mapping[str, Any], head_dim: int) -> float:
     return math.exp(0.5 * math.log(math.pi / head_dim) + math.lgamma((head_dim + 1) / 2) - math.lgamma(head_dim / 2))
 
 
-def _cut(coded: int, owners: int, shape: Shape | None, shared: int, sketch: int, device: torch.device) -> tuple[Shape, int]:
-    """The shape of the work, and into how many parts a head's tokens fall: the first for exact ones, the others for `coded`.
+def _cut(coded: int, owners: int, shape: Shape | None, shared: int, side: Side, device: torch.device) -> tuple[Shape, int, int]:
+    """The shape of the work, into how many parts a head's tokens fall, and whether (1) exact tokens are a part apart.
 
-    Few heads get large programs, one wave of them, as parts have to be added up. Many heads get small ones, and so many parts
-    that all programs run at once or the last wave hardly matters.
+    Few heads get one wave of programs, large ones where there are many tokens, as parts have to be added up. Many heads get small
+    ones, and as many parts as fill the waves best; there a part for exact tokens alone would idle.
 
     Args:
         shared: bytes of shared memory for each warp's stage.
-        sketch: signs of a key; long ones need more registers.
+        side: of the keys.
     """
     processors, memory = 4, 227 << 10
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         processors, memory = found.multi_processor_count, found.shared_memory_per_multiprocessor
     few = 2 * processors >= 16 * owners
-    if sketch > 256:
-        shape = shape or (Shape(12, 3, 1) if few else Shape(4, 3, 3))
-    shape = shape or (Shape(8, 3, 2) if few else Shape(4, 3, 4))
-    held = min(shape.resident, memory // (shape.warps * shape.depth * shared + 4096))
-    room = processors * max(1, held)
-    evenly = room // owners if room >= 8 * owners else -(-8 * room // owners)
-    wanted = room // owners - 1 if few else evenly
-    return shape, 1 + max(1, min(wanted, -(-coded // (2 * STAGE * shape.warps))))
+    if shape is None:
+        shape = _shape(side, few and coded > 2 * STAGE * 4 * MOST_SMALL)
+    useful = max(1, -(-coded // (2 * STAGE * shape.warps)))
+    room = processors * max(1, min(shape.resident, memory // (shape.warps * shape.depth * shared + 4096)))
+    if few:
+        return shape, 1 + max(1, min(room // owners - 1, useful)), 1
+    stages = coded / STAGE / shape.warps
+
+    def cost(parts: int) -> float:
+        return -(-owners * parts // room) * (stages / parts + START)
+
+    return shape, min(range(1, min(useful, MOST_PARTS) + 1), key=cost), 0
+
+
+def _shape(side: Side, large: bool) -> Shape:
+    """Outliers keep their rows of S in registers, and in what shared memory leaves of the first-level cache."""
+    if side.constants.get("OUTLIERS"):
+        return Shape(8, 2, 1) if side.constants["SKETCH"] > 256 else Shape(4, 2, 3)
+    if side.constants.get("SKETCH", 0) > 256:
+        return Shape(12, 3, 1) if large else Shape(4, 3, 3)
+    return Shape(8, 3, 2) if large else Shape(4, 3, 4)
 
 
 def _first(part: CachePart) -> int:

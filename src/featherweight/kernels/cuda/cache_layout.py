@@ -41,6 +41,7 @@ class Arguments(ctypes.Structure):
         ("first_keys", Rows), ("first_values", Rows),
         *((name, ctypes.c_void_p) for name in ("prepared", "table", "levels", "rotation", "mask", "out", "partial", "tickets", "lengths")),
         *((name, ctypes.c_int) for name in ("coded_keys", "coded_values", "tokens", "first", "group", "mask_stride")),
+        *((name, ctypes.c_int) for name in ("key_ring", "value_ring", "apart")),
         ("scaling", ctypes.c_float),
     )  # fmt: skip
 
@@ -69,10 +70,9 @@ def key_side(part: CachePart, head_dim: int) -> Side:
         sketch = 8 * part.codes["signs"].shape[-1]
         apart = 8 * part.codes["outlier_signs"].shape[-1] if settings["outliers"] else 0
         constants = {"KEYS": 1, "SKETCH": sketch, "OUTLIERS": settings["outliers"], "OUTLIER_SKETCH": apart}
-        stage = STAGE * (sketch // 8 + 2) + (STAGE * (apart // 8 + 2) + 16 if apart else 0)
-        steps = -(-sketch // 256)
+        stage = STAGE * (sketch // 8 + 2) + (STAGE * (apart // 8 + 2) if apart else 0)
         names = ("signs", "norm", *(("outlier_signs", "outlier_norm", "outliers") if apart else ()))
-        return Side(constants, names, stage, 2048 * steps + 8 * HEADS + 4 * HEADS * head_dim)
+        return Side(constants, names, stage, 8 * sketch + 8 * HEADS + 4 * HEADS * head_dim)
     if settings["codec"] == "rotated":
         group, packed = settings["group_size"] or 0, part.codes["codes"].shape[-1]
         constants = {"KEYS": 3, "KEY_BITS": settings["bits"], "KEY_GROUP": group}
@@ -216,7 +216,7 @@ def row_sums(projection: Tensor) -> Tensor:
 
 
 def qjl_table(projection: Tensor, apart: int, constant: float) -> Tensor:
-    """Rows of `S` as the columns of a product with signs: `TABLE_SUMS` and around it in `cache_keys_qjl.cuh`; made once.
+    """Rows of `S` in bytes, as the columns of a product with signs: see the table in `cache_keys_qjl.cuh`; made once.
 
     Args:
         projection: `S [head_dim, m]`.
@@ -224,25 +224,25 @@ def qjl_table(projection: Tensor, apart: int, constant: float) -> Tensor:
         constant: `c`.
     """
     if projection not in _TABLES:
-        parts = [_columns(projection[:, :length]) for length in (projection.shape[1], apart)]
-        sums = [projection[:, :length].sum(1) * (constant / length) for length in (projection.shape[1], apart)]
-        units = torch.tensor(
-            [2 * constant / length * unit for (_, unit), length in zip(parts, (projection.shape[1], apart), strict=True)],
-            device=projection.device,
-        )
-        whole = torch.cat([*sums, units]).to(torch.float32)
-        _TABLES[projection] = torch.cat([*(words.flatten() for words, _ in parts), whole.view(torch.int8)])
+        made = [_columns(projection[:, :length], constant / length) for length in (projection.shape[1], apart)]
+        units = torch.cat([units for _, units in made], 1).to(torch.float32)
+        _TABLES[projection] = torch.cat([*(codes.flatten() for codes, _ in made), units.flatten().view(torch.int8)])
     return _TABLES[projection]
 
 
-def _columns(rows: Tensor) -> tuple[Tensor, float]:
-    """`[head_dim, step, bit, quarter, (high, low), half, 4]` int8 and the unit: row entries over each bit's place, in 16 bits."""
+def _columns(rows: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Entries of rows as bytes `[head_dim, ...]`, the largest 127; and `[head_dim, 2]`: `factor (2 s / 128, Σ s)` of these entries.
+
+    A sign is counted as 128, and of signs ±1 the sum with entries s is twice that of the set ones less that of all.
+    """
     head_dim, length = rows.shape
-    unit = float(rows.abs().max()) / 32500
-    whole = (rows / unit).view(head_dim, length // 8, 8) / 2.0 ** torch.arange(8, device=rows.device)
-    whole = whole.round().to(torch.int32).view(head_dim, 4, length // 128, 4, 8)  # quarter, word, byte, bit
-    if length // 128 % 2:
-        whole = torch.nn.functional.pad(whole, (0, 0, 0, 0, 0, 1))
-    whole = whole.unflatten(2, (-1, 2)).permute(0, 2, 5, 1, 3, 4)  # head_dim, step, bit, quarter, half, byte
-    low = ((whole + 128) & 255) - 128
-    return torch.stack([(whole - low) >> 8, low], 4).to(torch.int8).contiguous(), unit
+    unit = rows.abs().amax(1, keepdim=True) / 127
+    whole = (rows / unit).round().to(torch.int32)
+    units = factor * unit * torch.cat([torch.full_like(unit, 2 / 128), whole.sum(1, keepdim=True)], 1)
+    words = length // 128  # of a quarter: [quarter, word, byte, bit]
+    split = whole.view(head_dim, 4, words, 4, 8).flip(-1)
+    if words == 1:  # [quarter, byte, two products, half, product]
+        ordered = split.reshape(head_dim, 4, 4, 2, 2, 2).permute(0, 3, 1, 5, 4, 2)
+    else:  # [quarter, pair of words, half, byte, two products, product]
+        ordered = split.reshape(head_dim, 4, words // 2, 2, 4, 4, 2).permute(0, 2, 5, 1, 6, 3, 4)
+    return ordered.to(torch.int8).contiguous(), units

@@ -9,6 +9,9 @@ from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import BLOCK, STEP
 from featherweight.kernels.cuda.multiply import SHARED_BYTES, Shape, memory_of
 
+#: Outputs and inputs of which one token is faster by another cut; blocks to a multiprocessor (`benchmarks/decode_tune.py`).
+MEASURED = {(4096, 11008): Shape(512, 1, 2, 8, 1, 1, 1)}
+
 #: Tokens up to which `batch` is faster than dense values and torch's product.
 MOST_BATCHED = 256
 
@@ -20,6 +23,9 @@ def choose_shape(weight: DeviceCodes, tokens: int, processors: int) -> Shape:
     blocks each where the activations leave room for them, one otherwise; where one is too little, a cluster of blocks shares the
     inputs.
     """
+    measured = MEASURED.get((weight.rows, weight.inputs)) if tokens == 1 and weight.bits < 8 else None
+    if measured is not None:
+        return replace(measured, blocks=measured.blocks * processors)
     shape = _wanted_shape(-(-weight.inputs // STEP) * STEP, weight.bits, tokens, processors)
     if tokens <= 4 and shape.tiles == 1 and (weight.group == 0 or weight.group >= BLOCK):  # else registers would not do
         shape = replace(shape, held=2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -34,12 +35,25 @@ class Function:
     def __init__(self, code: bytes, name: str, device: torch.device) -> None:
         self._driver, self._code = _driver(), code
         self._module, self._handle = ctypes.c_void_p(), ctypes.c_void_p()
-        with torch.cuda.device(device):
-            torch.cuda.current_stream()  # so that torch's context is there
+        self._shared, self._device, self._context = 48 << 10, device, _context(device)
+        with self._current():
             _check(self._driver.cuModuleLoadData(ctypes.byref(self._module), code))
             _check(self._driver.cuModuleGetFunction(ctypes.byref(self._handle), self._module, name.encode()))
-        self._shared = 48 << 10
-        self._device = device
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """The device's context is the calling thread's; a thread that had none keeps it."""
+        before = ctypes.c_void_p()
+        _check(self._driver.cuCtxGetCurrent(ctypes.byref(before)))
+        if before.value == self._context.value:
+            yield
+            return
+        _check(self._driver.cuCtxSetCurrent(self._context))
+        try:
+            yield
+        finally:
+            if before.value:
+                _check(self._driver.cuCtxSetCurrent(before))
 
     def allow_shared(self, count: int) -> None:
         """Let blocks have so many bytes of shared memory.
@@ -69,7 +83,19 @@ class Function:
             cluster: blocks along the grid's second dimension that form a cluster.
             overlapped: it may begin before the kernel ahead of it is done (and waits for it itself).
         """
-        self.allow_shared(shared_bytes)
+        self.bind(grid, block, shared_bytes, arguments, cluster=cluster, overlapped=overlapped)()
+
+    def bind(
+        self,
+        grid: Sequence[int],
+        block: Sequence[int],
+        shared_bytes: int,
+        arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
+        *,
+        cluster: int = 1,
+        overlapped: bool = True,
+    ) -> Callable[[], None]:
+        """`launch` to be called again and again on the present stream, with what `arguments` then hold."""
         attributes, count = (_Attribute * 2)(), 0
         for wanted, kind, value in ((cluster > 1, _CLUSTER, (1, cluster, 1)), (overlapped, _OVERLAPPED, (1,))):
             if wanted:
@@ -78,7 +104,15 @@ class Function:
         stream = torch.cuda.current_stream(self._device).cuda_stream
         configuration = _Configuration(*grid, *block, shared_bytes, stream, attributes, count)
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
-        _check(self._driver.cuLaunchKernelEx(ctypes.byref(configuration), self._handle, pointers, None))
+        start, handle, told = self._driver.cuLaunchKernelEx, self._handle, ctypes.byref(configuration)
+        with self._current():
+            self.allow_shared(shared_bytes)
+
+        def run(held: object = arguments) -> None:
+            with self._current():
+                _check(start(told, handle, pointers, None))
+
+        return run
 
 
 @cache
@@ -98,6 +132,17 @@ def constants_of(values: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
 def processors(device: torch.device) -> int:
     """Multiprocessors of a device; one where there is no CUDA."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@cache
+def _context(device: torch.device) -> ctypes.c_void_p:
+    """The context that torch uses on a device, kept for as long as the process lives."""
+    torch.cuda.current_stream(device)  # the driver is initialised
+    index = torch.cuda.current_device() if device.index is None else device.index
+    handle, context = ctypes.c_int(), ctypes.c_void_p()
+    _check(_driver().cuDeviceGet(ctypes.byref(handle), index))
+    _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), handle))
+    return context
 
 
 @cache

@@ -17,6 +17,9 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 #: Shared memory of a block, at most.
 MOST_SHARED = 232448
 
+#: Of a multiprocessor, for all its blocks.
+SHARED = 233472
+
 #: Rows up to which latency counts more than throughput, and the size from which a cluster then takes one.
 FEW_ROWS, LONG_ROW = 16, 12288
 
@@ -117,6 +120,10 @@ def rotate(x: Tensor, rotation: DeviceRotation, dtype: torch.dtype, splits: int 
     output = torch.empty(rows, rotation.size, dtype=dtype, device=x.device)
     arguments = _arguments(x, rotation, rows, splits)
     arguments.output = output.data_ptr()
+    shape = _rows_shape(rotation)
+    if rows > FEW_ROWS and splits == 1 and torch.float32 not in (x.dtype, dtype) and shape is not None:
+        _launch_rows(x.dtype, dtype, rotation, shape, arguments, x.device, overlapped)
+        return output
     _launch(x.dtype, rotation, {"OUT": DTYPES[dtype], "FOR_PRODUCT": 0}, arguments, 1, x.device, overlapped)
     return output
 
@@ -148,6 +155,34 @@ def _arguments(x: Tensor, rotation: DeviceRotation, rows: int, splits: int) -> _
     arguments.factor = 0 if rotation.factor is None else rotation.factor.data_ptr()
     arguments.rows, arguments.splits, arguments.scale = rows, splits, rotation.size**-0.5
     return arguments
+
+
+def _rows_shape(rotation: DeviceRotation) -> tuple[int, int, int] | None:
+    """Threads of a block, registers of each, and shared bytes of the kernel for many rows; None where it is not written."""
+    size, twos = rotation.size, rotation.twos
+    factor, columns = size >> twos, 1 << twos
+    if factor == 1:
+        return (128, {13: 96, 14: 168}.get(twos, 64), 4 * (size + size // 16)) if 11 <= twos <= 14 else None
+    threads = 32 * (-(-factor // 16) if factor > 64 else factor // 4)
+    shared = (4 * factor + 2 * -(-factor // 16) * 16) * (columns + 8)
+    registers = 80 if factor > 64 or (factor <= 32 and twos < 9) else 128 if twos < 10 else 208
+    written = factor % 4 == 0 and factor <= 384 and 5 <= twos <= 10 and shared <= MOST_SHARED
+    return (threads, registers, shared) if written and threads * registers <= 65536 else None
+
+
+def _launch_rows(
+    dtype: torch.dtype, to: torch.dtype, rotation: DeviceRotation, shape: tuple[int, int, int], arguments: _Arguments,
+    device: torch.device, overlapped: bool,
+) -> None:  # fmt: skip
+    threads, registers, shared = shape
+    resident = max(1, min(65536 // registers // threads, SHARED // (shared + 1024)))
+    constants = {
+        "FACTOR": rotation.size >> rotation.twos, "TWOS": rotation.twos, "IN": DTYPES[dtype], "OUT": DTYPES[to],
+        "INVERTED": int(rotation.inverted), "THREADS": threads, "RESIDENT": resident,
+    }  # fmt: skip
+    function = driver.load("hadamard_rows.cu", "hadamard_rows", driver.constants_of(constants), device)
+    blocks = min(arguments.rows, resident * driver.processors(device))
+    function.launch((blocks, 1, 1), (threads, 1, 1), shared, [arguments], overlapped=overlapped)
 
 
 def _launch(

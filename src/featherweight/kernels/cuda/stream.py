@@ -186,7 +186,7 @@ def multiply(
     columns = -(-tokens // 8)
     fixed = {
         "ACTIVATION": ACTIVATIONS[x.dtype], "COLUMNS": columns, "WARPS": shape.warps, "COLLECTORS": shape.collectors,
-        "STAGES": shape.stages, "RESIDENT": shape.resident, **constants,
+        "STAGES": shape.stages, "RESIDENT": shape.resident, "SINGLE": int(tokens == 1), **constants,
     }  # fmt: skip
     function = driver.load(source, "multiply_stream", driver.constants_of(fixed), x.device)
     partial = torch.empty(tiles * shape.slots * columns * 128, dtype=torch.float32, device=x.device)

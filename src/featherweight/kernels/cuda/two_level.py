@@ -15,7 +15,7 @@ from featherweight.kernels.cuda.sparse_list import GROUP, MOST_PLACES, SEGMENT, 
 from featherweight.kernels.cuda.stream import CHUNK, ROWS, Chunked, Shape
 
 #: Of the layout; a device copy of another version is thrown away and made again.
-VERSION = 1
+VERSION = 2
 
 #: Place in its half of a code that was taken out of a word: of the first and the last two groups of a block; see `two_level.cuh`.
 PLACES = {2: (4, 6), 3: (3, 6), 4: (4, 4)}

@@ -35,14 +35,20 @@ def attend(
         out: `[batch, query heads · dim]`.
     """
     here, batch, dim = int(position), qkv.shape[0], heads.dim
-    count = heads.keys * heads.group
-    q, k, v = qkv.view(batch, -1, dim).split([count, heads.keys, heads.keys], 1)
-    q = _rotated(q.float(), heads.query_gain, heads.eps, cosine[here], sine[here]).to(keys.dtype)
-    keys[:, :, here] = _rotated(k.float(), heads.key_gain, heads.eps, cosine[here], sine[here]).to(keys.dtype)
-    values[:, :, here] = v
+    q, keys[:, :, here], values[:, :, here] = turned(qkv, cosine, sine, here, heads, keys.dtype)
     known, held = keys[:, :, : here + 1].float(), values[:, :, : here + 1].float()
     scores = q.float().view(batch, heads.keys, heads.group, dim) @ known.transpose(-1, -2) * heads.scaling
-    return out.copy_((scores.softmax(-1) @ held).view(batch, count * dim))
+    return out.copy_((scores.softmax(-1) @ held).view(batch, heads.keys * heads.group * dim))
+
+
+def turned(
+    qkv: Tensor, cosine: Tensor, sine: Tensor, here: int, heads: Heads, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys normed and rotated, and values: `[batch, heads, dim]`."""
+    count = heads.keys * heads.group
+    q, k, v = qkv.view(qkv.shape[0], -1, heads.dim).split([count, heads.keys, heads.keys], 1)
+    q = _rotated(q.float(), heads.query_gain, heads.eps, cosine[here], sine[here]).to(dtype)
+    return q, _rotated(k.float(), heads.key_gain, heads.eps, cosine[here], sine[here]).to(dtype), v
 
 
 def _rotated(value: Tensor, gain: Tensor | None, eps: float, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from featherweight.kernels.decoding import Chosen
+from featherweight.kernels.triton.decode_cut import count_digits, next_digit, ordered
 from featherweight.kernels.triton.dependent import launch_options, wait_for_inputs
 
 #: Logits of one program, and its warps.
@@ -16,19 +17,27 @@ BLOCK, WARPS = 1024, 4
 @triton.jit
 def _choose(
     logits, temperature, seed, position, token, history, best, where, ticket, vocabulary, length, batch: tl.constexpr,
-    parts: tl.constexpr, block: tl.constexpr, padded: tl.constexpr, dependent: tl.constexpr,
+    parts: tl.constexpr, block: tl.constexpr, padded: tl.constexpr, dependent: tl.constexpr, has_cut: tl.constexpr = False,
+    partial=None, maxima=None, prefixes=None, left=None, peaks=None, aim=None, by_mass: tl.constexpr = False,
+    digit: tl.constexpr = 0, cut_parts: tl.constexpr = 1, cut_padded: tl.constexpr = 1,
 ):  # fmt: skip
     """A program finds the largest of its part of one row; the last of all finds the largest of the parts, and moves on."""
     wait_for_inputs(dependent)
     row, part = tl.program_id(0), tl.program_id(1)
     lane = part * block + tl.arange(0, block)
-    value = tl.load(logits + row.to(tl.int64) * vocabulary + lane, mask=lane < vocabulary, other=float("-inf")).to(tl.float32)
+    raw = tl.load(logits + row.to(tl.int64) * vocabulary + lane, mask=lane < vocabulary, other=float("-inf"))
+    value = raw.to(tl.float32)
     broken = (lane < vocabulary) & ((value != value) | (tl.abs(value) == float("inf")))
     heat, here = tl.load(temperature), tl.load(position)
     if heat > 0:
         uniform = tl.rand(tl.load(seed), ((here + 1) * batch + row) * vocabulary + lane)
         value = value / heat - tl.log(-tl.log(tl.maximum(uniform, 1e-30)))
     value = tl.where(lane < vocabulary, value, float("-inf"))
+    if has_cut:
+        smallest, _, _ = next_digit(
+            partial, maxima, prefixes, left, peaks, aim, heat, row, cut_parts, digit, by_mass, cut_padded
+        )
+        value = tl.where(ordered(raw) >= smallest, value, float("-inf"))
     value = tl.where(broken, float("inf"), value)
     most, index = tl.max(value, axis=0, return_indices=True)
     tl.store(best + row * parts + part, most)
@@ -47,12 +56,13 @@ def _choose(
     tl.store(position, here + 1)
 
 
-def choose_token(logits: Tensor, chosen: Chosen) -> None:
+def choose_token(logits: Tensor, chosen: Chosen, by: tuple[bool, bool] = (False, False)) -> None:
     """As `featherweight.kernels.reference.decode_choice.choose_token`; a draw is by noise of its own (Gumbel), seeded alike."""
     batch, vocabulary = logits.shape
     parts = triton.cdiv(vocabulary, BLOCK)
+    cut = {"has_cut": True, **count_digits(logits, chosen, by)} if any(by) else {}
     _choose[(batch, parts)](
         logits, chosen.temperature, chosen.seed, chosen.position, chosen.token, chosen.history, chosen.best, chosen.where,
         chosen.ticket, vocabulary, chosen.history.shape[1], batch, parts, BLOCK, triton.next_power_of_2(parts),
-        num_warps=WARPS, **launch_options(logits.device),
+        num_warps=WARPS, **cut, **launch_options(logits.device),
     )  # fmt: skip

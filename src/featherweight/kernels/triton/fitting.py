@@ -26,10 +26,13 @@ SCALES = {torch.bfloat16: BFLOAT16.value, torch.float16: FLOAT16.value, torch.fl
 
 def constants(fitting: Fitting) -> tuple[bool, bool, int, int, float, float]:
     """The compile-time arguments of `fit`: weighted, symmetric, largest code, scale dtype, smallest and largest scale."""
-    limits = torch.finfo(fitting.scale_dtype)
-    smallest = limits.smallest_normal * (limits.eps if fitting.scale_dtype == torch.float16 else 1.0)
-    scales = SCALES[fitting.scale_dtype]
-    return fitting.by == "weighted", fitting.symmetric, fitting.largest_code, scales, smallest, limits.max
+    return (
+        fitting.by == "weighted",
+        fitting.symmetric,
+        fitting.largest_code,
+        SCALES[fitting.scale_dtype],
+        *fitting.scale_limits(),
+    )
 
 
 @triton.jit

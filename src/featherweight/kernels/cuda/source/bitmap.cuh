@@ -1,45 +1,60 @@
-// Kept values lie one after the other, exactly as many as there are, by step (16 inputs), lane and place in the lane's operand.
+// Kept values lie one after the other, exactly as many as there are, by step (16 inputs), lane and place in the lane's operand; four
+// at a time their lower bytes, then their upper bytes, so that one byte permutation puts four bytes in their places.
 //
-// A chunk: of each step the number of values before it, 16 half words; then for every lane 16 bytes, a byte for each step: bit
-// 2 a + h tells whether element a of the lane's operand is kept in its lower (h 0) or upper half; then the values. Chunks differ in
-// length, `chunk_starts` tells where they lie; SLOT_BYTES is room for the longest.
+// A chunk: of each step the number of values before it, 16 half words; then for every lane four words: bit 4 e + s of word w tells
+// whether element e of the lane's operand of step 4 w + s is kept, where e 2 a and 2 a + 1 are the halves of its word a; then the values.
+// Chunks differ in length, `chunk_starts` tells where they lie; SLOT_BYTES is room for the longest.
 constexpr int MASKS_AT = 32, KEPT_AT = MASKS_AT + 512, CHUNK_BYTES = SLOT_BYTES;
 constexpr int SPAN_BLOCKS = 1;
 constexpr bool HELD = true;
 
+// Of one step, a digit for each element: whether it is kept, and how many before it are.
+struct Digits {
+    word there, before;
+    DEVICE Digits(word masks, int step) : there(masks >> step & 0x11111111u), before(there * 0x11111110u) {}
+    DEVICE word through() const { return before + there; }  // the element itself counted
+};
+
 struct Chunk {
     const unsigned char* bytes;
-    word masks[4], before[4];  // four steps to a word: bits of this lane, number of those of the lanes before it
-
-    static DEVICE word count_bits(word bits) {  // of each byte
-        bits -= bits >> 1 & 0x55555555u;
-        bits = (bits & 0x33333333u) + (bits >> 2 & 0x33333333u);
-        return bits + (bits >> 4) & 0x0F0F0F0Fu;
-    }
+    word masks[4], before[4], starts[8];  // `before`: of four steps, the number of values of the lanes before; starts of two steps each
 
     DEVICE void load(const unsigned char* chunk, int lane) {
         bytes = chunk;
         *(uint4*)masks = ((const uint4*)(chunk + MASKS_AT))[lane];
+        *(uint4*)starts = ((const uint4*)chunk)[0];
+        *(uint4*)(starts + 4) = ((const uint4*)chunk)[1];
 #pragma unroll
         for (int four = 0; four < 4; four++) {
-            word sum = from_lane_before(count_bits(masks[four]), 1);
+            word own = 0;
 #pragma unroll
-            for (int apart = 1; apart < 32; apart *= 2) sum += from_lane_before(sum, apart);
-            before[four] = sum;
+            for (int step = 3; step >= 0; step--) own = own * 256 + (Digits(masks[four], step).through() >> 28);
+            before[four] = own;
+#pragma unroll
+            for (int apart = 1; apart < 32; apart *= 2) before[four] = add_lane_before(before[four], apart);
+            before[four] -= own;
         }
+    }
+
+    // Four elements of both bytes as two operand words.
+    static DEVICE void place_four(word& first, word& second, const word (&low)[2], const word (&high)[2], word places) {
+        word lower = pick_bytes(low[0], low[1], places), upper = pick_bytes(high[0], high[1], places);
+        first = pick_bytes(lower, upper, 0x5140u);
+        second = pick_bytes(lower, upper, 0x7362u);
     }
 
     template <int STEP>
     DEVICE void multiply_step(Sums& sums, const uint4 (&x)[COLUMNS][2]) const {
-        word mask = masks[STEP / 4] >> STEP % 4 * 8, at = before[STEP / 4] >> STEP % 4 * 8 & 255u, a[4];
-        const half_word* kept = (const half_word*)(bytes + KEPT_AT) + ((const half_word*)bytes)[STEP] + at;
-#pragma unroll
-        for (int element = 0; element < 4; element++) {
-            word low = 0, high = 0;
-            if (mask & 1u << 2 * element) low = *kept++;
-            if (mask & 2u << 2 * element) high = *kept++;
-            a[element] = pick_bytes(low, high, 0x5410u);
-        }
+        Digits digits(masks[STEP / 4], STEP % 4);
+        word at = pick_bytes(before[STEP / 4], 0, 0x4440u | STEP % 4) + pick_bytes(starts[STEP / 2], 0, STEP % 2 ? 0x4432u : 0x4410u);
+        const uint2* kept = (const uint2*)(bytes + KEPT_AT) + at / 4;
+        uint2 loaded[3] = {kept[0], kept[1], kept[2]};
+        word full = (word)((int)digits.through() >> 31) | 0x00FFFFFFu;  // the eighth byte is there, or must be the zero of dropped ones
+        word low[2] = {shift_pair(loaded[0].x, loaded[1].x, 8 * at), shift_pair(loaded[1].x, loaded[2].x, 8 * at) & full};
+        word high[2] = {shift_pair(loaded[0].y, loaded[1].y, 8 * at), shift_pair(loaded[1].y, loaded[2].y, 8 * at) & full};
+        word places = digits.before | (0x77777777u - 7 * digits.there), a[4];
+        place_four(a[0], a[1], low, high, places);
+        place_four(a[2], a[3], low, high, places >> 16);
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
             const uint4& both = x[column][STEP % 4 / 2];

@@ -34,6 +34,8 @@ struct Arguments {
     int first;           // tokens at the beginning that are exact
     int group;           // query heads of a key head
     int mask_stride;
+    int key_ring, value_ring;  // exact tokens lie in rings of so many less one; 0 if one after another
+    int apart;           // whether the first part reads nothing but the exact tokens
     float scaling;       // of the scores, times log2 e
 };
 
@@ -56,6 +58,8 @@ DEVICE word pair(float low, float high) { return pair_fp16(low, high); }
 DEVICE half_word to_number(float value) { return to_fp16(value); }
 DEVICE float from_number(half_word bits) { return from_fp16(bits); }
 #endif
+
+constexpr float MOST = NUMBER == 0 ? 3.38953139e38f : 65504.0f, LEAST = NUMBER == 0 ? 1.17549435e-38f : 5.96046448e-8f;  // numbers
 
 DEVICE word multiply_pair(word a, word b) { return multiply_add(a, b, 0x80008000u); }
 DEVICE constexpr word twice(word bits) { return bits | bits << 16; }

@@ -1,7 +1,7 @@
 // Softmax attention of one token over keys and values of which the oldest are in code, all query heads of a key head together.
 //
 // Grid: parts, key heads times blocks of HEADS query heads, sequences. Part 0 reads the tokens whose values are exact, and the
-// first ones; the other parts share the rest, a run of stages to each warp. A warp keeps its own maximum and sums and copies its
+// first ones; all parts, or all others, share the rest, a run of stages to each warp. A warp keeps its own maximum and sums and copies its
 // next stages in the background. Warps are added up in shared memory, parts by the last of them to finish.
 //
 // Fixed when compiled: WARPS, DEPTH (stages of a warp in shared memory), RESIDENT, MASKED, KEYS and VALUES (which codec).
@@ -23,6 +23,7 @@
 #include "cache_exact.cuh"
 
 constexpr int STAGE_BYTES = (KEY_STAGE + 15) / 16 * 16 + (VALUE_STAGE + 15) / 16 * 16, VALUES_AT = (KEY_STAGE + 15) / 16 * 16;
+constexpr int EXACT_COST = 2;  // stages in code that 32 exact tokens take the time of
 constexpr int QUERY_BYTES = 2 * HEADS * HEAD_DIM * 2;  // columns: each head twice
 
 // Where a warp is, and what it has.
@@ -123,9 +124,11 @@ DEVICE void walk_coded(Walk& walk, Values& values, const Arguments& a, unsigned 
     if (PREPARED) wait_for_inputs();
     Keys keys;
     keys.begin(a, walk.prepared, walk.asked + walk.row * HEAD_DIM, walk.lane, walk.row, walk.quarter);
+    if (begin < end) keys.seek(a, walk.sequence, walk.head, begin, walk.row, walk.quarter);
     unsigned char* place = shared;
     int left = walk.coded_values - begin * STAGE;
     for (int stage = begin; stage < end; stage++) {
+        keys.fetch(a, walk.prepared, stage + 1 < end, walk.row, walk.quarter);
         wait_for_copies<DEPTH - 2>();
         synchronize_warp();
         ring.fetch(walk, stage + DEPTH - 1 < end);  // into the place of the stage before this one, which all lanes have read
@@ -152,15 +155,17 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
     float x[2][2];
     if (warp == WARPS - 1 && walk.first) {
         for (int base = 0; base < walk.first; base += STAGE) {
-            score_exact(x, a.first_keys.of(walk.sequence, walk.head), walk.asked, base, walk.first, a.scaling, walk.row, walk.quarter);
+            score_exact(x, {a.first_keys.of(walk.sequence, walk.head), 0, walk.first, 0}, walk.asked, base, a.scaling, walk.row, walk.quarter);
             walk.hide(x, base, 0, walk.first);
-            values.at(a.first_values.of(walk.sequence, walk.head), base, walk.first);
+            values.at({a.first_values.of(walk.sequence, walk.head), 0, walk.first, 0}, base);
             walk.add(values, nullptr, x);
         }
     }
     for (int stage = begin + warp; stage < end; stage += WARPS) {
         const int base = stage * STAGE;
         if (base < walk.coded_keys) {
+            keys.seek(a, walk.sequence, walk.head, stage, walk.row, walk.quarter);
+            keys.fetch(a, walk.prepared, false, walk.row, walk.quarter);
             KeyFeed feed;
             feed.begin(a, walk.sequence, walk.head, base, walk.lane);
             feed.copy<false>(ring, walk.coded_keys - base, walk.lane);
@@ -172,7 +177,7 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
         }
         if (base + STAGE > walk.coded_keys && walk.tokens > walk.coded_keys) {
             float exact[2][2];
-            score_exact(exact, a.exact_keys.of(walk.sequence, walk.head), walk.asked, base - walk.coded_keys, walk.tokens - walk.coded_keys,
+            score_exact(exact, {a.exact_keys.of(walk.sequence, walk.head), walk.coded_keys, walk.tokens, a.key_ring}, walk.asked, base,
                         a.scaling, walk.row, walk.quarter);
 #pragma unroll
             for (int place = 0; place < 4; place++) {
@@ -181,9 +186,33 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
             }
         }
         walk.hide(x, base, walk.coded_values > walk.first ? walk.coded_values : walk.first, walk.tokens);
-        values.at(a.exact_values.of(walk.sequence, walk.head), base - walk.coded_values, walk.tokens - walk.coded_values);
+        values.at({a.exact_values.of(walk.sequence, walk.head), walk.coded_values, walk.tokens, a.value_ring}, base);
         walk.add(values, nullptr, x);
     }
+}
+
+// The stage at which warp `mine` of `coding` parts begins. Where part 0 reads exact tokens as well, it has as much less in code.
+DEVICE int share_of(const Walk& walk, const Arguments& a, int coding, int mine) {
+    const int stages = (walk.coded_values + STAGE - 1) / STAGE, exact = (walk.tokens - walk.coded_values + STAGE - 1) / STAGE;
+    const int less = a.apart ? 0 : EXACT_COST * ((exact + WARPS - 1) / WARPS);
+    const long long even = ((long long)stages + less * WARPS) * mine / (coding * WARPS);
+    const long long begin = even - less * (mine < WARPS ? mine : WARPS);
+    return begin > 0 ? (int)begin : 0;
+}
+
+// What the warps of this part have of some tokens, added up and left in `slot` for the last part.
+template <class Sums>
+DEVICE void keep(const Walk& walk, const Sums& sums, float* states, float* slot, int warp) {
+    synchronize_block();
+    walk.store(sums, states + warp * HEADS * STATE, states + WARPS * HEADS * STATE + warp * HEADS * 8);
+    synchronize_block();
+    if (warp < HEADS) {
+        Total total;
+        total.add(states + warp * STATE, 0, WARPS, 1, HEADS * STATE, walk.lane, [](const float* at) { return *(const float4*)at; });
+        total.store(slot + warp * STATE, walk.lane);
+        publish();
+    }
+    synchronize_block();
 }
 
 KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid_constant__ Arguments a) {
@@ -212,34 +241,28 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
     synchronize_block();
 
     float* states = (float*)(shared + QUERY_BYTES);
+    const int coding = parts - a.apart, slots = coding + 1;  // the first slot is that of exact tokens
+    float* partial = a.partial + (long long)owner * slots * HEADS * STATE;
     if (part == 0) {
         ExactValues values;
         walk_exact(walk, values, a, ring, warp);
-        synchronize_block();
-        walk.store(values, states + warp * HEADS * STATE, states + WARPS * HEADS * STATE + warp * HEADS * 8);
-    } else {
-        const int stages = (walk.coded_values + STAGE - 1) / STAGE, warps = (parts - 1) * WARPS, mine = (part - 1) * WARPS + warp;
+        keep(walk, values, states, partial, warp);
+        walk.best = LOWEST, walk.weight = 0;
+    }
+    if (part >= a.apart) {
+        const int mine = (part - a.apart) * WARPS + warp;
         Values values;
         values.begin(a);
-        walk_coded(walk, values, a, ring, (int)((long long)stages * mine / warps), (int)((long long)stages * (mine + 1) / warps));
+        walk_coded(walk, values, a, ring, share_of(walk, a, coding, mine), share_of(walk, a, coding, mine + 1));
         wait_for_copies<0>();
-        synchronize_block();
-        walk.store(values, states + warp * HEADS * STATE, states + WARPS * HEADS * STATE + warp * HEADS * 8);
+        keep(walk, values, states, partial + (1 + part - a.apart) * HEADS * STATE, warp);
     }
-    synchronize_block();
-
-    float* partial = a.partial + ((long long)owner * parts + part) * HEADS * STATE;
-    if (warp < HEADS) {
-        Total total;
-        total.add(states + warp * STATE, 0, WARPS, 1, HEADS * STATE, walk.lane, [](const float* at) { return *(const float4*)at; });
-        total.store(partial + warp * STATE, walk.lane);
-        publish();
-    }
-    synchronize_block();
     word* last = (word*)shared;
     if (threadIdx.x == 0) *last = take_ticket(a.tickets + owner, parts);
     synchronize_block();
     if (!*last) return;
     half_word* out = a.out + ((long long)walk.sequence * (gridDim.y / blocks) * a.group + base_head) * HEAD_DIM;
-    combine(a, a.partial + (long long)owner * parts * HEADS * STATE, states, parts, out, heads, warp, walk.lane);
+    combine(a, partial, states, slots, out, heads, warp, walk.lane);
 }
+
+EXPORT(cache_attention)

@@ -2,17 +2,27 @@
 #pragma once
 #include "cache.cuh"
 
-// Scores of 32 tokens from `base` on, of `count`; rows outside are read as the nearest inside.
-DEVICE void score_exact(float (&x)[2][2], const unsigned char* keys, const half_word* asked, int base, int count, float scaling, int row,
-                        int quarter) {
+// Tokens [first, end) of a sequence as they are, in a ring of `ring` and one, or one after another.
+struct Exact {
+    const unsigned char* rows;
+    int first, end, ring;
+
+    // Where a token is; outside, the nearest inside.
+    DEVICE const unsigned char* row(int token) const {
+        token = token < end ? token : end - 1;
+        token = token < first ? first : token;
+        return rows + (long long)(ring ? token & ring : token - first) * HEAD_DIM * 2;
+    }
+};
+
+// Scores of 32 tokens from `base` on.
+DEVICE void score_exact(float (&x)[2][2], const Exact& keys, const half_word* asked, int base, float scaling, int row, int quarter) {
 #pragma unroll
     for (int tile = 0; tile < 2; tile++) {
         const unsigned char* rows[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int token = base + 16 * tile + 8 * half + token_of(row);
-            token = token < 0 ? 0 : token < count ? token : count - 1;
-            rows[half] = keys + (long long)token * HEAD_DIM * 2;
+            rows[half] = keys.row(base + 16 * tile + 8 * half + token_of(row));
         }
         float sums[4] = {};
 #pragma unroll
@@ -30,10 +40,10 @@ DEVICE void score_exact(float (&x)[2][2], const unsigned char* keys, const half_
 
 struct ExactValues {
     float sums[TILES][4] = {};  // rows: channels HEAD_DIM / 8 row + 2 i, and the next
-    const unsigned char* rows = nullptr;
-    int base = 0, count = 0;
+    Exact values;
+    int base;
 
-    DEVICE void at(const unsigned char* values, int from, int tokens) { rows = values, base = from, count = tokens; }
+    DEVICE void at(const Exact& of, int from) { values = of, base = from; }
 
     DEVICE void rescale(float factor) {
 #pragma unroll
@@ -48,15 +58,13 @@ struct ExactValues {
         word words[4][TILES];
 #pragma unroll
         for (int place = 0; place < 4; place++) {
-            int token = base + 16 * tile + places[place];
-            token = token < 0 ? 0 : token < count ? token : count - 1;
-            read_words(words[place], rows + ((long long)token * HEAD_DIM + HEAD_DIM / 8 * row) * 2);
+            read_words(words[place], values.row(base + 16 * tile + places[place]) + HEAD_DIM / 8 * row * 2);
         }
 #pragma unroll
         for (int at = 0; at < TILES; at++) {
-            const word values[4] = {lower_halves(words[0][at], words[1][at]), upper_halves(words[0][at], words[1][at]),
+            const word both[4] = {lower_halves(words[0][at], words[1][at]), upper_halves(words[0][at], words[1][at]),
                                     lower_halves(words[2][at], words[3][at]), upper_halves(words[2][at], words[3][at])};
-            multiply_tile(sums[at], values, first, second);
+            multiply_tile(sums[at], both, first, second);
         }
     }
 

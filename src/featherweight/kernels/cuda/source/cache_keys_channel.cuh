@@ -69,6 +69,9 @@ struct Keys {
         }
     }
 
+    DEVICE void seek(const Arguments&, int, int, int, int, int) {}
+    DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
+
     DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter) {
         word numbers[PAIRS];
         read_pairs(numbers, stage + KEY_MINIMA, quarter);

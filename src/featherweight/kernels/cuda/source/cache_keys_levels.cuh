@@ -11,11 +11,13 @@ constexpr int KEY_STAGE = KEY_MEANS + (KEY_GROUP ? 2 * HEAD_DIM : 0);
 constexpr int LANE_BYTES = PRODUCTS * 2 * 4, SKETCH = HEAD_DIM;
 constexpr int PREPARED_FACTORS = 32 * LANE_BYTES, PREPARED_QUERY = PREPARED_FACTORS + HEADS * 2 * 4;
 constexpr int PREPARED = PREPARED_QUERY + HEADS * 2 * HEAD_DIM * 2;
+constexpr float BYTE = 1.0f;  // what a unit of a level counts
 
-// Where coordinate `index` of the rotated query goes: lane quarter, its byte, and the place that it is divided by.
+// Where coordinate `index` of the rotated query goes: lane quarter, and its byte.
 struct Place {
-    int quarter, byte, bit;
-    DEVICE explicit Place(int index) : bit(0) {
+    int quarter, byte;
+    float times = 1.0f;
+    DEVICE explicit Place(int index) {
         if (KEY_BITS == 3) {  // field f of word w: product f % 4, half f / 8, byte 2 (f / 4 % 2) + w % 2
             const int field = index / 8, word_at = index % 8;
             quarter = word_at / 2, byte = (field % 4 * 2 + field / 8) * 4 + field / 4 % 2 * 2 + word_at % 2;
@@ -62,6 +64,9 @@ struct Keys {
         levels[0] = ((const word*)a.table)[0], levels[1] = ((const word*)a.table)[1];
         asked = columns;
     }
+
+    DEVICE void seek(const Arguments&, int, int, int, int, int) {}
+    DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
 
     DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter) {
         float bias = 0;

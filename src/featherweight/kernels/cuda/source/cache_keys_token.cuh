@@ -11,11 +11,13 @@ constexpr int KEY_STAGE = KEY_MINIMA + STAGE * 2 * KEY_GROUPS;
 constexpr int LANE_BYTES = PRODUCTS * 2 * 4, SKETCH = HEAD_DIM;
 constexpr int PREPARED_FACTORS = 32 * LANE_BYTES, PREPARED_QUERY = PREPARED_FACTORS + HEADS * 2 * 4;
 constexpr int PREPARED = PREPARED_QUERY + HEADS * 2 * HEAD_DIM * 2;
+constexpr float BYTE = 1.0f;  // what a unit of a code counts
 
 // Where channel `index` of the query goes: product index / 32, of which a quarter has 8 channels, half by half.
 struct Place {
-    int quarter, byte, bit;
-    DEVICE explicit Place(int index) : quarter(index % 32 / 8), byte((index / 32 * 2 + index % 8 / 4) * 4 + index % 4), bit(0) {}
+    int quarter, byte;
+    float times = 1.0f;
+    DEVICE explicit Place(int index) : quarter(index % 32 / 8), byte((index / 32 * 2 + index % 8 / 4) * 4 + index % 4) {}
 };
 
 struct KeyFeed {
@@ -52,6 +54,9 @@ struct Keys {
             for (int lanes = 4; lanes < 32; lanes *= 2) totals[group] += exchange(totals[group], lanes);
         }
     }
+
+    DEVICE void seek(const Arguments&, int, int, int, int, int) {}
+    DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
 
     DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments&, const unsigned char*, int row, int quarter) {
 #pragma unroll

@@ -47,7 +47,7 @@ KERNEL void __launch_bounds__(THREADS) cache_query(const __grid_constant__ Argum
     for (int lanes = 1; lanes < 32; lanes *= 2) length += exchange(length, lanes), offset += exchange(offset, lanes);
     const float unit = sqrtf(length) * reach / LARGEST + 1e-30f;
     if (blockIdx.x == 0 && lane == 0) {
-        ((float2*)(target + PREPARED_FACTORS))[share] = {2 * unit * constant * a.scaling, offset * constant * a.scaling};
+        ((float2*)(target + PREPARED_FACTORS))[share] = {2 * unit * constant * a.scaling / BYTE, offset * constant * a.scaling};
     }
     synchronize_block();
 
@@ -64,9 +64,11 @@ KERNEL void __launch_bounds__(THREADS) cache_query(const __grid_constant__ Argum
 #pragma unroll
     for (int each = 0; each < SHARES; each++) total += sums[(each * HEADS + share) * COLUMNS + lane];
     const Place place(column);
-    float whole = rintf(total / (unit * (float)(1 << place.bit)));
+    float whole = rintf(total / unit * place.times);
     whole = fminf(fmaxf(whole, -LARGEST), LARGEST);
     const int value = (int)whole, low = (value + 128 & 255) - 128;
     target[(2 * share * 4 + place.quarter) * LANE_BYTES + place.byte] = (unsigned char)(value - low >> 8);
     target[((2 * share + 1) * 4 + place.quarter) * LANE_BYTES + place.byte] = (unsigned char)low;
 }
+
+EXPORT(cache_query)

@@ -42,8 +42,8 @@ KERNEL void __launch_bounds__(THREADS) hadamard(Arguments given) {
     unsigned char* signs = shared;
     for (int at = threadIdx.x * 4; at < SIZE / 8; at += THREADS * 4) *(word*)(signs + at) = load_word(given.signs + at);
 #if FOR_PRODUCT
-    for (int at = threadIdx.x * 128; given.rank && at < SLICES * 128; at += THREADS * 128)  // R is on its way meanwhile
-        for (int rank = blockIdx.y; rank < given.rank; rank += gridDim.y) prefetch((const char*)(given.right + (long)rank * SLICES * 32) + at);
+    Codes codes;
+    codes.load(given, first_rank(), threadIdx.x & 31);  // R is on its way meanwhile
 #endif
     if (!INVERTED) synchronize_block();
     wait_for_inputs();
@@ -68,7 +68,7 @@ KERNEL void __launch_bounds__(THREADS) hadamard(Arguments given) {
     meet_blocks();
 #endif
 #if FOR_PRODUCT
-    finish_product(given, values, signs, row);
+    finish_product(given, values, signs, row, codes);
 #elif CLUSTER > 1
 #pragma unroll
     for (int i = 0; i < GATHERS; i++) {

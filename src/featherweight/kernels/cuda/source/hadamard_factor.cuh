@@ -63,7 +63,7 @@ DEVICE void store_tile(float* values, const float (&d)[2][4], int tile, int colu
 }
 
 // A applied to all columns. A small one in place: a warp first takes all its columns to registers. A large one to `values`,
-// several warps to the same 16 columns.
+// several warps to the same columns.
 DEVICE void dense_step(float* values, const half_word* raw, const word* factor) {
     constexpr int units = COLUMNS / 16, words = (TILES + 3) / 4;
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
@@ -97,23 +97,29 @@ DEVICE void dense_step(float* values, const half_word* raw, const word* factor) 
         }
     }
 #else
-    constexpr int share = WARPS > units ? WARPS / units : 1;
-    for (int unit = warp / share; unit < units; unit += WARPS / share)
+    constexpr int wide = units % 2 ? 1 : 2, sets = units / wide, share = WARPS > sets ? WARPS / sets : 1;
+    for (int set = warp / share; set < sets; set += WARPS / share)
         for (int m = warp % share * 2; m < TILES; m += share * 2) {
-            float d[2][2][4] = {};
+            float d[2][wide][2][4] = {};
+#pragma unroll 1
             for (int k = 0; k < TILES; k++) {
                 word a[2][4], b[4];
                 expand(a[0], factor[(m * words + k / 4) * 32 + lane], k);
                 expand(a[1], factor[(min(m + 1, TILES - 1) * words + k / 4) * 32 + lane], k);
 #pragma unroll
-                for (int plane = 0; plane < INPUTS; plane++) {
-                    load_columns(b, raw + plane * TILES * 16 * PITCH, k, unit * 16, lane);
-                    multiply_pair(d[0], a[0], b);
-                    multiply_pair(d[1], a[1], b);
-                }
+                for (int unit = 0; unit < wide; unit++)
+#pragma unroll
+                    for (int plane = 0; plane < INPUTS; plane++) {
+                        load_columns(b, raw + plane * TILES * 16 * PITCH, k, (set * wide + unit) * 16, lane);
+                        multiply_pair(d[0][unit], a[0], b);
+                        multiply_pair(d[1][unit], a[1], b);
+                    }
             }
-            store_tile(values, d[0], m, unit * 16, lane);
-            if (m + 1 < TILES) store_tile(values, d[1], m + 1, unit * 16, lane);
+#pragma unroll
+            for (int unit = 0; unit < wide; unit++) {
+                store_tile(values, d[0][unit], m, (set * wide + unit) * 16, lane);
+                if (m + 1 < TILES) store_tile(values, d[1][unit], m + 1, (set * wide + unit) * 16, lane);
+            }
         }
 #endif
     synchronize_block();

@@ -37,28 +37,43 @@ DEVICE float project_16(uint2 codes, word scale, uint4 high, uint4 low) {
     return from_fp16((half_word)scale) * (float)(h * 256 + l);
 }
 
-// Sixteens of a block's planes, `count` of them, `stride` bytes from plane to plane; `where` says which ones of the row they are.
-// Gives the sum of one rank over a warp.
-template <class Where>
-DEVICE float project_rank(const Arguments& given, const unsigned char* planes, int stride, int count, int rank, Where where) {
-    constexpr int loads = 8;
+// Of a rank, the codes and scales of a lane's sixteens from `first` of `COUNT` on; the sixteens of a block's planes stand in the row where
+// `in_row` says.
+constexpr int SIXTEENS = CLUSTER > 1 ? CLUSTER * (LOCAL / CLUSTER) / 16 : SLICES * 16, AT_ONCE = 8;
+struct Codes {
+    uint2 codes[AT_ONCE];
+    word scales[AT_ONCE];
+
+    static DEVICE int in_row(int at) {
+        constexpr int share = LOCAL / CLUSTER;
+        return CLUSTER == 1 ? at : outside(own_block() * share + at % (share / 16) * 16, at / (share / 16)) / 16;
+    }
+    DEVICE void load(const Arguments& given, int rank, int first) {
+        if (rank >= given.rank) return;
+        const uint2* row = (const uint2*)(given.right + (long)rank * SLICES * 32);
+        const half_word* of = given.right_scales + (long)rank * given.groups;
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            int at = in_row(min(first + i * 32, SIXTEENS - 1));
+            codes[i] = row[at];
+            scales[i] = first + i * 32 < SIXTEENS ? load_half_word(of + min(at * 16 / given.group, given.groups - 1)) : 0;
+        }
+    }
+};
+
+// The first rank of a warp: its codes are asked for before the row is there.
+DEVICE int first_rank() { return blockIdx.y / CLUSTER + threadIdx.x / 32 * (gridDim.y / CLUSTER); }
+
+// The sum of one rank over a warp, from a block's planes, `stride` bytes from plane to plane. `codes` holds the rank's first.
+DEVICE float project_rank(const Arguments& given, const unsigned char* planes, int stride, int rank, Codes& codes) {
     int lane = threadIdx.x & 31;
     float sum = 0;
-    const uint2* codes = (const uint2*)(given.right + (long)rank * SLICES * 32);
-    const half_word* scales = given.right_scales + (long)rank * given.groups;
-    for (int first = lane; first < count && rank < given.rank; first += 32 * loads) {
-        uint2 loaded[loads];
-        word scale[loads];
+    for (int first = lane; first < SIXTEENS && rank < given.rank; first += 32 * AT_ONCE) {
+        if (first != lane || rank != first_rank()) codes.load(given, rank, first);
 #pragma unroll
-        for (int i = 0; i < loads; i++) {
-            int at = where(min(first + i * 32, count - 1));
-            loaded[i] = codes[at];
-            scale[i] = first + i * 32 < count ? load_half_word(scales + min(at * 16 / given.group, given.groups - 1)) : 0;
-        }
-#pragma unroll
-        for (int i = 0; i < loads; i++) {
-            int at = min(first + i * 32, count - 1);
-            sum += project_16(loaded[i], scale[i], ((const uint4*)planes)[at], ((const uint4*)(planes + stride))[at]);
+        for (int i = 0; i < AT_ONCE; i++) {
+            int at = min(first + i * 32, SIXTEENS - 1);
+            sum += project_16(codes.codes[i], codes.scales[i], ((const uint4*)planes)[at], ((const uint4*)(planes + stride))[at]);
         }
     }
     for (int apart = 16; apart; apart /= 2) sum += exchange(sum, apart);
@@ -67,7 +82,7 @@ DEVICE float project_rank(const Arguments& given, const unsigned char* planes, i
 
 #if CLUSTER > 1
 // The row in planes, by all blocks; each keeps its own part, [plane][block][SHARE], for t, of which it adds what is its own.
-DEVICE void finish_product(const Arguments& given, float* values, const unsigned char* signs, int row) {
+DEVICE void finish_product(const Arguments& given, float* values, const unsigned char* signs, int row, Codes& codes) {
     int own = own_block(), replica = blockIdx.y / CLUSTER, warp = threadIdx.x / 32;
     float* scratch = values + place(LOCAL) + 8;
     float* parts = scratch + 32;
@@ -107,10 +122,8 @@ DEVICE void finish_product(const Arguments& given, float* values, const unsigned
     if (given.rank) {
         synchronize_block();
         int replicas = gridDim.y / CLUSTER;
-        for (int rank = replica + warp * replicas; rank < given.padded_rank; rank += replicas * WARPS) {
-            float sum = project_rank(given, planes, CLUSTER * SHARE, CLUSTER * SHARE / 16, rank, [=](int at) {
-                return outside(own * SHARE + at % (SHARE / 16) * 16, at / (SHARE / 16)) / 16;
-            });
+        for (int rank = first_rank(); rank < given.padded_rank; rank += replicas * WARPS) {
+            float sum = project_rank(given, planes, CLUSTER * SHARE, rank, codes);
             if (!(threadIdx.x & 31)) parts[rank] = sum;
         }
         meet_blocks();
@@ -125,7 +138,7 @@ DEVICE void finish_product(const Arguments& given, float* values, const unsigned
 }
 #else
 // The row in planes: to shared memory and, by the first block, outside; t for every `blocks`-th rank.
-DEVICE void finish_product(const Arguments& given, float* values, const unsigned char* signs, int row) {
+DEVICE void finish_product(const Arguments& given, float* values, const unsigned char* signs, int row, Codes& codes) {
     float v[CHUNKS][8] = {}, most = 0;
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
@@ -156,8 +169,8 @@ DEVICE void finish_product(const Arguments& given, float* values, const unsigned
     if (blockIdx.y == 0 && threadIdx.x == 0) given.steps[row] = step;
     synchronize_block();
     if (given.rank)
-        for (int rank = blockIdx.y + threadIdx.x / 32 * gridDim.y; rank < given.padded_rank; rank += gridDim.y * WARPS) {
-            float sum = project_rank(given, planes, SLICES * 256, SLICES * 16, rank, [](int at) { return at; });
+        for (int rank = first_rank(); rank < given.padded_rank; rank += gridDim.y * WARPS) {
+            float sum = project_rank(given, planes, SLICES * 256, rank, codes);
             if (!(threadIdx.x & 31)) given.t[row * given.padded_rank + rank] = sum * step / 16;
         }
 }

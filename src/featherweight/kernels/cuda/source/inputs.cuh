@@ -57,7 +57,7 @@ struct Inputs {
     }
 
     DEVICE void stage(const Work& work, int first_chunk, int chunks, int warp, int lane) const {
-        constexpr int all = WARPS + COLLECTORS, batch = 4;
+        constexpr int all = WARPS + COLLECTORS, batch = COLUMNS == 2 ? 8 : 4;
         for (int start = warp; start < work.tokens * chunks; start += all * batch) {
             uint4 loaded[batch];
 #pragma unroll
@@ -71,11 +71,5 @@ struct Inputs {
                 if (item < work.tokens * chunks) put(item / chunks, work.tokens, item % chunks, loaded[i], lane);
             }
         }
-    }
-
-    // One number as fp32; `place` is where it lies.
-    DEVICE float number(int token, int place) const {
-        float value = from_fp16(numbers[token * stride + place]);
-        return NORMALIZED ? value * factors[place / CHUNK * 8 * COLUMNS + token] : value;
     }
 };

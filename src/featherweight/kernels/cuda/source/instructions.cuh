@@ -21,9 +21,6 @@ DEVICE void meet_blocks() {
     synchronize_cluster();
 }
 
-// To the second-level cache.
-DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
-
 // One number, or four, in the shared memory of a block of the cluster.
 DEVICE float load_one_from_cluster(const float* place, int rank) {
     float v;
@@ -51,6 +48,18 @@ DEVICE word differing_bits(word a, word b, word mask) {
 DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// sums[16 x 8] += a[16 x 8] b[8 x 8]: fp32 numbers of which the last 13 bits are not looked at.
+DEVICE void multiply_tf32(float (&c)[4], const word (&a)[4], word b0, word b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+DEVICE word load_byte(const unsigned char* address) {
+    word v;
+    asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(v) : "l"(address));
+    return v;
 }
 
 // sum + the product of four bytes with sign and four others.

@@ -6,7 +6,7 @@
 // on; other warps, the collectors, add them up in their order. A tile whose inputs are cut between blocks is added up by the last
 // block to arrive, in the blocks' order: results repeat bit for bit.
 //
-// Fixed when compiled: COLUMNS (tokens in eights), WARPS, COLLECTORS, STAGES, RESIDENT (blocks that registers leave room for), and
+// Fixed when compiled: COLUMNS (tokens in eights), SINGLE (one token), WARPS, COLLECTORS, STAGES, RESIDENT (blocks that registers leave room for), and
 // what the storage's file asks for. A storage defines
 //   CHUNK_BYTES;  struct Chunk { load(bytes, lane); template<int BLOCK> multiply(sums, x) }   64 inputs at a time;
 //   HELD   whether `multiply` still reads what `load` was shown;
@@ -17,7 +17,12 @@
 #pragma once
 #include "streaming.cuh"
 
+#ifndef SINGLE
+#define SINGLE 0
+#endif
+
 constexpr int CHUNK = 256, BLOCKS = CHUNK / 64, THREADS = 32 * (WARPS + COLLECTORS), BUFFERS = COLUMNS == 2 ? 2 : 4;
+constexpr int EARLY = STAGES < 2 ? STAGES : 2;  // chunks in flight before activations: these would come after all of them
 constexpr int PADDING = 32;  // numbers between the activations of two tokens in shared memory: no bank conflicts
 
 struct Work {
@@ -84,6 +89,10 @@ struct Ring {
             bytes = (int)(16ll * work.chunk_starts[chunk + 1] - start);
         }
         copy_chunk(stages + stage * CHUNK_BYTES, work.chunks + start, bytes, barriers + stage);
+    }
+    DEVICE void ask(const Work& work, const Run& run, int unit, int end, int from, int to) {
+        for (int stage = from; stage < to; stage++)
+            if (unit + stage * WARPS < end) ask(work, run, unit + stage * WARPS, stage);
     }
     DEVICE const unsigned char* wait() {
         wait_for(barriers + slot, parity);
@@ -269,14 +278,12 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
             for (int buffer = 0; buffer < BUFFERS; buffer++) set_barrier(filled + buffer, WARPS), set_barrier(filled + BUFFERS + buffer, 1);
         }
         publish_barriers();
-        for (int stage = 0; warp < WARPS && stage < STAGES; stage++) {
-            int unit = first + warp + stage * WARPS;
-            if (unit < end) ring.ask(work, run, unit, stage);
-        }
+        if (warp < WARPS) ring.ask(work, run, first + warp, end, 0, EARLY);
     }
     release_dependents();
     wait_for_inputs();
     inputs.stage(work, run.first_chunk, run.length, warp, lane);
+    if (warp < WARPS && lane == 0) ring.ask(work, run, first + warp, end, EARLY, STAGES);
     synchronize_block();
     if (warp < WARPS) multiply_run(work, run, first, end, ring, exchange, inputs, warp, lane);
     else collect(work, run, first, end, exchange, warp - WARPS, lane);

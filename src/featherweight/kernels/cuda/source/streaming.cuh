@@ -43,10 +43,14 @@ DEVICE void copy_kept(void* target, const void* source, int bytes, barrier_word*
 
 DEVICE void synchronize_warp() { __syncwarp(); }
 DEVICE word word_from_lane(word value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
-DEVICE word from_lane_before(word value, int apart) {  // 0 for lanes that have none
-    word other = __shfl_up_sync(0xFFFFFFFFu, value, apart);
-    return threadIdx.x % 32 < apart ? 0 : other;
+// Plus that of the lane so far before, where there is one.
+DEVICE word add_lane_before(word value, int apart) {
+    asm volatile("{\n .reg .pred there;\n .reg .b32 other;\n shfl.sync.up.b32 other|there, %0, %1, 0, 0xFFFFFFFF;\n @there add.u32 %0, %0, other;\n}"
+                 : "+r"(value) : "r"(apart));
+    return value;
 }
+// 32 bits of a pair of words from bit `bits` % 32 on.
+DEVICE word shift_pair(word low, word high, word bits) { return __funnelshift_r(low, high, bits); }
 DEVICE float from_lane_xor(float value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
 
 // Adds one to a counter that other blocks add to; all that this block wrote before is seen by whoever sees it, and the reverse.

@@ -143,8 +143,8 @@ DEVICE int pair_place(int input, int pair) {
 #include "inputs.cuh"
 
 // Weights beside the codes: a record is an fp16 value, one bit for the row (0, or 1 for the one eight below), 15 for the place of the
-// input in shared memory. Lane l holds records of rows l / 4 and l / 4 + 8. The warps of the block that has a tile's first chunk take
-// the rows of its list in turn.
+// input in shared memory. Lane l holds records of rows l / 4 and l / 4 + 8; all lanes at a time those of the upper, or of the lower.
+// The warps of the block that has a tile's first chunk take the rows of its list in turn.
 struct Extra {
     static constexpr int HELD = 4;  // rows of records that a warp asks for before the tile's chunks
     const int* starts;
@@ -178,16 +178,27 @@ struct Extra {
         }
         look_ahead(work, tile + 1);
     }
-    DEVICE void add_record(float (&found)[2][8 * COLUMNS], word record, const Inputs& inputs, int tokens) const {
-        int place = (int)(record & 0x7FFF) - first;
-        float value = from_fp16((half_word)(record >> 16)), upper = record & 0x8000 ? 0.0f : value, lower = value - upper;
+    DEVICE void add_number(float (&found)[8 * COLUMNS], float value, int place, const Inputs& inputs, int tokens) const {
+        constexpr int each = SINGLE ? 1 : 4;
+        const half_word* number = inputs.numbers + place;
+        const float* factor = inputs.factors + place / CHUNK * 8 * COLUMNS;
 #pragma unroll
-        for (int token = 0; token < 8 * COLUMNS; token++) {
+        for (int token = 0; token < (SINGLE ? 1 : 8 * COLUMNS); token += each) {
             if (token >= tokens) break;
-            float number = inputs.number(token, place);
-            found[0][token] += upper * number;
-            found[1][token] += lower * number;
+            float factors[4] = {factor[token]};
+            if (!SINGLE) *(float4*)factors = *(const float4*)(factor + token);
+#pragma unroll
+            for (int i = 0; i < each; i++) {
+                int here = SINGLE || token + i < tokens ? token + i : 0;
+                found[token + i] += from_fp16(number[here * inputs.stride]) * value * factors[i];
+            }
         }
+    }
+    DEVICE void add_record(float (&found)[2][8 * COLUMNS], word record, const Inputs& inputs, int tokens) const {
+        float value = from_fp16((half_word)(record >> 16));
+        int place = (int)(record & 0x7FFF) - first;
+        if (record & 0x8000) add_number(found[1], value, place, inputs, tokens);
+        else add_number(found[0], value, place, inputs, tokens);
     }
     DEVICE void add(const Work& work, float (&sums)[COLUMNS][4], const Inputs& inputs, int lane) {
         if (next >= end) return;

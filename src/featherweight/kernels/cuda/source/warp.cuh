@@ -7,10 +7,6 @@
 #else
 
 // Copies that are waited for in groups, the oldest first.
-DEVICE void copy_8_to_shared(void* target, const void* source) {
-    word address = (word)__cvta_generic_to_shared(target);
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(source) : "memory");
-}
 DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT>
 DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
@@ -19,6 +15,11 @@ DEVICE void synchronize_warp() { __syncwarp(); }
 DEVICE float exchange(float value, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, value, lanes); }
 DEVICE float broadcast(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 DEVICE bool any_lane(bool value) { return __any_sync(0xFFFFFFFFu, value); }
+DEVICE word vote(bool value) { return __ballot_sync(0xFFFFFFFFu, value); }
+DEVICE int count_bits(word bits) { return __popc(bits); }
+
+// As IEEE has it.
+DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
 
 // Rows of an 8 x 8 matrix of 16-bit numbers become its columns.
 DEVICE word transpose(word value) {

@@ -1,0 +1,41 @@
+// What `warp.cuh` asks of the card beside `intrinsics.cuh`, by plain arithmetic.
+#pragma once
+#include "emulation.h"
+
+DEVICE void close_copies() {}
+template <int LEFT>
+DEVICE void wait_for_copies() {}
+
+DEVICE float exchange(float value, int lanes) { return of_lane(value, fibre_here->lane ^ lanes); }
+DEVICE float broadcast(float value, int lane) { return of_lane(value, lane); }
+DEVICE bool any_lane(bool value) {
+    bool any = false;
+    for (int lane = 0; lane < 32; lane++) any |= of_lane(value, lane);
+    return any;
+}
+DEVICE int count_bits(word bits) { return __builtin_popcount(bits); }
+DEVICE word vote(bool value) {
+    word all = 0;
+    for (int lane = 0; lane < 32; lane++) all |= (word)of_lane(value, lane) << lane;
+    return all;
+}
+DEVICE float divide(float a, float b) { return a / b; }
+DEVICE word transpose(word value) {
+    int row = fibre_here->lane / 4, column = fibre_here->lane % 4 * 2;
+    word first = of_lane(value, column * 4 + row / 2), second = of_lane(value, column * 4 + 4 + row / 2);
+    return (first >> 16 * (row % 2) & 0xFFFF) | (second >> 16 * (row % 2)) << 16;
+}
+DEVICE void multiply_unsigned(int (&c)[4], const word (&a)[4], word b0, word b1) { multiply_byte_matrices<uint8_t>(c, a, b0, b1); }
+DEVICE void multiply_signed(int (&c)[4], const word (&a)[4], word b0, word b1) { multiply_byte_matrices<int8_t>(c, a, b0, b1); }
+DEVICE void multiply_short_bf16(float (&c)[4], word a0, word a1, word b) { multiply_bf16(c, {a0, a1, 0, 0}, b, 0); }
+DEVICE void multiply_short_fp16(float (&c)[4], word a0, word a1, word b) { multiply_fp16(c, {a0, a1, 0, 0}, b, 0); }
+DEVICE word pair_bf16(float low, float high) { return to_bf16(low) | (word)to_bf16(high) << 16; }
+DEVICE word pair_fp16(float low, float high) { return pack_fp16(low, high); }
+DEVICE float power(float exponent) { return std::exp2(exponent); }
+DEVICE float4 load_fresh(const float* address) { return *(const float4*)address; }
+DEVICE bool take_ticket(word* tickets, word count) {
+    bool last = *tickets == count - 1;
+    *tickets = last ? 0 : *tickets + 1;
+    return last;
+}
+DEVICE void publish() {}
