@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from featherweight.kernels.cuda.batch import UNIT, BatchShape, multiply_batch, shared_bytes
+from featherweight.kernels.cuda.choices import choose_batch, choose_shape
 from featherweight.kernels.cuda.driver import processors
 from featherweight.kernels.cuda.integer import DeviceCodes
-from featherweight.kernels.cuda.multiply import SHARED_BYTES, Shape, memory_of, multiply
+from featherweight.kernels.cuda.multiply import MOST_TOKENS, SHARED_BYTES, Shape, memory_of, multiply
 from featherweight.kernels.cuda.prepared import PreparedInteger, multiply_dense
 
 GROUP = 128
@@ -79,7 +80,7 @@ def few_cuts(weight: DeviceCodes, tokens: int) -> list[Shape | BatchShape | int]
     grid = (1, splits, count // splits)
     if tokens <= 4:
         return [Shape(unit, 1, 1, 8, 2, 1, 2 * count, 2), Shape(unit, 1, 1, 8, 2, 1, 2 * count, 2, True)]
-    tried = [Shape(unit, 1, 2, 8, *grid, 1, True), Shape(256, 1, 2, 8, *grid, 2, True), Shape(256, 2, 2, 8, *grid, 1, True)]
+    tried = [Shape(unit, 1, 2, 8, *grid, 1, True), Shape(256, 1, 2, 8, *grid, 2, True)]
     if tokens <= 8:
         tried += [Shape(unit, 1, 1, 8, 2, 1, 2 * count, 1, True)]
     return [cut for cut in tried if memory_of(weight, cut, tokens)[2] <= SHARED_BYTES // cut.resident - 1024]
@@ -88,13 +89,15 @@ def few_cuts(weight: DeviceCodes, tokens: int) -> list[Shape | BatchShape | int]
 def batch_cuts(weight: DeviceCodes, tokens: int, size: int) -> list[Shape | BatchShape | int]:
     """Of the kernel for more, with blocks of `size` tokens: as many splits as there are processors for, and half of them."""
     found: list[Shape | BatchShape | int] = []
-    for groups in (4, 2, 1) if size <= 64 else (2,):
+    for groups in ((4, 2, 1) if weight.rows <= 8192 else (4, 2)) if size <= 64 else (2,):
         blocks = -(-weight.rows // (64 * groups)) * -(-tokens // size)
         splits = max((each for each in (1, 2, 4, 8) if each * blocks <= 1.1 * processors(weight.codes.device)), default=1)
         fits = [each for each in range(2, 9) if shared_bytes(weight, BatchShape(size, groups, each)) <= SHARED_BYTES - 1024]
-        for each in {splits, max(1, splits // 2)} if fits else ():
-            found += [BatchShape(size, groups, min(fits[-1], 1 + weight.inputs // UNIT // each), each, ahead)
-                      for ahead in ((False, True) if size <= 32 and groups > 1 else (False,))]  # fmt: skip
+        for each in ({splits, max(1, splits // 2)} if groups == 4 else {splits}) if fits else ():
+            stages = min(fits[-1], 1 + weight.inputs // UNIT // each)
+            found += [
+                BatchShape(size, groups, stages, each, ahead) for ahead in ((False, True) if groups == 4 else (groups == 2,))
+            ]
     return found
 
 
@@ -113,7 +116,7 @@ def name_of(cut: Shape | BatchShape | int) -> str:
     return f"{kind} {' '.join(str(int(value)) for value in vars(cut).values())}"
 
 
-def build_together(shapes: list[str], widths: list[int], tokens: list[int]) -> None:
+def build_together(shapes: list[str], widths: list[int], tokens: list[int], other_tokens: list[int]) -> None:
     """Compile the kernels of all cuts side by side; what fails here fails again where it is used."""
     wanted = {}
     for shape in shapes:
@@ -123,10 +126,12 @@ def build_together(shapes: list[str], widths: list[int], tokens: list[int]) -> N
             weight = DeviceCodes(
                 n, k, bits, GROUP, empty, torch.empty(1, 1, 8, 1, 2, dtype=torch.bfloat16, device="cuda"), None
             )
-            for count in tokens:
-                for cut in cuts(weight, count):
+            for count in tokens if bits == widths[0] else other_tokens:
+                own = choose_shape(weight, count, 132) if count <= MOST_TOKENS else choose_batch(weight, count, 132)
+                for cut in (own, *(cuts(weight, count) if bits == widths[0] else ())):
                     if not isinstance(cut, int):
                         wanted[bits, count > 8, cut] = bits, count, cut
+    print("kernels to compile:", len(wanted), flush=True)
 
     def build(bits: int, count: int, cut: Shape | BatchShape) -> None:
         torch.cuda.set_device(0)
@@ -185,7 +190,7 @@ def main() -> None:
     options = parser.parse_args()
     start = time.monotonic()
     if options.cuts:
-        build_together(options.shapes, options.bits, options.tokens)
+        build_together(options.shapes, options.bits, options.tokens, options.other_tokens)
     card, rows = measure_card("cuda"), []
     asked = [
         (shape, bits, tokens)
@@ -199,7 +204,9 @@ def main() -> None:
             continue
         n, k = map(int, shape.split("x"))
         about = {"shape": shape, "bits": bits, "tokens": tokens}
-        rows += measure(cases(n, k, bits, tokens, options.cuts), card, about, options.replays, cold=False)
+        rows += measure(
+            cases(n, k, bits, tokens, options.cuts and bits == options.bits[0]), card, about, options.replays, cold=False
+        )
         write_page(options.output, "multiply", "Products with integer codes", card, rows, __doc__.splitlines()[-3])
 
 

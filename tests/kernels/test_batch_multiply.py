@@ -5,7 +5,11 @@ import torch
 from emulation import emulation, needs_compiler  # noqa: F401
 from test_multiply import weight_of
 
-from featherweight.kernels.cuda.batch import BatchShape, multiply_batch
+from featherweight.kernels.cuda import prepared
+from featherweight.kernels.cuda.batch import BatchShape, multiply_batch, shared_bytes
+from featherweight.kernels.cuda.choices import choose_batch
+from featherweight.kernels.cuda.integer import DeviceCodes
+from featherweight.kernels.cuda.layout import CELLS
 
 
 @needs_compiler
@@ -40,3 +44,26 @@ def test_product_of_many_tokens_is_that_of_the_decoded_weight(
     expected = x.double() @ dense.T + bias.double()
     error = (y.double() - expected).norm(dim=1) / expected.norm(dim=1)
     assert error.max() <= (4e-3 if dtype == torch.bfloat16 else 6e-4)
+
+
+@pytest.mark.parametrize("rows", [576, 4096, 28672])
+@pytest.mark.parametrize("tokens", [17, 40, 64, 65, 256])
+def test_every_cut_for_many_tokens_fits_a_multiprocessor(rows, tokens):
+    for bits in CELLS:
+        for zeros in (None, torch.empty(0, dtype=torch.uint8)):
+            codes, scales = torch.empty(rows // 16, 4096 * bits // 2, device="meta"), torch.empty(0)
+            weight = DeviceCodes(rows, 4096, bits, 32, codes, scales, zeros)
+            shape = choose_batch(weight, tokens, 132)
+            assert shape.warp_groups in (1, 2, 4) and shape.stages >= 1 and shape.tokens in (32, 64)
+            assert shared_bytes(weight, shape) + 1024 <= 228 << 10
+
+
+@needs_compiler
+def test_dozens_of_tokens_take_this_kernel(emulation, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(prepared, "runs_on", lambda device: True)
+    monkeypatch.setattr(prepared, "multiply", None)  # the kernel for few tokens, and
+    monkeypatch.setattr(prepared, "multiply_dense", None)  # that for many, are not asked
+    weight, dense = weight_of(64, 512, 4, 128, False, torch.bfloat16)
+    x = torch.randn(2, 10, 512, generator=torch.Generator().manual_seed(1)).bfloat16()
+    y, expected = prepared.PreparedInteger(weight)(x), x.double() @ dense.T
+    assert y.shape == expected.shape and (y.double() - expected).norm() <= 3e-3 * expected.norm()

@@ -51,7 +51,7 @@ def test_what_methods_store_is_multiplied_and_comes_back(name, prepared):
     expected = x.double() @ weight.dequantize(torch.float64).T
     assert ready.runs(x) and not ready.runs(x.float())
     assert (ready(x).double() - expected).norm() <= 4e-3 * expected.norm()
-    x = torch.randn(70, 136, generator=torch.Generator().manual_seed(4)).bfloat16()  # by dense values
+    x = torch.randn(130, 136, generator=torch.Generator().manual_seed(4)).bfloat16()  # by dense values
     expected = x.double() @ weight.dequantize(torch.float64).T
     assert (ready(x).double() - expected).norm() <= 4e-3 * expected.norm()
     stored = ready.stored()

@@ -22,7 +22,7 @@ from featherweight.packed.sum import Sum
 from featherweight.packed.two_level import TwoLevel
 
 #: Tokens up to which reading the chunks once for every sixteen of them is faster than making their values dense once.
-MOST_STREAMED = 64
+MOST_STREAMED = 128
 
 
 class PreparedChunks:

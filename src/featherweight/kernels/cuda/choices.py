@@ -13,7 +13,7 @@ from featherweight.kernels.cuda.multiply import SHARED_BYTES, Shape, memory_of
 MEASURED = {(4096, 11008): Shape(512, 1, 2, 8, 1, 1, 1)}
 
 #: Tokens up to which `batch` is faster than dense values and torch's product.
-MOST_BATCHED = 128
+MOST_BATCHED = 256
 
 
 def choose_shape(weight: DeviceCodes, tokens: int, processors: int) -> Shape:
@@ -49,14 +49,14 @@ def _wanted_shape(inputs: int, bits: int, tokens: int, processors: int) -> Shape
 
 
 def choose_batch(weight: DeviceCodes, tokens: int, processors: int) -> BatchShape:
-    """The cut for a weight and so many tokens on a device with so many multiprocessors."""
-    wanted = next((size for size in (8, 16, 32) if tokens <= size), 64)
-    units = weight.codes.shape[1] * 2 // (weight.bits * UNIT)
-    blocks = -(-weight.rows // 256) * -(-tokens // wanted)
-    splits = 1
-    while splits < 8 and 2 * splits * blocks <= processors and units // (2 * splits) >= 2:
-        splits *= 2
-    shape = BatchShape(wanted, 4, 6, splits)
-    while shared_bytes(weight, shape) > SHARED_BYTES - 1024:
+    """The cut for more tokens: as many rows to a block as leave a block for most multiprocessors, inputs shared by two if need be."""
+    size = 32 if tokens <= 32 else 64
+    units, token_blocks = weight.codes.shape[1] * 2 // (weight.bits * UNIT), -(-tokens // size)
+    sharing = 2 if token_blocks == 1 and units > 1 else 1
+    blocks = {groups: -(-weight.rows // (64 * groups)) * token_blocks for groups in (4, 2, 1)}
+    groups = next((groups for groups in blocks if blocks[groups] * sharing >= 0.8 * processors), 1)
+    splits = sharing if blocks[groups] * sharing <= 1.1 * processors else 1
+    shape = BatchShape(size, groups, 8, splits, groups == 2 or (size == 32 and groups == 4))
+    while shape.stages > 1 and shared_bytes(weight, shape) > SHARED_BYTES - 1024:
         shape = replace(shape, stages=shape.stages - 1)
     return shape

@@ -15,8 +15,8 @@ from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.layout import ROWS
 from featherweight.kernels.cuda.multiply import ACTIVATIONS, MOST_TOKENS, dequantize, multiply
 
-#: Bytes of the dense values made at a time for many tokens: they are multiplied from the second-level cache.
-SLAB_BYTES = 16 << 20
+#: Bytes of the dense values made at a time for many tokens: fewer cost more launches than the second-level cache saves.
+SLAB_BYTES = 128 << 20
 
 #: Tokens up to which reading the codes once for every sixteen of them is faster than that, where `batch` does not run.
 MOST_STREAMED = 64
