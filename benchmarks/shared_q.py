@@ -6,14 +6,14 @@
 rank for what `Q` leaves; no data. A shared `Q` may have twice the bits. Per pair of equal shapes, of one block and of neighbours:
 `cosine` of the two weights; relative squared errors, mean of both, with `own` matrices of 2 bits, with a `shared` one of 4 bits, and
 with a shared one that is not rounded at all (`unrounded`), which no number of bits can beat. Scales in groups of 64, products of rank
-`in / 16`, not rounded. The table has means and the best pair of each kind.
+`in / 16` in float16. The table has means and the best pair of each kind.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -21,33 +21,23 @@ import torch
 from torch import Tensor
 
 import featherweight as fw
-from featherweight.methods.factors import Format
+from featherweight.methods.shared import share
 from featherweight.solvers.low_rank import Metric, best_factors
 
-ROUNDS, GROUP, SHARE = 4, 64, 16
+SHARE = 16
 COLUMNS = ("model", "kind", "pair", "cosine", "own", "shared", "unrounded")
-Rounding = Callable[[Tensor], Tensor]
 
 
-def rounding(bits: int) -> Rounding:
-    """To the grid of so many bits."""
-    return lambda values: Format(bits, "uniform", GROUP).pack(values, None).dequantize()
-
-
-def error(weights: list[Tensor], rounded: Rounding) -> float:
+def error(weights: list[Tensor], bits: int) -> float:
     """Mean relative error of `W_i ≈ Q + L_i R_i`, the best of all rounds."""
-    generator = torch.Generator().manual_seed(0)
-    products = [torch.zeros_like(weight) for weight in weights]
-    best = float("inf")
-    for _ in range(ROUNDS):
-        common = rounded(sum(weight - product for weight, product in zip(weights, products, strict=True)) / len(weights))
-        for index, weight in enumerate(weights):
-            found = best_factors(weight - common, Metric(), max(1, weight.shape[1] // SHARE), generator)
-            products[index] = found.left.T @ found.right
-        left = zip(weights, products, strict=True)
-        shares = [float((weight - common - product).square().sum() / weight.square().sum()) for weight, product in left]
-        best = min(best, sum(shares) / len(shares))
-    return best
+    rank, generator = max(1, weights[0].shape[1] // SHARE), torch.Generator().manual_seed(0)
+    made = share(weights, bits, rank, lambda index, values: relative(weights[index], values), generator)
+    return min(sum(errors) / len(errors) for errors in zip(*made.paths, strict=True))
+
+
+def relative(weight: Tensor, values: Tensor) -> float:
+    """Squared error over squared weight."""
+    return float((weight - values).square().sum() / weight.square().sum())
 
 
 def least(weights: list[Tensor]) -> float:
@@ -88,11 +78,11 @@ def measured(model: str, blocks: int) -> Iterator[dict[str, object]]:
         both = [weights.read(name).float() for name in names]
         if both[0].shape != both[1].shape:
             continue
-        own = sum(error([weight], rounding(2)) for weight in both) / 2
+        own = sum(error([weight], 2) for weight in both) / 2
         yield {
             "model": Path(source.name).name, "kind": kind, "pair": f"{names[0]}, {names[1]}",
             "cosine": float(torch.nn.functional.cosine_similarity(both[0].flatten(), both[1].flatten(), 0)),
-            "own": own, "shared": error(both, rounding(4)), "unrounded": least(both),
+            "own": own, "shared": error(both, 4), "unrounded": least(both),
         }  # fmt: skip
 
 

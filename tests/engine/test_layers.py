@@ -7,7 +7,7 @@ import pytest
 from common import TINY
 from featherweight import FeatherweightError
 from featherweight.cli.main import app
-from featherweight.engine.layers import Candidate, try_layers
+from featherweight.engine.layers import Candidate, Sharing, try_layers
 from featherweight.models.source import resolve_model
 
 QUICK = {"rank": 4, "iterations": 2, "grid": "uniform", "hadamard": False, "factor_iterations": 1}
@@ -40,6 +40,25 @@ def test_from_the_command_line_with_a_page(tmp_path, capsys):
     assert page.count("lplr rank 4") >= 2 and "<h1>demo: linears by chain</h1>" in page
 
 
+def test_one_matrix_for_several_linears_stores_less_and_errs_more(tmp_path):
+    tried = try_layers(
+        resolve_model("demo"),
+        ["*.0.mlp.*"],
+        [Candidate.of("rtn-4bit")],
+        changes=TINY,
+        statistics=tmp_path,
+        sharing=[Sharing(4, 8)],
+    )
+    shared, own = (
+        [each for each in tried if "for 2" in each.candidate],
+        [each for each in tried if each.candidate == "rtn-4bit"],
+    )
+    assert [each.linear.split(".")[-1] for each in shared] == ["gate_proj", "up_proj"] and len(own) == 3
+    rows, columns = resolve_model("demo").config().intermediate_size, resolve_model("demo").config().hidden_size
+    assert all(each.bits == pytest.approx(4.25 / 2 + 16 * 8 * (1 / rows + 1 / columns)) for each in shared)
+    assert all(own[0].error < each.error == min(each.path) < 1 and len(each.path) > 1 for each in shared)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -47,6 +66,7 @@ def test_from_the_command_line_with_a_page(tmp_path, capsys):
         (["--linears", "*.0.*", "--methods", "rtm"], "rtn"),
         (["--linears", "*.0.*", "--methods", "besa-50-row"], "more than single linears"),
         (["--linears", "*.0.*", "--methods", "lplr", "--ranks", "four"], "--ranks 16,64"),
+        (["--linears", "*.0.*", "--methods", "rtn", "--shared-q", "two"], "--shared-q 2,4"),
         (["--linears", "*.0.self_attn.k_proj", "--methods", "lplr", "--ranks", "600"], "use at most 128"),
     ],
 )

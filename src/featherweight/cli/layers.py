@@ -25,6 +25,10 @@ def run(
     ranks: Annotated[
         Several | None, typer.Option(help="Ranks for those that have one, 16,64; their own setting if not given.")
     ] = None,
+    shared_q: Annotated[
+        Several | None,
+        typer.Option(help="Bits, 2,4: try one rounded matrix for all chosen linears of one shape in a block, a product each."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for layers.json and layers.html.")] = None,
     calibration: options.Calibration = None,
     samples: options.Samples = None,
@@ -36,14 +40,24 @@ def run(
     json: options.Json = False,
 ) -> None:
     """Compress single linears of MODEL by several methods and ranks, and compare their errors; writes no model."""
-    from featherweight.engine.layers import try_layers
+    from featherweight.engine.layers import Sharing, try_layers
 
     changes = options.recipe_changes(calibration, samples, length, seed, None)
-    candidates = _candidates(options.split(methods), _ranks(options.split(ranks)))
+    wanted_ranks = _numbers("rank", options.split(ranks))
+    candidates = _candidates(options.split(methods), wanted_ranks)
+    bits = _numbers("number of bits", options.split(shared_q))
+    sharing = [Sharing(each, rank) for each in bits for rank in (wanted_ranks or (None,))]
     source = options.find_model(model, offline=offline, yes=yes)
     with progress_bar(quiet=json) as report:
         attempts = try_layers(
-            source, options.split(linears), candidates, changes=changes, device=device, offline=offline, report=report
+            source,
+            options.split(linears),
+            candidates,
+            changes=changes,
+            device=device,
+            offline=offline,
+            sharing=sharing,
+            report=report,
         )
     told = {"model": source.name, "calibration": changes, "attempts": [asdict(each) for each in attempts]}
     if output is not None:
@@ -54,10 +68,12 @@ def run(
         _print(told["attempts"])
 
 
-def _ranks(given: Several) -> list[int]:
+def _numbers(what: str, given: Several) -> list[int]:
     wrong = [each for each in given if not each.isdigit() or int(each) < 1]
     if wrong:
-        raise FeatherweightError("a rank is a number", found=", ".join(wrong), expected="1 or more", fix="--ranks 16,64")
+        raise FeatherweightError(
+            f"not a {what}", found=", ".join(wrong), expected="1 or more", fix="--ranks 16,64 --shared-q 2,4"
+        )
     return [int(each) for each in given]
 
 

@@ -22,6 +22,7 @@ from featherweight.methods.base import Method, Problem
 from featherweight.methods.factors import Factored
 from featherweight.methods.inside import compress_inside
 from featherweight.methods.registry import METHODS, method_from
+from featherweight.methods.shared import share
 from featherweight.models.cache import cache_folder
 from featherweight.models.replay import capture
 from featherweight.models.skeleton import build_skeleton, materialize
@@ -76,6 +77,19 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """One rounded matrix for all chosen linears of one shape in a block, to try.
+
+    Attributes:
+        bits: of its codes.
+        rank: of the product beside it, one for each linear; None takes a sixteenth of the inputs.
+    """
+
+    bits: int
+    rank: int | None
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One linear by one chain.
 
@@ -106,6 +120,7 @@ def try_layers(
     device: str | None = None,
     offline: bool = False,
     statistics: Path | None = None,
+    sharing: Sequence[Sharing] = (),
     report: Callable[[Event], None] = silent,
 ) -> list[Attempt]:
     """Every candidate on every chosen linear, behind the dense model's blocks.
@@ -117,6 +132,7 @@ def try_layers(
         device: "cpu", "cuda", ...; None takes a GPU if there is one.
         offline: never ask the network for calibration data.
         statistics: folder of kept statistics; None takes the user's cache.
+        sharing: one matrix for several linears, beside the candidates.
         report: progress sink.
 
     Raises:
@@ -139,7 +155,7 @@ def try_layers(
         materialize(model, block, plan.weights, dtype, place)
         if block in wanted:
             task = BlockTask(plan, model, block, inputs, "dense", windows.sha256, store, False, report, dtype)
-            attempts += _try_block(task, candidates)
+            attempts += _try_block(task, candidates, sharing)
         if block == wanted[-1]:
             break
         inputs.advance(inputs.run(model, block, index) for index in range(len(inputs.hidden)))
@@ -147,19 +163,44 @@ def try_layers(
     return attempts
 
 
-def _try_block(task: BlockTask, candidates: Sequence[Candidate]) -> list[Attempt]:
+def _try_block(task: BlockTask, candidates: Sequence[Candidate], sharing: Sequence[Sharing]) -> list[Attempt]:
     linears = {linear.name: linear for linear in task.plan.linears(task.block) if task.plan.chains.linears[linear.name]}
     axes = [axis for axis in task.plan.axes[task.block] if linears.keys() & set(axis.consumers)]
     statistics = gather(task, axes, needed(task.plan, axes), BlockResult())
     attempts = []
+    alike: dict[tuple[int, ...], dict[str, tuple[Tensor, Tensor | None]]] = {}
     for axis in axes:
         for name in (consumer for consumer in axis.consumers if consumer in linears):
             weight = linears[name].read(task.model).to(torch.float32)
+            alike.setdefault(tuple(weight.shape), {})[name] = weight, statistics[axis.name].hessian
             stored = task.plan.weights.dtype(linears[name].weight_name)
             for candidate in candidates:
                 attempts.append(_try(task.plan, name, weight, statistics[axis.name], stored, candidate))
                 task.report(Event("tried", task.block, detail=f"{name}, {candidate.name}: {attempts[-1].error:.4g}"))
+    for wanted in sharing:
+        for together in (each for each in alike.values() if len(each) > 1):
+            attempts += _try_shared(together, wanted, task.plan.recipe.seed)
+            task.report(Event("tried", task.block, detail=f"{', '.join(together)}, {attempts[-1].candidate}"))
     return attempts
+
+
+def _try_shared(together: Mapping[str, tuple[Tensor, Tensor | None]], wanted: Sharing, seed: int) -> list[Attempt]:
+    weights, hessians = [weight for weight, _ in together.values()], [hessian for _, hessian in together.values()]
+    rank = wanted.rank or max(1, weights[0].shape[1] // 16)
+    started, generator = time.perf_counter(), torch.Generator(weights[0].device).manual_seed(seed)
+    made = share(
+        weights,
+        wanted.bits,
+        rank,
+        lambda index, values: relative_output_error(weights[index], values, hessians[index]),
+        generator,
+    )
+    seconds = (time.perf_counter() - started) / len(weights)
+    name = f"one {wanted.bits}-bit Q for {len(weights)}, rank {rank}"
+    return [
+        Attempt(linear, name, rank, made.bits, min(path), path, seconds)
+        for linear, path in zip(together, made.paths, strict=True)
+    ]
 
 
 def _try(
