@@ -90,17 +90,17 @@ def triton_groups(signature: Signature, device: torch.device) -> tuple[bool, str
 
 def cuda_walk(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """Whole blocks of the walk, with what is dropped, on Hopper and later."""
-    size, of = signature["group_size"], signature.get("of", 0)
+    if device.type != "cuda":
+        return False, f"written for CUDA, not for {device.type}"
+    size, of = signature.get("group_size", 0), signature.get("of", 0)
     if size and not signature.get("scattered") and not (0 < size <= 128 and size % 16 == 0):
         return False, f"groups of a multiple of 16 columns up to 128, not {size}"
-    if signature["inputs"] % 4:
+    if signature.get("inputs", 0) % 4:
         return False, f"inputs in fours, not {signature['inputs']}"
     if of not in (0, 2, 4, 8, 16):
         return False, f"N of 2, 4, 8 or 16, not of {of}"
     if signature.get("how") == "least" and (any(rows % 32 for rows in signature["linears"]) or (size and 128 % size)):
         return False, "linears of 32 rows each, and groups that divide 128 columns, where weights compete"
-    if device.type != "cuda":
-        return False, f"written for CUDA, not for {device.type}"
     from featherweight.kernels.cuda.compiler import missing
 
     if torch.cuda.get_device_capability(device) < (9, 0):
