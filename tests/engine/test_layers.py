@@ -67,6 +67,7 @@ def test_one_matrix_for_several_linears_stores_less_and_errs_more(tmp_path):
         (["--linears", "*.0.*", "--methods", "besa-50-row"], "more than single linears"),
         (["--linears", "*.0.*", "--methods", "lplr", "--ranks", "four"], "--ranks 16,64"),
         (["--linears", "*.0.*", "--methods", "rtn", "--shared-q", "two"], "--shared-q 2,4"),
+        (["--linears", "*.nothing", "--methods", "rtn", "--shared-q", "9"], "2 to 8"),
         (["--linears", "*.0.self_attn.k_proj", "--methods", "lplr", "--ranks", "600"], "use at most 128"),
     ],
 )

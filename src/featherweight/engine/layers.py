@@ -22,7 +22,7 @@ from featherweight.methods.base import Method, Problem
 from featherweight.methods.factors import Factored
 from featherweight.methods.inside import compress_inside
 from featherweight.methods.registry import METHODS, method_from
-from featherweight.methods.shared import share
+from featherweight.methods.shared import share, shared_format
 from featherweight.models.cache import cache_folder
 from featherweight.models.replay import capture
 from featherweight.models.skeleton import build_skeleton, materialize
@@ -83,10 +83,17 @@ class Sharing:
     Attributes:
         bits: of its codes.
         rank: of the product beside it, one for each linear; None takes a sixteenth of the inputs.
+
+    Raises:
+        FeatherweightError: bits that no grid has.
     """
 
     bits: int
     rank: int | None
+
+    def __post_init__(self) -> None:
+        """Refuse the bits before anything is calibrated."""
+        shared_format(self.bits)
 
 
 @dataclass(frozen=True)

@@ -197,12 +197,17 @@ def cpu_fit(signature: Signature, device: torch.device) -> tuple[bool, str]:
     return not reason, reason or "every candidate of a group tried while it lies in the first cache"
 
 
+def _before_hopper(device: torch.device) -> str:
+    """Why a kernel for Hopper and later does not run on a device; "" where it does."""
+    if device.type != "cuda":
+        return f"written for CUDA, not for {device.type}"
+    return "for compute capability 9.0 and later" if torch.cuda.get_device_capability(device) < (9, 0) else ""
+
+
 def cuda_cache(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """What `kernels/cuda/cache_attention.py` reads: one query over codes of its codecs, on Hopper and later."""
-    if device.type != "cuda":
-        return False, f"written for CUDA, not for {device.type}"
-    if torch.cuda.get_device_capability(device) < (9, 0):
-        return False, "for compute capability 9.0 and later"
+    if before := _before_hopper(device):
+        return False, before
     if signature["queries"] != 1 or signature["dtype"] not in ("bfloat16", "float16"):
         return False, f"for one query of 16 bits, not for {signature['queries']} of {signature['dtype']}"
     from featherweight.kernels.cuda.cache_layout import unsupported
@@ -214,10 +219,8 @@ def cuda_cache(signature: Signature, device: torch.device) -> tuple[bool, str]:
 
 def cuda_encode(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """What `kernels/cuda/cache_encode.py` codes, on Hopper and later."""
-    if device.type != "cuda":
-        return False, f"written for CUDA, not for {device.type}"
-    if torch.cuda.get_device_capability(device) < (9, 0):
-        return False, "for compute capability 9.0 and later"
+    if before := _before_hopper(device):
+        return False, before
     from featherweight.kernels.cuda.cache_encode import unsupported
     from featherweight.kernels.cuda.compiler import missing
 
@@ -227,10 +230,8 @@ def cuda_encode(signature: Signature, device: torch.device) -> tuple[bool, str]:
 
 def cuda_coded_step(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """What `kernels/cuda/cache_append.py` adds to and reads, on Hopper and later."""
-    if device.type != "cuda":
-        return False, f"written for CUDA, not for {device.type}"
-    if torch.cuda.get_device_capability(device) < (9, 0):
-        return False, "for compute capability 9.0 and later"
+    if before := _before_hopper(device):
+        return False, before
     from featherweight.kernels.cuda.cache_append import unsupported
     from featherweight.kernels.cuda.compiler import missing
 

@@ -39,6 +39,11 @@ class Shared:
         return 8 * stored / (len(self.products) * rows * columns)
 
 
+def shared_format(bits: int) -> Format:
+    """How `Q` is rounded."""
+    return Format(bits, "uniform", GROUP_SIZE)
+
+
 def share(
     weights: Sequence[Tensor], bits: int, rank: int, measure: Callable[[int, Tensor], float], generator: torch.Generator
 ) -> Shared:
@@ -56,7 +61,7 @@ def share(
 
     Source: `SharedQWeightDecomposition` of LPLR-Q's code; no data is looked at.
     """
-    rounding, factors = Format(bits, "uniform", GROUP_SIZE), Format(FACTOR_BITS, "uniform", None)
+    rounding, factors = shared_format(bits), Format(FACTOR_BITS, "uniform", None)
     left = [torch.zeros_like(weight) for weight in weights]
     tried = []
     for _ in range(ROUNDS):
