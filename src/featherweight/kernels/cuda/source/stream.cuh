@@ -13,6 +13,7 @@
 //   pair_place(input, pair)   where `multiply` reads the first two and the last two of four consecutive inputs of a token;
 //   NORMALIZED   whether it wants activations as fp16 numbers of a bounded size;
 //   GROUP_SUMS   whether Chunk::finish(sums, groups) wants the sums of every 16 activations;
+//   DIGITS   whether it wants activations as two bytes, and their sums in Chunk::group_sums;
 //   struct Extra   terms beside the chunks, or none.
 #pragma once
 #include "streaming.cuh"
@@ -72,6 +73,10 @@ struct Sums {
 };
 
 #include STORAGE
+
+#ifndef OPERAND_AT
+#define OPERAND_AT(lane) (lane % 4 * 8)  // of a token's numbers, where a lane's begin
+#endif
 
 // A warp's chunks in background copies.
 struct Ring {
@@ -216,7 +221,7 @@ DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, R
 #pragma unroll
     for (int column = 0; column < COLUMNS; column++) {
         int token = column * 8 + lane / 4;
-        tokens[column] = (const unsigned char*)(inputs.numbers + (token < work.tokens ? token : 0) * inputs.stride + lane % 4 * 8);
+        tokens[column] = (const unsigned char*)(inputs.numbers + (token < work.tokens ? token : 0) * inputs.stride + OPERAND_AT(lane));
     }
     int unit = first + warp, turn = 0;
     Extra extra(work, run, first / run.length);
@@ -231,6 +236,10 @@ DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, R
             const unsigned char* here[COLUMNS];
 #pragma unroll
             for (int column = 0; column < COLUMNS; column++) here[column] = tokens[column] + (unit - start) * CHUNK * 2;
+#if DIGITS
+            chunk.group_sums = (const int*)inputs.groups + (unit - start) * work.tokens * 8;
+            chunk.tokens = work.tokens;
+#endif
             Sums part = {};
             multiply_blocks<0>(part, chunk, here, lane);
             if (GROUP_SUMS) {
