@@ -114,6 +114,14 @@ def decode(weight: DeviceBitmapCodes) -> tuple[Tensor, Tensor, list[Tensor]]:
     return codes, mask, numbers
 
 
+def resident_bits(description: Mapping[str, Any]) -> float:
+    """Bits of a weight so described on the card, for each of its entries."""
+    inner, (rows, inputs) = description["values"], description["shape"]
+    chunks, groups = -(-rows // ROWS) * -(-inputs // CHUNK), CHUNK // min(group_of(inner), CHUNK)
+    head = HEAD + ROWS * groups * (2 if inner["symmetric"] else 3)
+    return (4 * description["kept"] + 8 * chunks * (head + 8 + 4)) / (rows * inputs)  # half of the last 16 bytes, and where it lies
+
+
 def reason_against(description: Mapping[str, Any]) -> str:
     """Why the kernel does not read a weight so described; "" if it does."""
     if description["kind"] != "masked" or description["values"]["kind"] != "integer":
