@@ -5,6 +5,7 @@
 DEVICE void multiply_signed(int (&c)[4], const word (&a)[4], word b0, word b1) { multiply_byte_matrices<int8_t>(c, a, b0, b1); }
 DEVICE word count_bits(word bits) { return __builtin_popcount(bits); }
 DEVICE int round_to_int(float value) { return (int)std::nearbyint(value); }
+DEVICE word append_byte(word bytes, word value) { return bytes << 8 | value; }
 template <int BYTE>
 DEVICE word add_byte(word bytes, word value) { return value + (bytes >> 8 * BYTE & 0xFF); }
 template <int HALF>

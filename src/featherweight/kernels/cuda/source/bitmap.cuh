@@ -23,7 +23,7 @@ struct Chunk {
         for (int four = 0; four < 4; four++) {
             word own = 0;
 #pragma unroll
-            for (int step = 3; step >= 0; step--) own = own * 256 + count_bits(masks[four] & 0x11111111u << step);
+            for (int step = 3; step >= 0; step--) own = append_byte(own, count_bits(masks[four] & 0x11111111u << step));
             before[four] = own;
 #pragma unroll
             for (int apart = 1; apart < 32; apart *= 2) before[four] = add_lane_before(before[four], apart);

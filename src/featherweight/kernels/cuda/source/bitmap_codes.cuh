@@ -42,8 +42,8 @@ struct Chunk {
         word all = 0, upper = 0;
 #pragma unroll
         for (int four = 3; four >= 0; four--) {
-            all = all * 256 + count_bits(masks[four]);
-            upper = upper * 256 + count_bits(masks[four] & 0x33333333u);
+            all = append_byte(all, count_bits(masks[four]));
+            upper = append_byte(upper, count_bits(masks[four] & 0x33333333u));
         }
         places = all;
 #pragma unroll

@@ -18,6 +18,13 @@ DEVICE int round_to_int(float value) {
     return v;
 }
 
+// A byte more below `bytes`.
+DEVICE word append_byte(word bytes, word value) {
+    word d;
+    asm("mad.lo.u32 %0, %1, 256, %2;" : "=r"(d) : "r"(bytes), "r"(value));
+    return d;
+}
+
 // Byte BYTE of `bytes` plus `value`; half HALF of `pair`: by the unit that multiplies, which has time.
 template <int BYTE>
 DEVICE word add_byte(word bytes, word value) {

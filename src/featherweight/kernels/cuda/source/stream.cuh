@@ -83,21 +83,28 @@ struct Ring {
     unsigned char* stages;
     barrier_word* barriers;
     int slot, parity;
+    int start, stop;  // in 16s of bytes, of the chunk that is asked for next, where chunks differ in length
 
+    static DEVICE long long chunk_of(const Work& work, const Run& run, int unit) {
+        if (run.length == work.tile_chunks) return unit;
+        return (long long)(unit / run.length) * work.tile_chunks + run.first_chunk + unit % run.length;
+    }
+    // Long before it is needed: this waits for memory.
+    DEVICE void find(const Work& work, const Run& run, int unit, int end) {
+        if (!HELD || unit >= end) return;
+        const int* found = work.chunk_starts + chunk_of(work, run, unit);
+        start = found[0], stop = found[1];
+    }
     DEVICE void ask(const Work& work, const Run& run, int unit, int stage) {
-        long long chunk = unit;
-        if (run.length < work.tile_chunks) chunk = (long long)(unit / run.length) * work.tile_chunks + run.first_chunk + unit % run.length;
-        long long start = chunk * CHUNK_BYTES;
-        int bytes = CHUNK_BYTES;
-        if (HELD) {
-            start = 16ll * work.chunk_starts[chunk];
-            bytes = (int)(16ll * work.chunk_starts[chunk + 1] - start);
-        }
-        copy_chunk(stages + stage * CHUNK_BYTES, work.chunks + start, bytes, barriers + stage);
+        long long from = HELD ? 16ll * start : chunk_of(work, run, unit) * CHUNK_BYTES;
+        copy_chunk(stages + stage * CHUNK_BYTES, work.chunks + from, HELD ? 16 * (stop - start) : CHUNK_BYTES, barriers + stage);
     }
     DEVICE void ask(const Work& work, const Run& run, int unit, int end, int from, int to) {
-        for (int stage = from; stage < to; stage++)
+        for (int stage = from; stage < to; stage++) {
+            find(work, run, unit + stage * WARPS, end);
             if (unit + stage * WARPS < end) ask(work, run, unit + stage * WARPS, stage);
+        }
+        if (to == STAGES) find(work, run, unit + STAGES * WARPS, end);
     }
     DEVICE const unsigned char* wait() {
         wait_for(barriers + slot, parity);
@@ -105,7 +112,10 @@ struct Ring {
     }
     DEVICE void refill(const Work& work, const Run& run, int unit, int end, int lane) {
         synchronize_warp();
-        if (lane == 0 && unit + STAGES * WARPS < end) ask(work, run, unit + STAGES * WARPS, slot);
+        if (lane == 0 && unit + STAGES * WARPS < end) {
+            ask(work, run, unit + STAGES * WARPS, slot);
+            find(work, run, unit + (STAGES + 1) * WARPS, end);
+        }
         slot++;
         if (slot == STAGES) slot = 0, parity ^= 1;
     }
@@ -279,7 +289,7 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     float* factors = (float*)exchange.at(BUFFERS, 0, 0, 0);
     Inputs inputs = {factors, (half_word*)(factors + work.split_chunks * 8 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr};
     inputs.groups = inputs.numbers + work.tokens * inputs.stride;
-    Ring ring = {memory + warp * STAGES * CHUNK_BYTES, barriers + warp * STAGES, 0, 0};
+    Ring ring = {memory + warp * STAGES * CHUNK_BYTES, barriers + warp * STAGES, 0, 0, 0, 0};
     if (lane == 0) {
         if (warp < WARPS) {
             for (int stage = 0; stage < STAGES; stage++) set_barrier(ring.barriers + stage, 1);
