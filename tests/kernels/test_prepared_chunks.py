@@ -24,7 +24,10 @@ MADE = {
     "unstructured": ({"method": "magnitude", "ratio": 0.6}, prepare_bitmap),
     "rows": ({"method": "wanda", "pattern": "row"}, prepare_bitmap),
     "unstructured, codes": ({"method": "sparsegpt", "ratio": 0.5, "bits": 4, "group_size": 32}, prepare_bitmap_codes),
-    "4:8, codes": ({"method": "sparsegpt", "pattern": "4:8", "bits": 4, "symmetric": True, "group_size": None}, prepare_bitmap_codes),
+    "4:8, codes": (
+        {"method": "sparsegpt", "pattern": "4:8", "bits": 4, "symmetric": True, "group_size": None},
+        prepare_bitmap_codes,
+    ),
     "2:4, rows": ({"method": "sparsegpt", "pattern": "2:4", "bits": 4, "group_size": None}, prepare_two_of_four),
 }
 

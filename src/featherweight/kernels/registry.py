@@ -91,7 +91,9 @@ OPS: dict[str, tuple[Kernel, ...]] = {
             "masked codes",
             "featherweight.packed.around",
             "prepare_masked_codes",
-            supports.inside("masked", "values", "all codes, dropped ones on their zero point, stay on the card beside the mask"),
+            supports.inside(
+                "masked", "values", "all codes, dropped ones on their zero point, stay on the card beside the mask"
+            ),
             prepares=True,
         ),
         Kernel(

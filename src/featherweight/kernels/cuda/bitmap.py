@@ -98,7 +98,9 @@ def resident_bits(description: Mapping[str, Any]) -> float:
     """Bits of a weight so described on the card, for each of its entries."""
     rows, inputs = description["shape"]
     chunks = -(-rows // ROWS) * -(-inputs // CHUNK)
-    return 16 * (description["kept"] + chunks * (HEAD + 4 + 2)) / (rows * inputs)  # half of the last 16 bytes, and where it lies
+    return (
+        16 * (description["kept"] + chunks * (HEAD + 4 + 2)) / (rows * inputs)
+    )  # half of the last 16 bytes, and where it lies
 
 
 def reason_against(description: Mapping[str, Any]) -> str:

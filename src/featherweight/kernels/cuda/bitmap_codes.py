@@ -119,7 +119,9 @@ def resident_bits(description: Mapping[str, Any]) -> float:
     inner, (rows, inputs) = description["values"], description["shape"]
     chunks, groups = -(-rows // ROWS) * -(-inputs // CHUNK), CHUNK // min(group_of(inner), CHUNK)
     head = HEAD + ROWS * groups * (2 if inner["symmetric"] else 3)
-    return (4 * description["kept"] + 8 * chunks * (head + 8 + 4)) / (rows * inputs)  # half of the last 16 bytes, and where it lies
+    return (4 * description["kept"] + 8 * chunks * (head + 8 + 4)) / (
+        rows * inputs
+    )  # half of the last 16 bytes, and where it lies
 
 
 def reason_against(description: Mapping[str, Any]) -> str:
