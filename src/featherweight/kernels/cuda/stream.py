@@ -106,7 +106,8 @@ def _shared_bytes(warps: int, stages: int, chunk_bytes: int, tokens: int, split:
     pairs = 4 if columns == 2 else -(-tokens // 2)
     ring = warps * stages * (chunk_bytes + 8)
     exchange = BUFFERS[columns] * (16 + warps * columns * 8 * pairs * 16)
-    return ring + exchange + 32 * columns * split + 2 * tokens * (split * (CHUNK + CHUNK // 16) + PADDING)
+    zeros = 2 * CHUNK + split * CHUNK // 8 if tokens == 1 else 0  # of a product by columns: zeros, sums of groups as float32
+    return ring + exchange + 32 * columns * split + 2 * tokens * (split * (CHUNK + CHUNK // 16) + PADDING) + zeros
 
 
 def _slots(tiles: int, chunks: int, split: int, blocks: int) -> int:
@@ -130,7 +131,7 @@ class Chunked:
         chunk_starts: of chunks that differ in length, in 16s of bytes, and the end; or None.
         gather: input at every place, int32, `inputs` for none; or None.
         list_starts, records: of a sparse list, int32; or None.
-        segment: chunks of a segment of that list.
+        segment: chunks that are not split between blocks.
         factor: of all sums.
         slot_bytes: room for the longest of chunks that differ in length.
     """

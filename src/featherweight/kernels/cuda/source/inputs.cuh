@@ -7,7 +7,15 @@ struct Inputs {
     float* factors;      // [chunk][token]: what normalising took out
     half_word* numbers;  // [token][stride]
     int stride;
-    half_word* groups;   // [chunk][token][16]: sums of 16 consecutive inputs, in the order 2 t, 2 t + 1, 2 t + 8, 2 t + 9 for t = 0 … 3
+    half_word* groups;   // [chunk][token][16]: sums of 16 consecutive inputs, in the order t, t + 4, t + 8, t + 12 for t = 0 … 3; DIAGONAL: floats
+
+    // The token that a lane reads for a column; another where there is none.
+    static DEVICE int token_of(int column, int lane, int tokens) {
+        int token = column * 8 + lane / 4;
+        return token < tokens ? token : column ? lane / 4 : 0;
+    }
+    // Eights of numbers change places, so that the same input of eight tokens lies in eight groups of banks.
+    static DEVICE int swizzle(int token) { return token / 2 % 4 * 8; }
 
     // Eight consecutive inputs of a token.
     static DEVICE uint4 load(const Work& work, int token, int input) {
@@ -46,13 +54,15 @@ struct Inputs {
         for (int pair = 0; pair < 4; pair++) {
             word number = pairs[pair];
             if (NORMALIZED) number = pack_fp16(from_number((half_word)(number & 0xFFFFu)) * scale, from_number((half_word)(number >> 16)) * scale);
-            *(word*)(to + pair_place(lane * 8 + pair / 2 * 4, pair % 2)) = number;
+            *(word*)(to + (pair_place(lane * 8 + pair / 2 * 4, pair % 2) ^ swizzle(token))) = number;
             if (GROUP_SUMS) sum += from_fp16((half_word)(number & 0xFFFFu)) + from_fp16((half_word)(number >> 16));
         }
         if (GROUP_SUMS) {
             sum += from_lane_xor(sum, 1);
             int group = lane / 2;
-            if (lane % 2 == 0) groups[(chunk * tokens + token) * 16 + group % 8 / 2 * 4 + group / 8 * 2 + group % 2] = to_fp16(sum);
+            int place = (chunk * tokens + token) * 16 + group % 4 * 4 + group / 4;
+            if (lane % 2 == 0 && DIAGONAL) ((float*)groups)[place] = sum * GROUP_FACTOR;
+            if (lane % 2 == 0 && !DIAGONAL) groups[place] = to_fp16(sum);
         }
     }
 

@@ -2,7 +2,8 @@
 #pragma once
 
 struct Extra {
-    DEVICE Extra(const Work&, const Run&, int) {}
-    DEVICE void begin(const Work&, int, bool, int, int) {}
-    DEVICE void add(const Work&, float (&)[COLUMNS][4], const Inputs&, int) {}
+    DEVICE Extra(const Work&, int) {}
+    DEVICE void look_ahead(const Work&, const Run&, int, int) {}
+    DEVICE void ask(const Work&, int) {}
+    DEVICE void add(const Work&, Sums&, const Inputs&, int, int) {}
 };

@@ -13,6 +13,8 @@
 //   pair_place(input, pair)   where `multiply` reads the first two and the last two of four consecutive inputs of a token;
 //   NORMALIZED   whether it wants activations as fp16 numbers of a bounded size;
 //   GROUP_SUMS   whether Chunk::finish(sums, groups) wants the sums of every 16 activations;
+//   DIAGONAL   whether column n of a product has activations in rows n and n + 1 (of all 16 n / 2 …) only, and sums belong to lanes;
+//   LOWER   what the sums of a tile's lower eight rows are multiplied by;
 //   struct Extra   terms beside the chunks, or none.
 #pragma once
 #include "streaming.cuh"
@@ -32,8 +34,8 @@ struct Work {
     half_word* y;
     const half_word* bias;
     const int* gather;            // input that stands at each place, `inputs` for none; or no table
-    const int* list_starts;       // rows of `list` before those of each [tile][segment of chunks], then all
-    const word* list;             // sparse records, a row of 32 at a time
+    const int* list_starts;       // steps of `list` before those of each [tile][chunk], then all
+    const uint4* list;            // sparse records, [steps][4]
     float* partial;               // [tiles][slots][COLUMNS][32][4] of tiles that are cut between blocks
     int* arrivals;                // [tiles], zero between launches
     int rows, tiles, tile_chunks, split_chunks, segment_chunks, whole_tiles, inputs, tokens, x_stride, y_stride, slots;
@@ -59,6 +61,10 @@ struct Run {
         grain = work.whole_tiles ? length : 1;
         grains = work.whole_tiles ? work.tiles : length * work.tiles;
     }
+    DEVICE long long chunk_of(const Work& work, int unit) const {
+        if (length == work.tile_chunks) return unit;
+        return (long long)(unit / length) * work.tile_chunks + first_chunk + unit % length;
+    }
     DEVICE int start(int block) const { return (int)(grains * (unsigned)(block - first_block) / blocks * grain); }
     DEVICE int owner(int unit) const { return first_block + (int)(((unit / grain + 1) * blocks - 1) / grains); }
     DEVICE int first_owner(int tile) const { return owner(tile * length); }
@@ -80,9 +86,7 @@ struct Ring {
     int slot, parity;
 
     DEVICE void ask(const Work& work, const Run& run, int unit, int stage) {
-        long long chunk = unit;
-        if (run.length < work.tile_chunks) chunk = (long long)(unit / run.length) * work.tile_chunks + run.first_chunk + unit % run.length;
-        long long start = chunk * CHUNK_BYTES;
+        long long chunk = run.chunk_of(work, unit), start = chunk * CHUNK_BYTES;
         int bytes = CHUNK_BYTES;
         if (HELD) {
             start = 16ll * work.chunk_starts[chunk];
@@ -117,13 +121,13 @@ struct Exchange {
 };
 
 template <int BLOCK>
-DEVICE void multiply_blocks(Sums& sums, Chunk& chunk, const unsigned char* const (&tokens)[COLUMNS], int lane) {
+DEVICE void multiply_blocks(Sums& sums, Chunk& chunk, const unsigned char* const (&tokens)[COLUMNS][2], int lane) {
     if constexpr (BLOCK < BLOCKS) {
         uint4 x[COLUMNS][2];
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
-            x[column][0] = *(const uint4*)(tokens[column] + BLOCK * 128);
-            x[column][1] = *(const uint4*)(tokens[column] + BLOCK * 128 + 64);
+            x[column][0] = *(const uint4*)(tokens[column][0] + BLOCK * 128);
+            x[column][1] = *(const uint4*)(tokens[column][1] + BLOCK * 128);
         }
         chunk.template multiply<BLOCK>(sums, x, lane);
         multiply_blocks<BLOCK + 1>(sums, chunk, tokens, lane);
@@ -192,7 +196,7 @@ DEVICE void collect(const Work& work, const Run& run, int first, int end, const 
         synchronize_warp();
         if (lane == 0) arrive(exchange.emptied + buffer);
 #pragma unroll
-        for (int entry = 0; entry < 4 * COLUMNS; entry++) total[entry / 4][entry % 4] *= work.factor;
+        for (int entry = 0; entry < 4 * COLUMNS; entry++) total[entry / 4][entry % 4] *= entry % 4 < 2 ? work.factor : work.factor * LOWER;
         bool whole = tile * run.length >= first && (tile + 1) * run.length <= end && run.length == work.tile_chunks;
         if (whole || share_sums(work, run, total, tile, lane)) write_outputs(work, total, tile, lane);
     }
@@ -203,50 +207,88 @@ DEVICE void add_part(float (&sums)[COLUMNS][4], const Sums& part, const Inputs& 
 #pragma unroll
     for (int column = 0; column < COLUMNS; column++) {
         float2 factor = make_float2(1.0f, 1.0f);
-        if (NORMALIZED) factor = *(const float2*)(inputs.factors + chunk * 8 * COLUMNS + column * 8 + lane % 4 * 2);
+        if (NORMALIZED) factor = *(const float2*)(inputs.factors + chunk * 8 * COLUMNS + column * 8 + (DIAGONAL ? 0 : lane % 4 * 2));
 #pragma unroll
-        for (int entry = 0; entry < 4; entry++)
+        for (int entry = 0; entry < 4; entry++) {
+            if (DIAGONAL && entry % 2) continue;
             sums[column][entry] += (part.value[column][entry] + part.odd[column][entry]) * (entry % 2 ? factor.y : factor.x);
+        }
     }
+}
+
+// Where a lane reads the activations of a chunk: the first and the last half of every 64, and how far the next chunk is.
+struct Reader {
+    const unsigned char* places[COLUMNS][2];
+    int advance[2];
+    DEVICE Reader(const Work& work, const Inputs& inputs, int lane) {
+#pragma unroll
+        for (int column = 0; column < COLUMNS; column++) {
+            int token = Inputs::token_of(column, lane, work.tokens);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                bool there = !DIAGONAL || lane / 4 == lane % 4 * 2 + half;  // zeros lie where a second token would
+                int place = (there ? token : 1) * inputs.stride + (lane % 4 * 8 ^ Inputs::swizzle(token)) + 32 * half;
+                places[column][half] = (const unsigned char*)(inputs.numbers + place);
+                advance[half] = there ? CHUNK * 2 : 0;
+            }
+        }
+    }
+    DEVICE void find(const unsigned char* (&found)[COLUMNS][2], int chunk) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column++) found[column][half] = places[column][half] + chunk * advance[half];
+        }
+    }
+};
+
+// What is made of a chunk's products with the sums of the activations of its groups.
+DEVICE void finish_groups(Sums& part, const Chunk& chunk, const Work& work, const Inputs& inputs, int at, int lane) {
+#if GROUP_SUMS
+#if DIAGONAL
+    chunk.finish(part, ((const float4*)inputs.groups)[at * 4 + lane % 4]);
+#else
+    uint2 groups[COLUMNS];
+#pragma unroll
+    for (int column = 0; column < COLUMNS; column++) {
+        int token = Inputs::token_of(column, lane, work.tokens);
+        groups[column] = *(const uint2*)(inputs.groups + (at * work.tokens + token) * 16 + lane % 4 * 4);
+    }
+    chunk.finish(part, groups);
+#endif
+#endif
 }
 
 DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, Ring& ring, const Exchange& exchange,
                          const Inputs& inputs, int warp, int lane) {
-    const unsigned char* tokens[COLUMNS];
-#pragma unroll
-    for (int column = 0; column < COLUMNS; column++) {
-        int token = column * 8 + lane / 4;
-        tokens[column] = (const unsigned char*)(inputs.numbers + (token < work.tokens ? token : 0) * inputs.stride + lane % 4 * 8);
-    }
+    Reader reader(work, inputs, lane);
     int unit = first + warp, turn = 0;
-    Extra extra(work, run, first / run.length);
+    Extra extra(work, lane);
+    extra.look_ahead(work, run, unit, end);
     for (int tile = first / run.length; tile * run.length < end; tile++, turn++) {
         int start = tile * run.length, stop = run.end_of(tile, end), buffer = turn % BUFFERS;
         float sums[COLUMNS][4] = {};
-        extra.begin(work, tile, start >= first, warp, lane);
         for (; unit < stop; unit += WARPS) {
+            extra.ask(work, lane);
+            extra.look_ahead(work, run, unit + WARPS, end);
             Chunk chunk;
             chunk.load(ring.wait(), lane);
             if (!HELD) ring.refill(work, run, unit, end, lane);
-            const unsigned char* here[COLUMNS];
-#pragma unroll
-            for (int column = 0; column < COLUMNS; column++) here[column] = tokens[column] + (unit - start) * CHUNK * 2;
+            const unsigned char* here[COLUMNS][2];
+            reader.find(here, unit - start);
             Sums part = {};
             multiply_blocks<0>(part, chunk, here, lane);
-            if (GROUP_SUMS) {
-                uint2 groups[COLUMNS];
-#pragma unroll
-                for (int column = 0; column < COLUMNS; column++) {
-                    int token = column * 8 + lane / 4;
-                    groups[column] = *(const uint2*)(inputs.groups + ((unit - start) * work.tokens + (token < work.tokens ? token : 0)) * 16 + lane % 4 * 4);
-                }
-                chunk.finish(part, groups);
-            }
+            finish_groups(part, chunk, work, inputs, unit - start, lane);
             if (HELD) ring.refill(work, run, unit, end, lane);
+            extra.add(work, part, inputs, unit - start, lane);
             add_part(sums, part, inputs, unit - start, lane);
         }
-        extra.add(work, sums, inputs, lane);
         if (turn >= BUFFERS) wait_for(exchange.emptied + buffer, (turn / BUFFERS - 1) & 1);
+#pragma unroll
+        for (int entry = 0; DIAGONAL && entry < 4; entry += 2) {
+            sums[0][entry] += from_lane_xor(sums[0][entry], 1);
+            sums[0][entry] += from_lane_xor(sums[0][entry], 2);
+        }
         if (lane % 4 < exchange.pairs) {
 #pragma unroll
             for (int column = 0; column < COLUMNS; column++) {
@@ -269,7 +311,7 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     Exchange exchange = {(float4*)(filled + 2 * BUFFERS), filled, filled + BUFFERS, COLUMNS == 2 ? 4 : (work.tokens + 1) / 2};
     float* factors = (float*)exchange.at(BUFFERS, 0, 0, 0);
     Inputs inputs = {factors, (half_word*)(factors + work.split_chunks * 8 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr};
-    inputs.groups = inputs.numbers + work.tokens * inputs.stride;
+    inputs.groups = inputs.numbers + work.tokens * inputs.stride + (DIAGONAL ? CHUNK : 0);
     Ring ring = {memory + warp * STAGES * CHUNK_BYTES, barriers + warp * STAGES, 0, 0};
     if (lane == 0) {
         if (warp < WARPS) {
@@ -283,6 +325,7 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     release_dependents();
     wait_for_inputs();
     inputs.stage(work, run.first_chunk, run.length, warp, lane);
+    if (DIAGONAL && warp == 0) *(uint4*)(inputs.numbers + inputs.stride + lane * 8) = make_uint4(0, 0, 0, 0);
     if (warp < WARPS && lane == 0) ring.ask(work, run, first + warp, end, EARLY, STAGES);
     synchronize_block();
     if (warp < WARPS) multiply_run(work, run, first, end, ring, exchange, inputs, warp, lane);

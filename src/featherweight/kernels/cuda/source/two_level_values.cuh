@@ -1,0 +1,67 @@
+// The values of some tiles of a two-level weight, dense, with the list's weights added.
+#pragma once
+
+template <int GROUP, int PAIR>
+DEVICE word value_pair(const Chunk& chunk, float step, float zero) {
+    word codes = code_pair<PAIR>(chunk.codes + GROUP * BITS);
+    return pack_numbers((from_fp16((half_word)codes) - zero) * step, (from_fp16((half_word)(codes >> 16)) - zero) * step);
+}
+
+// A lane's 16 inputs of one group and row.
+template <int GROUP, int LOW>
+DEVICE void put_row(const Chunk& chunk, half_word* to, float factor) {
+    constexpr int at = LOW ? 16 : 0, first = LOW ? 8 : 0;
+    float step = from_fp16((half_word)(chunk.scale[GROUP] >> at)) * factor, zero = from_fp16((half_word)(chunk.zero[GROUP] >> at));
+    zero *= GROUP_FACTOR * (LOW ? 1.0f / LOWER : 1.0f), step *= LOW ? LOWER : 1.0f;
+    ((uint4*)to)[0] = make_uint4(value_pair<GROUP, first>(chunk, step, zero), value_pair<GROUP, first + 1>(chunk, step, zero),
+                                 value_pair<GROUP, first + 2>(chunk, step, zero), value_pair<GROUP, first + 3>(chunk, step, zero));
+    ((uint4*)to)[1] = make_uint4(value_pair<GROUP, first + 4>(chunk, step, zero), value_pair<GROUP, first + 5>(chunk, step, zero),
+                                 value_pair<GROUP, first + 6>(chunk, step, zero), value_pair<GROUP, first + 7>(chunk, step, zero));
+}
+
+template <int GROUP>
+DEVICE void put_groups(const Chunk& chunk, half_word* row, int stride, float factor) {
+    if constexpr (GROUP < 4) {
+        put_row<GROUP, 0>(chunk, row + GROUP * 64, factor);
+        put_row<GROUP, 1>(chunk, row + GROUP * 64 + 8ll * stride, factor);
+        put_groups<GROUP + 1>(chunk, row, stride, factor);
+    }
+}
+
+#if LISTED
+// Input of a chunk whose activation lies at a place: the inverse of `pair_place`.
+DEVICE int input_at(int place) {
+    return place / 128 * 128 + place / 32 % 2 * 64 + place / 8 % 4 * 16 + place / 64 % 2 * 8 + place % 8;
+}
+
+DEVICE void add_records(const Work& work, long long chunk, half_word* corner, int lane) {
+    int record = lane % 16, low = record / 2 % 2, odd = record % 2;
+    for (int step = work.list_starts[chunk] + lane / 16; step < work.list_starts[chunk + 1]; step += 2) {
+        const half_word* words = (const half_word*)(work.list + step * 4ll + record / 4);
+        word told = words[4 + low * 2 + odd], row = 0;
+        if (!(told & 0xFE01u)) continue;
+        for (int bit = 9; bit < 16; bit++) row += told >> bit == 0 ? 0 : 1;
+        row = told & 1 ? 7 : row - 1;
+        half_word* value = corner + (long long)(row + low * 8) * work.y_stride + input_at((int)(told & 0x1FEu) / 2);
+        *value = to_number(from_number(*value) + from_fp16(words[low * 2 + odd]));
+    }
+}
+#endif
+
+// `work.y` is `[16 tiles][y_stride]`, from tile `first` on; a warp takes a chunk.
+KERNEL void __launch_bounds__(128) values_stream(const Work work, int first, int tiles) {
+    int lane = threadIdx.x % 32, index = blockIdx.x * 4 + threadIdx.x / 32;
+    if (index >= tiles * work.tile_chunks) return;
+    int tile = index / work.tile_chunks, at = index % work.tile_chunks;
+    long long chunk_at = (long long)(first + tile) * work.tile_chunks + at;
+    Chunk chunk;
+    chunk.load(work.chunks + chunk_at * CHUNK_BYTES, lane);
+    wait_for_inputs();
+    half_word* corner = work.y + (long long)tile * 16 * work.y_stride + at * CHUNK;
+    put_groups<0>(chunk, corner + (long long)(lane / 4) * work.y_stride + lane % 4 * 16, work.y_stride, work.factor);
+#if LISTED
+    synchronize_warp();
+    add_records(work, chunk_at, corner, lane);
+#endif
+}
+EXPORT(values_stream)
