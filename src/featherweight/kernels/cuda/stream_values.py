@@ -54,6 +54,8 @@ def values(source: str, constants: Mapping[str, int], weight: Chunked, slab: Ten
         weight.rows, tiles, chunks, chunks, weight.segment, 1, weight.inputs, 0, 0, slab.stride(0), 1, weight.factor,
     )  # fmt: skip
     arguments: list[ctypes._SimpleCData | ctypes.Structure] = [work, ctypes.c_int(first), ctypes.c_int(count)]
-    function = driver.load(source, "values_stream", driver.constants_of(fixed), slab.device)
-    function.launch((-(-count * chunks // 4), 1, 1), (128, 1, 1), 0, arguments)
+    launches = {"values_stream": -(-count * chunks // 4)} | ({} if weight.records is None else {"values_list": count})
+    for name, blocks in launches.items():
+        function = driver.load(source, name, driver.constants_of(fixed), slab.device)
+        function.launch((blocks, 1, 1), (128, 1, 1), 0, arguments)
     return slab

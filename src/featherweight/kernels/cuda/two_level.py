@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda import stream
-from featherweight.kernels.cuda.sparse_list import GROUP, SparseParts, decode_list, encode_list
+from featherweight.kernels.cuda.sparse_list import GROUP, MOST_PLACES, SEGMENT, SparseParts, decode_list, encode_list
 from featherweight.kernels.cuda.stream import CHUNK, ROWS, Chunked, Shape
 
 #: Of the layout; a device copy of another version is thrown away and made again.
@@ -86,7 +86,7 @@ def encode(parts: TwoLevelParts, bits: int, second_bits: int, sparse: SparsePart
     starts, records = (None, None) if sparse is None else encode_list(sparse, gather, len(padded) // ROWS)
     arrivals = torch.zeros(len(padded) // ROWS, dtype=torch.int32, device=codes.device)
     order = None if own_order else torch.where(gather < 0, inputs, gather).to(torch.int32)
-    chunked = Chunked(rows, inputs, torch.cat(blobs, -1), arrivals, None, order, starts, records, factor=2.0**exponent)
+    chunked = Chunked(rows, inputs, torch.cat(blobs, -1), arrivals, None, order, starts, records, SEGMENT, 2.0**exponent)
     return DeviceTwoLevel(bits, second_bits, chunked)
 
 
@@ -263,4 +263,6 @@ def reason_against(description: Mapping[str, Any]) -> str:
         return f"for second groups in whole {ROWS} outputs, not {dense['second_group_size']}"
     if dense["group_size"] % GROUP and dense["group_size"] < dense["shape"][1]:
         return f"for groups of whole {GROUP} inputs, not {dense['group_size']}"
+    if others and dense["shape"][1] > MOST_PLACES:
+        return f"for at most {MOST_PLACES} inputs beside a sparse term, not {dense['shape'][1]}"
     return ""

@@ -1,10 +1,10 @@
 // Activations of a block in shared memory, in the order in which a storage's `multiply` reads them. Where the storage wants fp16
-// (NORMALIZED), activations become fp16 numbers: those of a chunk and a token times a power of two that brings the largest
+// (NORMALIZED), activations become fp16 numbers: those of a token times a power of two that brings the largest in the block's inputs
 // below 2^11, so that the sum of 16, which GROUP_SUMS asks for, is one as well.
 #pragma once
 
 struct Inputs {
-    float* factors;      // [chunk][token]: what normalising took out
+    float* factors;      // [token]: what normalising took out; then, [chunk][token], bits of the largest
     half_word* numbers;  // [token][stride]
     int stride;
     half_word* groups;   // [chunk][token][16]: sums of 16 consecutive inputs, in the order t, t + 4, t + 8, t + 12 for t = 0 … 3; DIAGONAL: floats
@@ -34,20 +34,29 @@ struct Inputs {
         return make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16);
     }
 
+    DEVICE float factor(int token) const { return factors[token]; }
+    DEVICE word* peak(int chunk, int token) const { return (word*)factors + (chunk + 1) * 8 * COLUMNS + token; }
+
+    DEVICE void find_peak(int token, int chunk, const uint4& v, int lane) const {
+        word largest = max_magnitude(max_magnitude(max_magnitude(max_magnitude(0, v.x), v.y), v.z), v.w);
+        largest = largest_in_warp(largest);
+        if (lane == 0) *peak(chunk, token) = largest;
+    }
+
+    // The power of two for a token.
+    DEVICE float scale_of(int token, int chunks, int lane) const {
+        word largest = 0;
+        for (int chunk = lane; chunk < chunks; chunk += 32) largest = *peak(chunk, token) > largest ? *peak(chunk, token) : largest;
+        int exponent = (int)(as_word(from_number((half_word)largest_in_warp(largest))) >> 23);
+        int up = exponent == 0 ? 0 : 127 + 10 - exponent;  // x 2^up lies below 2^11
+        up = up > 126 ? 126 : up < -126 ? -126 : up;
+        if (lane == 0) factors[token] = as_float((word)(127 - up) << 23);
+        return as_float((word)(127 + up) << 23);
+    }
+
     // A lane's eight inputs of a chunk, put in their places.
-    DEVICE void put(int token, int tokens, int chunk, uint4 v, int lane) const {
+    DEVICE void put(int token, int tokens, int chunk, const uint4& v, float scale, int lane) const {
         word pairs[4] = {v.x, v.y, v.z, v.w};
-        float scale = 1.0f;
-        if (NORMALIZED) {
-            word largest = 0;
-#pragma unroll
-            for (int pair = 0; pair < 4; pair++) largest = max_magnitude(largest, pairs[pair]);
-            int exponent = (int)(as_word(from_number((half_word)largest_in_warp(largest))) >> 23);
-            int up = exponent == 0 ? 0 : 127 + 10 - exponent;  // x 2^up lies below 2^11
-            up = up > 126 ? 126 : up < -126 ? -126 : up;
-            scale = as_float((word)(127 + up) << 23);
-            if (lane == 0) factors[chunk * 8 * COLUMNS + token] = as_float((word)(127 - up) << 23);
-        }
         float sum = 0.0f;
         half_word* to = numbers + token * stride + chunk * CHUNK;
 #pragma unroll
@@ -59,8 +68,7 @@ struct Inputs {
         }
         if (GROUP_SUMS) {
             sum += from_lane_xor(sum, 1);
-            int group = lane / 2;
-            int place = (chunk * tokens + token) * 16 + group % 4 * 4 + group / 4;
+            int group = lane / 2, place = (chunk * tokens + token) * 16 + group % 4 * 4 + group / 4;
             if (lane % 2 == 0 && DIAGONAL) ((float*)groups)[place] = sum * GROUP_FACTOR;
             if (lane % 2 == 0 && !DIAGONAL) groups[place] = to_fp16(sum);
         }
@@ -68,18 +76,26 @@ struct Inputs {
 
     DEVICE void stage(const Work& work, int first_chunk, int chunks, int warp, int lane) const {
         constexpr int all = WARPS + COLLECTORS, batch = COLUMNS == 2 ? 8 : 4;
-        for (int start = warp; start < work.tokens * chunks; start += all * batch) {
-            uint4 loaded[batch];
+        int items = work.tokens * chunks;
+        uint4 loaded[batch];
 #pragma unroll
-            for (int i = 0; i < batch; i++) {
-                int item = start + i * all;
-                if (item < work.tokens * chunks) loaded[i] = load(work, item / chunks, (first_chunk + item % chunks) * CHUNK + lane * 8);
-            }
+        for (int pass = NORMALIZED ? 0 : 1; pass < 2; pass++) {
+            for (int start = warp; start < items; start += all * batch) {
 #pragma unroll
-            for (int i = 0; i < batch; i++) {
-                int item = start + i * all;
-                if (item < work.tokens * chunks) put(item / chunks, work.tokens, item % chunks, loaded[i], lane);
+                for (int i = 0; i < batch; i++) {
+                    int item = start + i * all;
+                    if (NORMALIZED && pass == 1 && items <= all * batch) continue;  // they are here
+                    if (item < items) loaded[i] = load(work, item / chunks, (first_chunk + item % chunks) * CHUNK + lane * 8);
+                }
+#pragma unroll
+                for (int i = 0; i < batch; i++) {
+                    int item = start + i * all, token = item / chunks;
+                    if (item >= items) continue;
+                    if (pass == 0) find_peak(token, item % chunks, loaded[i], lane);
+                    else put(token, work.tokens, item % chunks, loaded[i], NORMALIZED ? scale_of(token, chunks, lane) : 1.0f, lane);
+                }
             }
+            if (pass == 0) synchronize_block();
         }
     }
 };

@@ -1,70 +1,93 @@
-// Weights beside the codes of a chunk: 16 at a time are the two operands of a step of the matrix unit, one weight in each of its inputs.
+// Weights beside the codes, a list for every tile and segment of chunks. A step of it is one weight of each of the tile's 16 rows: 64
+// bytes, of which lane t has rows 2 t, 2 t + 1, 2 t + 8 and 2 t + 9: two fp16 values, twice the places of their inputs, and again.
 //
-// Records lie in steps of 64 bytes: lane t has those at inputs 2 t and 2 t + 1 of a step, of a tile's upper eight rows, then those at
-// 2 t + 8 and 2 t + 9, of the lower: two words of two fp16 values, two of where they belong. These 16 bits are twice the place of
-// the input in shared memory (bits 1 to 8) and the bit of the row: 9 to 15, then 0; none in what fills up a step.
+// A step is one of the matrix unit, values on the diagonal of its first operand, the activations that belong to them in the other.
+// With one token a lane multiplies two weights of every fourth step itself.
 #pragma once
 
 struct Extra {
-    static constexpr int HELD = 4;  // steps that a warp asks for before the chunk's codes
-    int next, end, coming, coming_end;  // steps of this chunk, and of the one after
-    float inverse;
-    word shift;  // brings the bit of the lane's row to the top
-    uint4 held[HELD];
+    static constexpr int AHEAD = 4;  // loads in flight
+    int segments, segment, length, first;  // of a tile, this split's first and their number, twice its first input
 
-    DEVICE Extra(const Work& work, int lane) : inverse(1.0f / work.factor), shift(lane / 4 < 7 ? 6 - lane / 4 : 15) {}
-
-    DEVICE void look_ahead(const Work& work, const Run& run, int unit, int end) {
-        if (unit >= end) return;
-        const int* here = work.list_starts + run.chunk_of(work, unit);
-        coming = (int)load_word(here);
-        coming_end = (int)load_word(here + 1);
+    DEVICE Extra(const Work& work, const Run& run, int) {
+        segments = (work.tile_chunks + work.segment_chunks - 1) / work.segment_chunks;
+        segment = run.first_chunk / work.segment_chunks;
+        length = (run.first_chunk + run.length + work.segment_chunks - 1) / work.segment_chunks - segment;
+        first = run.first_chunk * CHUNK * 2;
     }
-    DEVICE uint4 step(const Work& work, int index, int lane) const { return load_stream(work.list + (long long)index * 4 + lane % 4); }
-    DEVICE void ask(const Work& work, int lane) {
-        next = coming, end = coming_end;
+
+#if SINGLE
+    DEVICE static float product(word value, int place, const unsigned char* row) { return from_fp16((half_word)value) * from_fp16(*(const half_word*)(row + place)); }
+
+    DEVICE void add(float (&found)[1][4], const Work& work, const Inputs& inputs, int tile, int lane) const {
+        const int* here = work.list_starts + tile * segments + segment;
+        const uint2* list = (const uint2*)work.list + lane % 8;
+        const unsigned char* row = (const unsigned char*)inputs.numbers - first;
+        float sums[2] = {};
+        int end = here[length];
+        for (int step = here[0] + lane / 8; step - lane / 8 < end; step += 4 * AHEAD) {
+            uint2 records[AHEAD];
 #pragma unroll
-        for (int i = 0; i < HELD; i++) {
-            if (next + i < end) held[i] = step(work, next + i, lane);
+            for (int i = 0; i < AHEAD; i++) {
+                records[i].x = 0, records[i].y = (word)first * 0x10001u;
+                if (step + 4 * i < end) records[i] = load_pair(list + (step + 4 * i) * 8ll);
+            }
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) {
+                sums[0] += product(records[i].x, (int)(records[i].y & 0xFFFFu), row);
+                sums[1] += product(records[i].x >> 16, (int)(records[i].y >> 16), row);
+            }
+        }
+        int from = lane / 8 * 2;  // lane 2 t + h has rows 2 t + 8 h and the next; here they are wanted by lanes 4 row
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            sums[half] += from_lane_xor(sums[half], 8);
+            sums[half] += from_lane_xor(sums[half], 16);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            word even = word_from_lane(as_word(sums[0]), from + half), odd = word_from_lane(as_word(sums[1]), from + half);
+            found[0][2 * half] = as_float(lane / 4 % 2 ? odd : even);
         }
     }
-    DEVICE void add_step(float (&found)[COLUMNS][4], const uint4& records, const unsigned char* const (&rows)[COLUMNS], const word (&swizzle)[COLUMNS]) const {
-        word a[4] = {records.x & pick_bytes(records.z << shift, 0, 0xBB99u), 0, 0, records.y & pick_bytes(records.w << shift, 0, 0xBB99u)};
+#else
+    DEVICE void add_step(float (&found)[COLUMNS][4], const uint4& records, word mine, const unsigned char* const (&rows)[COLUMNS], const word (&swizzle)[COLUMNS]) const {
+        word a[4] = {records.x & mine, 0, 0, records.z & mine};
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
-            word b[2], places[2] = {records.z, records.w};
+            word b[2], places[2] = {records.y, records.w};
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                word low = *(const half_word*)(rows[column] + ((places[i] & 0x1FEu) ^ swizzle[column]));
-                word high = *(const half_word*)(rows[column] + ((places[i] >> 16 & 0x1FEu) ^ swizzle[column]));
+                word low = *(const half_word*)(rows[column] + ((places[i] & 0xFFFFu) ^ swizzle[column]));
+                word high = *(const half_word*)(rows[column] + (places[i] >> 16 ^ swizzle[column]));
                 b[i] = low | high << 16;
             }
             multiply_fp16(found[column], a, b[0], b[1]);
         }
     }
-    // To a chunk's sums.
-    DEVICE void add(const Work& work, Sums& sums, const Inputs& inputs, int chunk, int lane) {
-        if (next >= end) return;
+
+    DEVICE void add(float (&found)[COLUMNS][4], const Work& work, const Inputs& inputs, int tile, int lane) const {
+        const int* here = work.list_starts + tile * segments + segment;
+        const uint4* list = work.list + lane % 4;
         const unsigned char* rows[COLUMNS];
-        word swizzle[COLUMNS];
+        word swizzle[COLUMNS], mine = lane / 8 == lane % 4 ? (lane / 4 % 2 ? 0xFFFF0000u : 0x0000FFFFu) : 0;
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
-            int token = inputs.token_of(column, lane, work.tokens);
-            rows[column] = (const unsigned char*)(inputs.numbers + token * inputs.stride + chunk * CHUNK);
-            swizzle[column] = 2 * inputs.swizzle(token);
+            int token = Inputs::token_of(column, lane, work.tokens);
+            rows[column] = (const unsigned char*)(inputs.numbers + token * inputs.stride) - first;
+            swizzle[column] = (word)(2 * Inputs::swizzle(token));
         }
-        float found[COLUMNS][4] = {};
+        int end = here[length];
+        for (int step = here[0]; step < end; step += AHEAD) {
+            uint4 records[AHEAD];
 #pragma unroll
-        for (int i = 0; i < HELD; i++) {
-            if (next + i < end) add_step(found, held[i], rows, swizzle);
-        }
-#pragma unroll 1
-        for (next += HELD; next < end; next++) add_step(found, step(work, next, lane), rows, swizzle);
-        float factor = DIAGONAL && lane % 4 ? 0.0f : inverse;  // lanes of a row have the same sum there
+            for (int i = 0; i < AHEAD; i++) {
+                records[i] = make_uint4(0, (word)first * 0x10001u, 0, (word)first * 0x10001u);
+                if (step + i < end) records[i] = load_stream(list + (step + i) * 4ll);
+            }
 #pragma unroll
-        for (int column = 0; column < COLUMNS; column++) {
-#pragma unroll
-            for (int part = 0; part < 4; part++) sums.value[column][part] += found[column][part] * (part < 2 ? factor : factor * (1.0f / LOWER));
+            for (int i = 0; i < AHEAD; i++) add_step(found, records[i], mine, rows, swizzle);
         }
     }
+#endif
 };

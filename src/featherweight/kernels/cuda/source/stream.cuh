@@ -15,7 +15,7 @@
 //   GROUP_SUMS   whether Chunk::finish(sums, groups) wants the sums of every 16 activations;
 //   DIAGONAL   whether column n of a product has activations in rows n and n + 1 (of all 16 n / 2 …) only, and sums belong to lanes;
 //   LOWER   what the sums of a tile's lower eight rows are multiplied by;
-//   struct Extra   terms beside the chunks, or none.
+//   struct Extra   terms beside the chunks, which the collectors add, or none.
 #pragma once
 #include "streaming.cuh"
 
@@ -34,7 +34,7 @@ struct Work {
     half_word* y;
     const half_word* bias;
     const int* gather;            // input that stands at each place, `inputs` for none; or no table
-    const int* list_starts;       // steps of `list` before those of each [tile][chunk], then all
+    const int* list_starts;       // steps of `list` before those of each [tile][segment of chunks], then all
     const uint4* list;            // sparse records, [steps][4]
     float* partial;               // [tiles][slots][COLUMNS][32][4] of tiles that are cut between blocks
     int* arrivals;                // [tiles], zero between launches
@@ -174,45 +174,41 @@ DEVICE bool share_sums(const Work& work, const Run& run, float (&sums)[COLUMNS][
     return true;
 }
 
-DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, int collector, int lane) {
-    int turn = collector;
-    for (int tile = first / run.length + collector; tile * run.length < end; tile += COLLECTORS, turn += COLLECTORS) {
-        int buffer = turn % BUFFERS;
-        wait_for(exchange.filled + buffer, turn / BUFFERS & 1);
-        float total[COLUMNS][4] = {};
-        if (lane % 4 < exchange.pairs) {
+// Of all warps, for the lane's rows and tokens.
+DEVICE void add_parts(float (&total)[COLUMNS][4], const Exchange& exchange, int buffer, int lane) {
+    if (lane % 4 >= exchange.pairs) return;
 #pragma unroll
-            for (int column = 0; column < COLUMNS; column++) {
+    for (int column = 0; column < COLUMNS; column++) {
 #pragma unroll
-                for (int warp = 0; warp < WARPS; warp++) {
-                    float4 part = *exchange.at(buffer, warp, column, lane);
-                    total[column][0] += part.x;
-                    total[column][1] += part.y;
-                    total[column][2] += part.z;
-                    total[column][3] += part.w;
-                }
-            }
+        for (int warp = 0; warp < WARPS; warp++) {
+            float4 part = *exchange.at(buffer, warp, column, lane);
+            total[column][0] += part.x;
+            total[column][1] += part.y;
+            total[column][2] += part.z;
+            total[column][3] += part.w;
         }
-        synchronize_warp();
-        if (lane == 0) arrive(exchange.emptied + buffer);
-#pragma unroll
-        for (int entry = 0; entry < 4 * COLUMNS; entry++) total[entry / 4][entry % 4] *= entry % 4 < 2 ? work.factor : work.factor * LOWER;
-        bool whole = tile * run.length >= first && (tile + 1) * run.length <= end && run.length == work.tile_chunks;
-        if (whole || share_sums(work, run, total, tile, lane)) write_outputs(work, total, tile, lane);
     }
 }
 
-// A chunk's sums to those of the tile; where activations were normalised, times what that took out.
-DEVICE void add_part(float (&sums)[COLUMNS][4], const Sums& part, const Inputs& inputs, int chunk, int lane) {
+DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, const Inputs& inputs, int collector, int lane) {
+    int turn = collector;
+    Extra extra(work, run, lane);
+    for (int tile = first / run.length + collector; tile * run.length < end; tile += COLLECTORS, turn += COLLECTORS) {
+        int buffer = turn % BUFFERS;
+        float total[COLUMNS][4] = {}, beside[COLUMNS][4] = {};
+        if (tile * run.length >= first) extra.add(beside, work, inputs, tile, lane);
+        wait_for(exchange.filled + buffer, turn / BUFFERS & 1);
+        add_parts(total, exchange, buffer, lane);
+        synchronize_warp();
+        if (lane == 0) arrive(exchange.emptied + buffer);
 #pragma unroll
-    for (int column = 0; column < COLUMNS; column++) {
-        float2 factor = make_float2(1.0f, 1.0f);
-        if (NORMALIZED) factor = *(const float2*)(inputs.factors + chunk * 8 * COLUMNS + column * 8 + (DIAGONAL ? 0 : lane % 4 * 2));
-#pragma unroll
-        for (int entry = 0; entry < 4; entry++) {
-            if (DIAGONAL && entry % 2) continue;
-            sums[column][entry] += (part.value[column][entry] + part.odd[column][entry]) * (entry % 2 ? factor.y : factor.x);
+        for (int entry = 0; entry < 4 * COLUMNS; entry++) {
+            float factor = NORMALIZED ? inputs.factor(entry / 4 * 8 + lane % 4 * 2 + entry % 2) : 1.0f;
+            float whole = total[entry / 4][entry % 4] * (entry % 4 < 2 ? work.factor : work.factor * LOWER);
+            total[entry / 4][entry % 4] = (whole + beside[entry / 4][entry % 4]) * factor;
         }
+        bool whole = tile * run.length >= first && (tile + 1) * run.length <= end && run.length == work.tile_chunks;
+        if (whole || share_sums(work, run, total, tile, lane)) write_outputs(work, total, tile, lane);
     }
 }
 
@@ -242,19 +238,23 @@ struct Reader {
     }
 };
 
-// What is made of a chunk's products with the sums of the activations of its groups.
-DEVICE void finish_groups(Sums& part, const Chunk& chunk, const Work& work, const Inputs& inputs, int at, int lane) {
-#if GROUP_SUMS
+// A chunk's products, added to those of a tile.
+DEVICE void multiply_chunk(Sums& sums, Chunk& chunk, const unsigned char* const (&here)[COLUMNS][2], const Work& work,
+                           const Inputs& inputs, int at, int lane) {
 #if DIAGONAL
-    chunk.finish(part, ((const float4*)inputs.groups)[at * 4 + lane % 4]);
+    Sums groups = {};
+    multiply_blocks<0>(groups, chunk, here, lane);
+    chunk.finish(sums, groups, ((const float4*)inputs.groups)[at * 4 + lane % 4]);
 #else
+    multiply_blocks<0>(sums, chunk, here, lane);
+#if GROUP_SUMS
     uint2 groups[COLUMNS];
 #pragma unroll
     for (int column = 0; column < COLUMNS; column++) {
         int token = Inputs::token_of(column, lane, work.tokens);
         groups[column] = *(const uint2*)(inputs.groups + (at * work.tokens + token) * 16 + lane % 4 * 4);
     }
-    chunk.finish(part, groups);
+    chunk.finish(sums, groups);
 #endif
 #endif
 }
@@ -263,38 +263,28 @@ DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, R
                          const Inputs& inputs, int warp, int lane) {
     Reader reader(work, inputs, lane);
     int unit = first + warp, turn = 0;
-    Extra extra(work, lane);
-    extra.look_ahead(work, run, unit, end);
     for (int tile = first / run.length; tile * run.length < end; tile++, turn++) {
         int start = tile * run.length, stop = run.end_of(tile, end), buffer = turn % BUFFERS;
-        float sums[COLUMNS][4] = {};
+        Sums sums = {};
         for (; unit < stop; unit += WARPS) {
-            extra.ask(work, lane);
-            extra.look_ahead(work, run, unit + WARPS, end);
             Chunk chunk;
             chunk.load(ring.wait(), lane);
             if (!HELD) ring.refill(work, run, unit, end, lane);
             const unsigned char* here[COLUMNS][2];
             reader.find(here, unit - start);
-            Sums part = {};
-            multiply_blocks<0>(part, chunk, here, lane);
-            finish_groups(part, chunk, work, inputs, unit - start, lane);
+            multiply_chunk(sums, chunk, here, work, inputs, unit - start, lane);
             if (HELD) ring.refill(work, run, unit, end, lane);
-            extra.add(work, part, inputs, unit - start, lane);
-            add_part(sums, part, inputs, unit - start, lane);
         }
         if (turn >= BUFFERS) wait_for(exchange.emptied + buffer, (turn / BUFFERS - 1) & 1);
 #pragma unroll
-        for (int entry = 0; DIAGONAL && entry < 4; entry += 2) {
-            sums[0][entry] += from_lane_xor(sums[0][entry], 1);
-            sums[0][entry] += from_lane_xor(sums[0][entry], 2);
-        }
-        if (lane % 4 < exchange.pairs) {
-#pragma unroll
-            for (int column = 0; column < COLUMNS; column++) {
-                const float* sum = sums[column];
-                *exchange.at(buffer, warp, column, lane) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+        for (int column = 0; column < COLUMNS; column++) {
+            float4 sum = {sums.value[column][0] + sums.odd[column][0], sums.value[column][1] + sums.odd[column][1],
+                          sums.value[column][2] + sums.odd[column][2], sums.value[column][3] + sums.odd[column][3]};
+            if (DIAGONAL) {
+                sum.x += from_lane_xor(sum.x, 1), sum.z += from_lane_xor(sum.z, 1);
+                sum.x += from_lane_xor(sum.x, 2), sum.z += from_lane_xor(sum.z, 2);
             }
+            if (lane % 4 < exchange.pairs) *exchange.at(buffer, warp, column, lane) = sum;
         }
         synchronize_warp();
         if (lane == 0) arrive(exchange.filled + buffer);
@@ -310,7 +300,7 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     barrier_word *barriers = (barrier_word*)(memory + WARPS * STAGES * CHUNK_BYTES), *filled = barriers + WARPS * STAGES;
     Exchange exchange = {(float4*)(filled + 2 * BUFFERS), filled, filled + BUFFERS, COLUMNS == 2 ? 4 : (work.tokens + 1) / 2};
     float* factors = (float*)exchange.at(BUFFERS, 0, 0, 0);
-    Inputs inputs = {factors, (half_word*)(factors + work.split_chunks * 8 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr};
+    Inputs inputs = {factors, (half_word*)(factors + (work.split_chunks + 1) * 8 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr};
     inputs.groups = inputs.numbers + work.tokens * inputs.stride + (DIAGONAL ? CHUNK : 0);
     Ring ring = {memory + warp * STAGES * CHUNK_BYTES, barriers + warp * STAGES, 0, 0};
     if (lane == 0) {
@@ -329,5 +319,5 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     if (warp < WARPS && lane == 0) ring.ask(work, run, first + warp, end, EARLY, STAGES);
     synchronize_block();
     if (warp < WARPS) multiply_run(work, run, first, end, ring, exchange, inputs, warp, lane);
-    else collect(work, run, first, end, exchange, warp - WARPS, lane);
+    else collect(work, run, first, end, exchange, inputs, warp - WARPS, lane);
 }

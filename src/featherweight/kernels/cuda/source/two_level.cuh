@@ -143,18 +143,15 @@ struct Chunk {
         for (int column = 0; column < COLUMNS; column++) multiply_fp16(sums.value[column], a, groups[column].x, groups[column].y);
     }
 
-    // The same where sums are those of groups, which are scaled here: what is left are a lane's parts of two rows.
-    DEVICE void finish(Sums& sums, float4 groups) const {
-        float upper = 0.0f, lower = 0.0f;
+    // The same where products are those of groups, which are scaled here: what is added are a lane's parts of two rows.
+    DEVICE void finish(Sums& sums, const Sums& products, float4 groups) const {
 #pragma unroll
         for (int group = 0; group < 4; group++) {
-            const float* sum = (group < 2 ? sums.value[0] : sums.odd[0]) + group % 2;
-            float x = (&groups.x)[group];
-            upper += from_fp16((half_word)scale[group]) * (sum[0] - from_fp16((half_word)zero[group]) * x);
-            lower += from_fp16((half_word)(scale[group] >> 16)) * (sum[2] - from_fp16((half_word)(zero[group] >> 16)) * (x * (1.0f / LOWER)));
+            const float* product = (group < 2 ? products.value[0] : products.odd[0]) + group % 2;
+            float x = (&groups.x)[group], below = x * (1.0f / LOWER);
+            sums.value[0][0] += from_fp16((half_word)scale[group]) * (product[0] - from_fp16((half_word)zero[group]) * x);
+            sums.value[0][2] += from_fp16((half_word)(scale[group] >> 16)) * (product[2] - from_fp16((half_word)(zero[group] >> 16)) * below);
         }
-        sums.value[0][0] = upper, sums.value[0][1] = 0.0f, sums.value[0][2] = lower, sums.value[0][3] = 0.0f;
-        sums.odd[0][0] = sums.odd[0][1] = sums.odd[0][2] = sums.odd[0][3] = 0.0f;
     }
 };
 

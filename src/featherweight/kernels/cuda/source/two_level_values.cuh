@@ -34,18 +34,20 @@ DEVICE int input_at(int place) {
     return place / 128 * 128 + place / 32 % 2 * 64 + place / 8 % 4 * 16 + place / 64 % 2 * 8 + place % 8;
 }
 
-DEVICE void add_records(const Work& work, long long chunk, half_word* corner, int lane) {
-    int record = lane % 16, low = record / 2 % 2, odd = record % 2;
-    for (int step = work.list_starts[chunk] + lane / 16; step < work.list_starts[chunk + 1]; step += 2) {
-        const half_word* words = (const half_word*)(work.list + step * 4ll + record / 4);
-        word told = words[4 + low * 2 + odd], row = 0;
-        if (!(told & 0xFE01u)) continue;
-        for (int bit = 9; bit < 16; bit++) row += told >> bit == 0 ? 0 : 1;
-        row = told & 1 ? 7 : row - 1;
-        half_word* value = corner + (long long)(row + low * 8) * work.y_stride + input_at((int)(told & 0x1FEu) / 2);
-        *value = to_number(from_number(*value) + from_fp16(words[low * 2 + odd]));
+// Adds a tile's list to its values: a block to a tile.
+KERNEL void __launch_bounds__(128) values_list(const Work work, int first, int) {
+    wait_for_inputs();
+    int segments = (work.tile_chunks + work.segment_chunks - 1) / work.segment_chunks, thread = threadIdx.x % 16, t = thread / 4;
+    const int* starts = work.list_starts + (first + blockIdx.x) * segments;
+    half_word* row = work.y + (long long)(blockIdx.x * 16 + thread / 2 % 2 * 8 + 2 * t + thread % 2) * work.y_stride;
+    for (int step = starts[0] + threadIdx.x / 16; step < starts[segments]; step += 8) {
+        const half_word* record = (const half_word*)(work.list + step * 4ll + t) + thread / 2 % 2 * 4 + thread % 2;
+        if (record[0] == 0x8000u) continue;
+        half_word* value = row + record[2] / 512 * CHUNK + input_at(record[2] / 2 % CHUNK);
+        *value = to_number(from_number(*value) + from_fp16(record[0]));
     }
 }
+EXPORT(values_list)
 #endif
 
 // `work.y` is `[16 tiles][y_stride]`, from tile `first` on; a warp takes a chunk.
@@ -57,11 +59,7 @@ KERNEL void __launch_bounds__(128) values_stream(const Work work, int first, int
     Chunk chunk;
     chunk.load(work.chunks + chunk_at * CHUNK_BYTES, lane);
     wait_for_inputs();
-    half_word* corner = work.y + (long long)tile * 16 * work.y_stride + at * CHUNK;
-    put_groups<0>(chunk, corner + (long long)(lane / 4) * work.y_stride + lane % 4 * 16, work.y_stride, work.factor);
-#if LISTED
-    synchronize_warp();
-    add_records(work, chunk_at, corner, lane);
-#endif
+    half_word* row = work.y + (long long)(tile * 16 + lane / 4) * work.y_stride + at * CHUNK + lane % 4 * 16;
+    put_groups<0>(chunk, row, work.y_stride, work.factor);
 }
 EXPORT(values_stream)
