@@ -46,7 +46,9 @@ def encode_list(sparse: SparseParts, gather: Tensor, tiles: int) -> tuple[Tensor
     lengths = counts.view(-1, ROWS).amax(1)
     starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     first = torch.arange(segments, device=device).mul(SEGMENT * CHUNK * 2).repeat(tiles).repeat_interleave(lengths)
-    records = torch.empty(len(first), 4, 2, 2, 2, dtype=torch.int16, device=device)  # step, lane, eight rows, value or place, row
+    records = torch.empty(
+        len(first), 4, 2, 2, 2, dtype=torch.int16, device=device
+    )  # step, lane, eight rows, value or place, row
     records[:, :, :, 0] = FILLING
     records[:, :, :, 1] = _words(first)[:, None, None, None]
     value = sparse.values[order].view(torch.int16)

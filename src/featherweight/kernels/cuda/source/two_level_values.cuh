@@ -7,24 +7,30 @@ DEVICE word value_pair(const Chunk& chunk, float step, float zero) {
     return pack_numbers((from_fp16((half_word)codes) - zero) * step, (from_fp16((half_word)(codes >> 16)) - zero) * step);
 }
 
-// A lane's 16 inputs of one group and row.
+DEVICE uint4 choose(bool first, const uint4& a, const uint4& b) { return make_uint4(first ? a.x : b.x, first ? a.y : b.y, first ? a.z : b.z, first ? a.w : b.w); }
+
+// A lane's 16 inputs of one group and row. Neighbours exchange halves, so that what is stored at once is whole sectors.
 template <int GROUP, int LOW>
-DEVICE void put_row(const Chunk& chunk, half_word* to, float factor) {
+DEVICE void put_row(const Chunk& chunk, half_word* to, float factor, int lane) {
     constexpr int at = LOW ? 16 : 0, first = LOW ? 8 : 0;
     float step = from_fp16((half_word)(chunk.scale[GROUP] >> at)) * factor, zero = from_fp16((half_word)(chunk.zero[GROUP] >> at));
     zero *= GROUP_FACTOR * (LOW ? 1.0f / LOWER : 1.0f), step *= LOW ? LOWER : 1.0f;
-    ((uint4*)to)[0] = make_uint4(value_pair<GROUP, first>(chunk, step, zero), value_pair<GROUP, first + 1>(chunk, step, zero),
-                                 value_pair<GROUP, first + 2>(chunk, step, zero), value_pair<GROUP, first + 3>(chunk, step, zero));
-    ((uint4*)to)[1] = make_uint4(value_pair<GROUP, first + 4>(chunk, step, zero), value_pair<GROUP, first + 5>(chunk, step, zero),
-                                 value_pair<GROUP, first + 6>(chunk, step, zero), value_pair<GROUP, first + 7>(chunk, step, zero));
+    uint4 left = make_uint4(value_pair<GROUP, first>(chunk, step, zero), value_pair<GROUP, first + 1>(chunk, step, zero),
+                            value_pair<GROUP, first + 2>(chunk, step, zero), value_pair<GROUP, first + 3>(chunk, step, zero));
+    uint4 right = make_uint4(value_pair<GROUP, first + 4>(chunk, step, zero), value_pair<GROUP, first + 5>(chunk, step, zero),
+                             value_pair<GROUP, first + 6>(chunk, step, zero), value_pair<GROUP, first + 7>(chunk, step, zero));
+    uint4 given = choose(lane % 2, left, right);
+    uint4 got = make_uint4(word_from_lane(given.x, lane ^ 1), word_from_lane(given.y, lane ^ 1), word_from_lane(given.z, lane ^ 1), word_from_lane(given.w, lane ^ 1));
+    ((uint4*)to)[0] = choose(lane % 2, got, left);
+    ((uint4*)to)[2] = choose(lane % 2, right, got);
 }
 
 template <int GROUP>
-DEVICE void put_groups(const Chunk& chunk, half_word* row, int stride, float factor) {
+DEVICE void put_groups(const Chunk& chunk, half_word* row, int stride, float factor, int lane) {
     if constexpr (GROUP < 4) {
-        put_row<GROUP, 0>(chunk, row + GROUP * 64, factor);
-        put_row<GROUP, 1>(chunk, row + GROUP * 64 + 8ll * stride, factor);
-        put_groups<GROUP + 1>(chunk, row, stride, factor);
+        put_row<GROUP, 0>(chunk, row + GROUP * 64, factor, lane);
+        put_row<GROUP, 1>(chunk, row + GROUP * 64 + 8ll * stride, factor, lane);
+        put_groups<GROUP + 1>(chunk, row, stride, factor, lane);
     }
 }
 
@@ -59,7 +65,7 @@ KERNEL void __launch_bounds__(128) values_stream(const Work work, int first, int
     Chunk chunk;
     chunk.load(work.chunks + chunk_at * CHUNK_BYTES, lane);
     wait_for_inputs();
-    half_word* row = work.y + (long long)(tile * 16 + lane / 4) * work.y_stride + at * CHUNK + lane % 4 * 16;
-    put_groups<0>(chunk, row, work.y_stride, work.factor);
+    half_word* row = work.y + (long long)(tile * 16 + lane / 4) * work.y_stride + at * CHUNK + lane % 4 / 2 * 32 + lane % 2 * 8;
+    put_groups<0>(chunk, row, work.y_stride, work.factor, lane);
 }
 EXPORT(values_stream)
