@@ -86,7 +86,9 @@ def encode(parts: TwoLevelParts, bits: int, second_bits: int, sparse: SparsePart
     starts, records = (None, None) if sparse is None else encode_list(sparse, gather, len(padded) // ROWS)
     arrivals = torch.zeros(len(padded) // ROWS, dtype=torch.int32, device=codes.device)
     order = None if own_order else torch.where(gather < 0, inputs, gather).to(torch.int32)
-    chunked = Chunked(rows, inputs, torch.cat(blobs, -1), arrivals, None, order, starts, records, SEGMENT, 2.0**exponent)
+    single = 2 * CHUNK // GROUP + (0 if sparse is None else 2 * CHUNK)  # sums of groups as float32, activations once more
+    blob = torch.cat(blobs, -1)
+    chunked = Chunked(rows, inputs, blob, arrivals, None, order, starts, records, SEGMENT, 2.0**exponent, single_bytes=single)
     return DeviceTwoLevel(bits, second_bits, chunked)
 
 
@@ -108,12 +110,14 @@ def group_order(index: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
 def code_places(bits: int) -> list[list[tuple[int, int, int, int]]]:
     """Of pair 0 … 15 of a group: `(first bit of the code, number of bits, word, bit in the half)` of every piece."""
     if bits == 4:
-        return [[(0, 4, pair // 4, pair % 4 * 4)] for pair in range(16)]
+        return [[(0, 4, pair % 4, pair // 4 * 4)] for pair in range(16)]
     if bits == 2:
-        return [[(0, 2, pair % 8 // 4, pair % 4 * 4 + (0 if pair < 8 else 2))] for pair in range(16)]
-    fields = [(word, 3) for word in range(3)] + [(word, 9) for word in range(3)] + [(0, 0), (1, 0)]
-    fields += [(word, 6) for word in range(3)] + [(word, 12) for word in range(3)] + [(2, 0)]
-    return [[(0, 3, word, place)] for word, place in fields] + [[(bit, 1, bit, 15) for bit in range(3)]]
+        fields = [(pair % 2, pair // 2 * 2) for pair in range(6)]
+        pairs = [*fields, (0, 6), (0, 8), *((word, place + 10) for word, place in fields), (1, 6), (1, 8)]
+        return [[(0, 2, word, place)] for word, place in pairs]
+    fields = [(pair % 3, pair // 3 * 3) for pair in range(6)]
+    pairs = [*fields, (0, 6), (2, 6), *((word, place + 9) for word, place in fields), (1, 6)]
+    return [[(0, 3, word, place)] for word, place in pairs] + [[(bit, 1, bit, 15) for bit in range(3)]]
 
 
 def _code_bytes(codes: Tensor, bits: int) -> Tensor:

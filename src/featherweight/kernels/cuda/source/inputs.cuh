@@ -7,6 +7,7 @@ struct Inputs {
     float* factors;      // [token]: what normalising took out; then, [chunk][token], bits of the largest
     half_word* numbers;  // [token][stride]
     int stride;
+    half_word* plain;    // numbers before places of codes are made up for, with one token; else the same
     half_word* groups;   // [chunk][token][16]: sums of 16 consecutive inputs, in the order t, t + 4, t + 8, t + 12 for t = 0 … 3; DIAGONAL: floats
 
     // The token that a lane reads for a column; another where there is none.
@@ -62,9 +63,16 @@ struct Inputs {
 #pragma unroll
         for (int pair = 0; pair < 4; pair++) {
             word number = pairs[pair];
-            if (NORMALIZED) number = pack_fp16(from_number((half_word)(number & 0xFFFFu)) * scale, from_number((half_word)(number >> 16)) * scale);
-            *(word*)(to + (pair_place(lane * 8 + pair / 2 * 4, pair % 2) ^ swizzle(token))) = number;
+            float low = from_number((half_word)(number & 0xFFFFu)) * scale, high = from_number((half_word)(number >> 16)) * scale;
+            int place = pair_place(lane * 8 + pair / 2 * 4, pair % 2) ^ swizzle(token);
+            if (NORMALIZED) number = pack_fp16(low, high);
             if (GROUP_SUMS) sum += from_fp16((half_word)(number & 0xFFFFu)) + from_fp16((half_word)(number >> 16));
+#if DIAGONAL
+            if (plain != numbers) *(word*)(plain + chunk * CHUNK + place) = number;
+            float up = lane % 2 ? place_factor(pair + 4) : place_factor(pair);
+            number = pack_fp16(low * up, high * up);
+#endif
+            *(word*)(to + place) = number;
         }
         if (GROUP_SUMS) {
             sum += from_lane_xor(sum, 1);

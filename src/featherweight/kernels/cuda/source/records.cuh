@@ -22,7 +22,7 @@ struct Extra {
     DEVICE void add(float (&found)[1][4], const Work& work, const Inputs& inputs, int tile, int lane) const {
         const int* here = work.list_starts + tile * segments + segment;
         const uint2* list = (const uint2*)work.list + lane % 8;
-        const unsigned char* row = (const unsigned char*)inputs.numbers - first;
+        const unsigned char* row = (const unsigned char*)inputs.plain - first;
         float sums[2] = {};
         int end = here[length];
         for (int step = here[0] + lane / 8; step - lane / 8 < end; step += 4 * AHEAD) {

@@ -300,8 +300,10 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     barrier_word *barriers = (barrier_word*)(memory + WARPS * STAGES * CHUNK_BYTES), *filled = barriers + WARPS * STAGES;
     Exchange exchange = {(float4*)(filled + 2 * BUFFERS), filled, filled + BUFFERS, COLUMNS == 2 ? 4 : (work.tokens + 1) / 2};
     float* factors = (float*)exchange.at(BUFFERS, 0, 0, 0);
-    Inputs inputs = {factors, (half_word*)(factors + (work.split_chunks + 1) * 8 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr};
+    Inputs inputs = {factors, (half_word*)(factors + (work.split_chunks + 1) * 8 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr, nullptr};
     inputs.groups = inputs.numbers + work.tokens * inputs.stride + (DIAGONAL ? CHUNK : 0);
+    inputs.plain = inputs.numbers;
+    if (DIAGONAL && work.list_starts) inputs.plain = inputs.groups, inputs.groups += work.split_chunks * CHUNK;
     Ring ring = {memory + warp * STAGES * CHUNK_BYTES, barriers + warp * STAGES, 0, 0};
     if (lane == 0) {
         if (warp < WARPS) {

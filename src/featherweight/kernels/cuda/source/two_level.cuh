@@ -1,18 +1,18 @@
 // Σ s (q − z) x = s (Σ q x − z X) for every group of 16 inputs, where X is the sum of its activations.
 //
-// A code q taken out of a word by one AND is the fp16 number q 2^(p − 24), subnormal and exact, where p is its place in the half: FIRST
-// for a tile's upper eight rows, SECOND for the lower. S is the scale times 2^(24 − FIRST); LOWER makes up for the lower rows. All scales
-// carry a power of two (the inverse of `factor`) that brings S into fp16's range.
+// A code q taken out of a word by one AND is the fp16 number q 2^(p − 24), subnormal and exact, where p is its place in the half. S is
+// the scale times 2^(24 − FIRST), and a power of two (the inverse of `factor`) that brings it into fp16's range.
 //
 // Lane l holds codes of rows l / 4 and l / 4 + 8, groups t, t + 4, t + 8 and t + 12 of a chunk, t = l % 4. A step of the matrix unit
-// takes four inputs of each of four groups. With several tokens codes are scaled first. With one (DIAGONAL) column 2 t of the
-// product is group t, column 2 t + 1 the one four on: it has activations in the rows of lane t and zeros in the others, and scales
-// are applied to sums.
+// takes four inputs of each of four groups. With several tokens codes are scaled first: those of a tile's upper eight rows are
+// brought to place FIRST, of the lower to SECOND, which LOWER makes up for. With one (DIAGONAL) column 2 t of the product is group t,
+// column 2 t + 1 the one four on: it has activations in the rows of lane t and zeros in the others, and scales are applied to sums.
+// Activations make up for the places of codes: pairs at the same inputs of both rows are at the same.
 //
 // A chunk: codes [4 BITS words][32 lanes], in 16s of bytes; of every group the step and minus the zero of its scales' second grid,
 // then of its zeros', fp16, the first times the power of two that makes S, in the order of lanes; codes of scales and zeros, a word and
 // a half (SECOND_BITS 3) or two words (4) for each lane. Rows eight apart share a word, one in either half.
-constexpr int FIRST = BITS == 4 ? 4 : BITS == 3 ? 3 : 4, SECOND = BITS == 4 ? 4 : 6;
+constexpr int FIRST = BITS == 3 ? 3 : 4, SECOND = BITS == 4 ? 4 : 6;
 constexpr int CODE_LOADS = BITS, CONSTANTS_AT = 512 * BITS, SECOND_AT = CONSTANTS_AT + 128;
 constexpr int CHUNK_BYTES = SECOND_AT + (SECOND_BITS == 3 ? 192 : 256);
 #define NORMALIZED 1
@@ -20,13 +20,30 @@ constexpr int CHUNK_BYTES = SECOND_AT + (SECOND_BITS == 3 ? 192 : 256);
 #define DIAGONAL SINGLE
 constexpr bool HELD = false;
 constexpr float GROUP_FACTOR = 1.0f / (1 << (24 - FIRST));  // of sums of activations, where DIAGONAL
-constexpr float LOWER = 1.0f / (1 << (SECOND - FIRST));
+constexpr float LOWER = DIAGONAL ? 1.0f : 1.0f / (1 << (SECOND - FIRST));
 
 constexpr word FIELD = twice((1u << BITS) - 1);
 
 DEVICE constexpr word fp16_power(int exponent) {  // both halves; subnormal below 2^-14
     return twice(exponent >= -14 ? (word)(exponent + 15) << 10 : 1u << (exponent + 24));
 }
+
+// Where pair PAIR of a group lies in its BITS words: inputs 2 (PAIR % 8) and the next of the upper row, then of the lower. Three bits
+// fill 15 places; the bits of the last pair are the top ones of all three words.
+DEVICE constexpr int word_of(int pair) {
+    if (BITS == 4) return pair % 4;
+    if (BITS == 2) return pair % 8 < 6 ? pair % 2 : pair / 8;
+    return pair % 8 < 6 ? pair % 8 % 3 : pair == 14 ? 1 : (pair - 6) * 2;
+}
+DEVICE constexpr int place_of(int pair) {
+    if (BITS == 4) return pair / 4 * 4;
+    if (BITS == 2) return pair % 8 < 6 ? pair % 8 / 2 * 2 + pair / 8 * 10 : pair % 2 * 2 + 6;
+    return pair % 8 < 6 ? pair % 8 / 3 * 3 + pair / 8 * 9 : 6;
+}
+
+// The lowest bit that is not read where it is; where a pair is with one token.
+constexpr int TOP = BITS == 4 ? 8 : BITS == 2 ? 10 : 9;
+DEVICE constexpr int read_place(int pair) { return place_of(pair) % TOP; }
 
 // Field at bit PLACE of both halves of a word, brought to bit TO.
 template <int PLACE, int TO>
@@ -35,28 +52,22 @@ DEVICE word field_at(word bits) {
     else return bits << (TO - PLACE) & FIELD << TO;
 }
 
-// Pair PAIR (0 … 15) of a group's BITS words: inputs 2 (PAIR % 8) and the next of the upper row, then of the lower.
 template <int PAIR>
 DEVICE word code_pair(const word* words) {
-    constexpr int to = PAIR < 8 ? FIRST : SECOND;
-#if BITS == 4
-    return field_at<PAIR % 4 * 4, to>(words[PAIR / 4]);
-#elif BITS == 2
-    // places 0 2 | 4 6 | 8 10 | 12 14 of words 0 and 1: the lower of each goes to FIRST, the upper to SECOND
-    return field_at<PAIR % 4 * 4 + (PAIR < 8 ? 0 : 2), to>(words[PAIR % 8 / 4]);
-#else
-    if constexpr (PAIR < 3) return field_at<3, to>(words[PAIR]);
-    else if constexpr (PAIR < 6) return field_at<9, to>(words[PAIR - 3]);
-    else if constexpr (PAIR < 8) return field_at<0, to>(words[PAIR - 6]);
-    else if constexpr (PAIR < 11) return field_at<6, to>(words[PAIR - 8]);
-    else if constexpr (PAIR < 14) return field_at<12, to>(words[PAIR - 11]);
-    else if constexpr (PAIR == 14) return field_at<0, to>(words[2]);
-    else {
-        word bits = words[0] >> 9 & 0x00400040u;
+    constexpr int to = DIAGONAL ? read_place(PAIR) : PAIR < 8 ? FIRST : SECOND;
+    if constexpr (BITS == 3 && PAIR == 15) {
+        word bits = select_bits(words[0] >> 9, 0x00400040u, 0);
         bits = select_bits(words[1] >> 8, 0x00800080u, bits);
         return select_bits(words[2] >> 7, 0x01000100u, bits);
+    } else {
+        return field_at<place_of(PAIR), to>(words[word_of(PAIR)]);
     }
-#endif
+}
+
+// What an input's activation is multiplied by where DIAGONAL.
+DEVICE float place_factor(int pair) {
+    int up = FIRST - read_place(pair);
+    return as_float((word)(127 + up) << 23);
 }
 
 // Field of a second-level code, as an exact fp16 number.
@@ -148,9 +159,9 @@ struct Chunk {
 #pragma unroll
         for (int group = 0; group < 4; group++) {
             const float* product = (group < 2 ? products.value[0] : products.odd[0]) + group % 2;
-            float x = (&groups.x)[group], below = x * (1.0f / LOWER);
+            float x = (&groups.x)[group];
             sums.value[0][0] += from_fp16((half_word)scale[group]) * (product[0] - from_fp16((half_word)zero[group]) * x);
-            sums.value[0][2] += from_fp16((half_word)(scale[group] >> 16)) * (product[2] - from_fp16((half_word)(zero[group] >> 16)) * below);
+            sums.value[0][2] += from_fp16((half_word)(scale[group] >> 16)) * (product[2] - from_fp16((half_word)(zero[group] >> 16)) * x);
         }
     }
 };
