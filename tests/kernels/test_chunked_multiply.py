@@ -242,7 +242,7 @@ def test_blocks_share_tiles(emulation):  # noqa: F811
 @pytest.mark.parametrize(
     ("source", "constants"),
     [
-        ("two_level.cu", {"BITS": 3, "SECOND_BITS": 3}),
+        ("two_level.cu", {"BITS": 3, "SECOND_BITS": 3, "LISTED": 1}),
         ("two_of_four.cu", {"BITS": 4, "GROUP": 128, "SCALE": 0, "ZEROS": 1}),
         ("bitmap.cu", {"SLOT_BYTES": 5120}),
         ("bitmap_codes.cu", {"GROUP": 128, "SCALE": 0, "ZEROS": 1, "SLOT_BYTES": 1792}),

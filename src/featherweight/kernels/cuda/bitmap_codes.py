@@ -91,7 +91,7 @@ def decode(weight: DeviceBitmapCodes) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The inverse: codes uint8, 8 where none is kept, and the mask, `[out, in]` both; scales, and zeros if any."""
     chunked = weight.chunked
     assert chunked.chunk_starts is not None
-    (tiles, chunks, _), device, blob = chunked.cut, chunked.chunks.device, chunked.chunks
+    (tiles, chunks, *_), device, blob = chunked.cut, chunked.chunks.device, chunked.chunks
     first = chunked.chunk_starts[:-1, None].long() * 16
     sizes = [CHUNK // weight.group * ROWS * size for size in (2, 1)[: 1 + weight.zeros]]
     head = HEAD + sum(sizes)

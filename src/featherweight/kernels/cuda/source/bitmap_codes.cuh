@@ -9,6 +9,8 @@
 // words: bit 4 e + s of word w tells whether element e of window s of inputs 64 w … is kept; scales of GROUP inputs each, [group][8],
 // two rows eight apart in a word, and zero points alike, in half a word; then the codes, q ^ 8. Chunks differ in length.
 #include "digits.cuh"
+#include "digit_inputs.cuh"
+#include "nothing.cuh"
 
 constexpr int GROUPS = CHUNK / GROUP, MASKS_AT = 32, SCALES_AT = MASKS_AT + 512, ZEROS_AT = SCALES_AT + GROUPS * 32;
 constexpr int CODES_AT = ZEROS_AT + (ZEROS ? GROUPS * 16 : 0), CHUNK_BYTES = SLOT_BYTES;
@@ -30,8 +32,8 @@ DEVICE void place_eight(word& first, word& second, word window, word masks, word
 
 struct Chunk {
     const unsigned char* bytes;
-    const int* group_sums;  // of activations, [token][8]
-    int tokens;
+    const int* group_sums[COLUMNS][2];  // of the lane's tokens' activations, as `factors`
+    float2 factors[COLUMNS];
     word masks[4], places, starts[2];  // `places`: of each 64 inputs, codes from the eight lanes' start to the lane's place
     int group[COLUMNS][PLANES][4];
 
@@ -50,6 +52,17 @@ struct Chunk {
         for (int apart = 1; apart < 8; apart *= 2) places = add_before_in_eight(places, apart);
         places += upper - all;
         clear();
+    }
+
+    // What is known of the activations of the chunk.
+    DEVICE void meet(const Inputs& inputs, int tokens, int chunk, int lane) {
+#pragma unroll
+        for (int column = 0; column < COLUMNS; column++) {
+            int token = column * 8 + lane % 4 * 2;
+            factors[column] = *(const float2*)(inputs.factors + chunk * 8 * COLUMNS + token);
+            group_sums[column][0] = inputs.sums(chunk, tokens) + (token < tokens ? token : 0) * 8;
+            group_sums[column][1] = inputs.sums(chunk, tokens) + (token + 1 < tokens ? token + 1 : 0) * 8;
+        }
     }
 
     DEVICE void clear() {
@@ -105,9 +118,8 @@ struct Chunk {
 #pragma unroll
             for (int part = 0; part < 4; part += SINGLE ? 2 : 1) {
                 int sum = group[column][0][part] * 256 + (SINGLE ? group[column][0][part + 1] : group[column][PLANES - 1][part]);
-                int token = column * 8 + lane % 4 * 2 + part % 2;
-                if (ZEROS) sum -= ((int)fill[part / 2] >> 24) * group_sums[(token < tokens ? token : 0) * 8 + INDEX];
-                sums.value[column][part] += scale[part / 2] * (float)sum;
+                if (ZEROS) sum -= ((int)fill[part / 2] >> 24) * group_sums[column][part % 2][INDEX];
+                sums.value[column][part] += scale[part / 2] * (part % 2 ? factors[column].y : factors[column].x) * (float)sum;
             }
         }
         clear();
@@ -120,16 +132,10 @@ struct Chunk {
         multiply_step<2 * BLOCK>(sums, near, x, lane);
         multiply_step<2 * BLOCK + 1>(sums, far, x, lane);
     }
-
-    DEVICE void finish(Sums&, const uint2 (&)[COLUMNS]) const {}
 };
 
-// Of 64 inputs of a token the upper bytes, then the lower ones; lane t reads four times four of either. One token's columns are both.
-#define OPERAND_AT(lane) (SINGLE ? lane % 4 * 8 + lane / 4 % 2 * 32 : lane % 4 * 8)
-DEVICE int digits_at(int input) { return input / 64 * 128 + input % 16 / 4 * 16 + input % 64 / 16 * 4; }
-
-#define NORMALIZED 1
-#define DIGITS 1
+#define NORMALIZED 0
 #define GROUP_SUMS 0
-#include "inputs.cuh"
-#include "nothing.cuh"
+#define DIAGONAL 0
+#define DIGITS 1
+constexpr float LOWER = 1.0f;
