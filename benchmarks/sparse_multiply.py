@@ -4,8 +4,9 @@
     python benchmarks/sparse_multiply.py --shapes 8192x8192 --tokens 1 --cuts 8,1,4,2 16,1,4,1 --output /tmp/sparse
 
 Weights are random, half of them dropped where they are sparse, 1 % outliers. More than 16 tokens are multiplied by dense values,
-made in the same call. Every case is checked against float64 on its own de-quantised values in the run that is timed. `--cuts` times other cuts of the work as well (warps that multiply, warps that
-collect, chunks in flight, blocks on a multiprocessor); `--card` takes the card's own figures from an earlier run of card.py.
+made in the same call. Every case is checked against float64 on its own de-quantised values in the run that is timed. `--cuts` times
+other cuts of the work as well (warps that multiply, warps that collect, chunks in flight, blocks on a multiprocessor); `--card`
+takes the card's own figures from an earlier run of card.py.
 """
 
 from __future__ import annotations
