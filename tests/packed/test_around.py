@@ -90,4 +90,4 @@ def test_codes_under_a_mask_are_compacted_where_room_is_scarce(monkeypatch):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 100))
         offered = registry.explain("dequantize_matmul", described, "cuda")
         assert next(name for name, runs, _ in offered if runs) == expected
-        assert "3.22 bits a weight" in {name: reason for name, _, reason in offered}["cuda, bitmap codes"]
+        assert "3.21 bits a weight" in {name: reason for name, _, reason in offered}["cuda, bitmap codes"]
