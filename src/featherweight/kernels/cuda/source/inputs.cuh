@@ -81,7 +81,7 @@ struct Inputs {
     }
 
     DEVICE void stage(const Work& work, int first_chunk, int chunks, int warp, int lane) const {
-        constexpr int all = WARPS + COLLECTORS, batch = COLUMNS == 2 ? NORMALIZED ? 16 : 8 : SINGLE ? 4 : 8;
+        constexpr int all = WARPS + COLLECTORS, batch = (COLUMNS == 2 ? 8 : 4) * (NORMALIZED && !SINGLE ? 2 : 1);
         int items = work.tokens * chunks;
         uint4 loaded[batch];
 #pragma unroll

@@ -8,6 +8,6 @@ struct Extra {
 };
 
 struct Beside {
-    DEVICE Beside(const Work&, const Run&) {}
-    DEVICE void add(float (&)[COLUMNS][4], const Work&, const Inputs&, int, int) {}
+    DEVICE Beside(const Work&, const Run&, int) {}
+    DEVICE void add(float (&)[COLUMNS][4], const Work&, const Inputs&, int, bool, int) {}
 };

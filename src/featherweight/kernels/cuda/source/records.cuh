@@ -30,13 +30,16 @@ struct Extra {
 struct Beside {
     static constexpr int AHEAD = 14;  // loads in flight: the list of a tile with one weight in a hundred of 4096 inputs
     Lists lists;
+    int2 coming;  // steps of the collector's next tile
 
-    DEVICE Beside(const Work& work, const Run& run) : lists(work, run) {}
+    DEVICE Beside(const Work& work, const Run& run, int tile) : lists(work, run) { coming = lists.of(work, tile); }
 
     DEVICE static float product(word value, int place, const unsigned char* row) { return from_fp16((half_word)value) * from_fp16(*(const half_word*)(row + place)); }
 
-    DEVICE void add(float (&found)[1][4], const Work& work, const Inputs& inputs, int tile, int lane) const {
-        int2 list = lists.of(work, tile);
+    DEVICE void add(float (&found)[1][4], const Work& work, const Inputs& inputs, int tile, bool mine, int lane) {
+        int2 list = coming;
+        coming = lists.of(work, tile + COLLECTORS);
+        if (!mine) return;
         const uint2* records = (const uint2*)work.list + lane % 8;
         const unsigned char* row = (const unsigned char*)inputs.plain - lists.first;
         float sums[2] = {};
@@ -134,7 +137,7 @@ struct Extra {
 };
 
 struct Beside {
-    DEVICE Beside(const Work&, const Run&) {}
-    DEVICE void add(float (&)[COLUMNS][4], const Work&, const Inputs&, int, int) {}
+    DEVICE Beside(const Work&, const Run&, int) {}
+    DEVICE void add(float (&)[COLUMNS][4], const Work&, const Inputs&, int, bool, int) {}
 };
 #endif

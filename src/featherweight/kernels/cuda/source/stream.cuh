@@ -193,11 +193,11 @@ DEVICE void add_parts(float (&total)[COLUMNS][4], const Exchange& exchange, int 
 
 DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, const Inputs& inputs, int collector, int lane) {
     int turn = collector;
-    Beside terms(work, run);
+    Beside terms(work, run, first / run.length + collector);
     for (int tile = first / run.length + collector; tile * run.length < end; tile += COLLECTORS, turn += COLLECTORS) {
         int buffer = turn % BUFFERS;
         float total[COLUMNS][4] = {}, beside[COLUMNS][4] = {};
-        if (tile * run.length >= first) terms.add(beside, work, inputs, tile, lane);
+        terms.add(beside, work, inputs, tile, tile * run.length >= first, lane);
         wait_for(exchange.filled + buffer, turn / BUFFERS & 1);
         add_parts(total, exchange, buffer, lane);
         synchronize_warp();
