@@ -62,9 +62,9 @@ class KeepOutliers(Decision):
         return self.fitted[-1]
 
     def whole_blocks(self, grid: Grid, groups: Groups, block: int) -> Callable[[Block], None] | None:
-        """By the kernel for two-level grids that are fitted by the extremes."""
+        """By the kernel for two-level grids with real zeros."""
         own, rows = self.grid, groups.scale.shape[1]
-        plain = own.fit_by == "minmax" and not (own.round_zero or own.symmetric or own.zero_symmetric)
+        plain = not (own.round_zero or own.symmetric or own.zero_symmetric)
         if not plain or self.looks_at_columns or own.scale_bits is None or own.zero_bits is None:
             return None
         signature = {"columns": block, "inputs": groups.width, "group_size": groups.size}
@@ -75,7 +75,7 @@ class KeepOutliers(Decision):
             return None
         gain = None if self.fits_all else self.threshold
         levels = (2**own.scale_bits - 1, 2**own.zero_bits - 1)
-        fitting = TwoLevelFitting(own.largest_code, *levels, own.second_group_size, gain, self._fit)
+        fitting = TwoLevelFitting(own.largest_code, *levels, own.second_group_size, own.fit_by == "weighted", gain, self._fit)
         numbers = len(groups.scale)
         codes = torch.empty(2, numbers, rows, dtype=torch.uint8, device=device)
         grids = torch.empty(2, numbers, -(-rows // own.second_group_size), 2, dtype=torch.float16, device=device)
