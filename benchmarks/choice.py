@@ -2,8 +2,8 @@
 
     python benchmarks/choice.py --output FOLDER          # writes choice.csv and choice.md
 
-`normal` logits have a standard deviation of 2, `equal` ones are all 1: every program then counts one digit alone. A replay holds `STEPS` choices
-one behind another, as kernels of a step follow each other; the median of `REPEATS` replays is divided by their number.
+`normal` logits have a standard deviation of 2, `equal` ones are all 1: every program then counts one digit alone. A replay holds
+`STEPS` choices one behind another, as kernels of a step follow each other; the median of `REPEATS` replays is divided by their number.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
 Per shape and method: `total` is the whole method (factor, walk, packing, what the ledger asks), `factor` and `walk` the parts inside it,
 each with the device waited for, so that the parts take a little longer than they do in the total. `solve` is factor and walk alone,
 back to back. Medians after one warm-up. `objective` is tr(E H Eᵀ) / tr(W H Wᵀ) of what was stored, in float64; `against float64` is
-its ratio to that of the textbook solver run in float64 (not of QuIP#; choices next to a tie may differ). `--profile` writes what the device and the host did meanwhile.
+its ratio to that of the textbook solver run in float64, which may decide otherwise next to a tie (not for QuIP#, nor other orders of
+GPTQ). `--profile` writes what the device and the host did meanwhile.
 """
 
 from __future__ import annotations
