@@ -61,13 +61,15 @@ def microseconds(logits: Tensor, sampling: Sampling) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
-    output = parser.parse_args().output
+    parser.add_argument("--only", type=int, help="the number of one of the inputs")
+    output, only = (options := parser.parse_args()).output, options.only
     rows: list[dict[str, Any]] = []
-    for sequences, vocabulary, dtype, made in INPUTS:
+    for sequences, vocabulary, dtype, made in INPUTS if only is None else INPUTS[only : only + 1]:
         logits = torch.randn(sequences, vocabulary, device="cuda").mul_(2) if made == "normal" else None
         logits = torch.ones(sequences, vocabulary, device="cuda") if logits is None else logits
         row = {"sequences": sequences, "vocabulary": vocabulary, "dtype": str(dtype).removeprefix("torch."), "logits": made}
         rows.append(row | {name: microseconds(logits.to(dtype), sampling) for name, sampling in SETTINGS.items()})
+        print(rows[-1], flush=True)
     table = markdown_table(rows, list(rows[0]))
     print(table)
     if output:

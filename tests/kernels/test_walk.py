@@ -16,6 +16,7 @@ from featherweight.methods.base import Problem
 from featherweight.methods.dropping import Hold, Select
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.sparsegpt import SparseGPT
+from featherweight.methods.spqr import SpQR
 from featherweight.packed.dense import Dense
 from featherweight.solvers.fitting import fitting_of
 from featherweight.statistics.inputs import InputStatistics
@@ -140,8 +141,15 @@ def test_a_block_on_the_card(case):
 @needs_compiler
 @pytest.mark.parametrize(
     "method",
-    [GPTQ(group_size=60, order="static"), SparseGPT(pattern="2:4"), SparseGPT(bits=4, group_size=32, fit="minmax")],
-    ids=["gptq in another order", "2:4", "joint"],
+    [
+        GPTQ(group_size=60, order="static"),
+        SparseGPT(pattern="2:4"),
+        SparseGPT(bits=4, group_size=32, fit="minmax"),
+        SpQR(max_outlier_share=0.5),
+        SpQR(fit="weighted", second_group_size=64, outlier_bits=8, max_outlier_share=0.5),
+        SpQR(fit="weighted", group_size=32, outlier_threshold=None, order="identity"),
+    ],
+    ids=["gptq in another order", "2:4", "joint", "spqr", "spqr, searched", "spqr, no outliers"],
 )
 def test_a_method_with_the_kernel_is_the_method_without(emulation, monkeypatch, method):  # noqa: F811
     """Three blocks, the last one short; two linears of one input, of which each loses its share."""
@@ -151,12 +159,16 @@ def test_a_method_with_the_kernel_is_the_method_without(emulation, monkeypatch, 
     current = {name: Dense(weight.bfloat16()) for name, weight in weights.items()}
     problem = Problem(weights, current, InputStatistics.from_inputs(x, frozenset({"hessian"})), torch.bfloat16)
     without = method.compress(problem)
-    kernel = replace(registry.OPS["walk_block"][0], supports=lambda signature, device: (True, ""))
-    monkeypatch.setitem(registry.OPS, "walk_block", (kernel,))
-    fused = method.compress(problem)
-    for name, weight in without.items():
-        ours, theirs = fused[name].weight.dequantize(), weight.weight.dequantize()
-        kept = [each.weight.support for each in (fused[name], weight)]
-        assert kept[0] is None or kept[0].sum() == kept[1].sum()
-        assert ((ours - theirs).abs() > 1e-3 * theirs.abs()).float().mean() < 0.1  # one tie moves what follows in its row
-        assert fused[name].facts["relative_error"] == pytest.approx(weight.facts["relative_error"], rel=0.01)
+    for kernel in registry.OPS["walk_block"]:
+        runs = replace(kernel, name=f"{kernel.name}, asked for", supports=lambda signature, device: (True, ""))
+        monkeypatch.setitem(registry.OPS, "walk_block", (runs,))
+        fused = method.compress(problem)
+        for name, weight in without.items():
+            ours, theirs = fused[name].weight.dequantize(), weight.weight.dequantize()
+            kept = [each.weight.support for each in (fused[name], weight)]
+            assert kept[0] is None or kept[0].sum() == kept[1].sum()
+            differs = ((ours - theirs).abs() > 1e-3 * theirs.abs()).float().mean()
+            assert differs < (
+                0.5 if isinstance(method, SpQR) else 0.1
+            )  # a tie moves what follows in its row, or its second group
+            assert fused[name].facts["relative_error"] == pytest.approx(weight.facts["relative_error"], rel=0.01)

@@ -97,6 +97,9 @@ def cuda_walk(signature: Signature, device: torch.device) -> tuple[bool, str]:
         return False, f"groups of a multiple of 16 columns up to 128, not {size}"
     if signature.get("inputs", 0) % 4:
         return False, f"inputs in fours, not {signature['inputs']}"
+    second = signature.get("second_group_size", 1)
+    if second not in (1, 2, 4, 8, 16, 32, 64):
+        return False, f"second groups of a power of two of rows up to 64, not {second}"
     if of not in (0, 2, 4, 8, 16):
         return False, f"N of 2, 4, 8 or 16, not of {of}"
     if signature.get("how") == "least" and (any(rows % 32 for rows in signature["linears"]) or (size and 128 % size)):

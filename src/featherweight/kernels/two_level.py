@@ -29,6 +29,11 @@ class SecondLevel:
         """That of some groups."""
         return SecondLevel(self.scale_codes[groups], self.zero_codes[groups], self.scale_grids[groups], self.zero_grids[groups])
 
+    def take(self, other: SecondLevel) -> None:
+        """Copy what `other` holds."""
+        for name, tensor in vars(self).items():
+            tensor.copy_(getattr(other, name))
+
 
 @dataclass(frozen=True)
 class TwoLevelFitting:

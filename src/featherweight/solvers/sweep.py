@@ -179,10 +179,12 @@ class _Walk:
     def _all(self) -> Walking:
         """All columns, as kernels of whole blocks see them."""
         dtype, groups = self.grid.rounding, self.groups
+        fitting, second_level = self.decision.two_levels(groups) or (fitting_of(self.grid), None)
         return Walking(
             self.target, self.original, self.feedback, self.importance, groups.scale, groups.zero, self.codes, self.loss,
-            groups.size, fitting_of(self.grid), dtype if isinstance(dtype, torch.dtype) else torch.float32,
-            groups.of_walked.to(torch.int32) if groups.scattered else None,
+            groups.size, fitting, dtype if isinstance(dtype, torch.dtype) else torch.float32,
+            groups.of_walked.to(torch.int32) if groups.scattered else None, second_level,
+            self.decision.keeping(0, len(self.target)),
         )  # fmt: skip
 
     def _cut_out(self, start: int, stop: int, error: Tensor) -> Block:

@@ -27,24 +27,6 @@ DEVICE Grid with_scale(float scale, float low) {
     return grid;
 }
 
-// Over all warps, in one order.
-template <int COUNT, class Combine>
-DEVICE void combine(const Parts& parts, float (&value)[COUNT], Combine two) {
-    synchronize_block();
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) parts.value[(warp() * COUNT + i) * ROWS + lane()] = value[i];
-    synchronize_block();
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-        value[i] = parts.value[i * ROWS + lane()];
-        for (int other = 1; other < WARPS; other++) value[i] = two(value[i], parts.value[(other * COUNT + i) * ROWS + lane()]);
-    }
-}
-
-DEVICE float smaller(float a, float b) { return fminf(a, b); }
-DEVICE float larger(float a, float b) { return fmaxf(a, b); }
-DEVICE float sum_of(float a, float b) { return a + b; }
-
 struct Best {
     float error = as_float(0x7F800000u), mark = 1;
     Grid grid;
