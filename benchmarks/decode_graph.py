@@ -8,7 +8,8 @@ another; `streamed` is the rate at which a host that reads every token gets them
 blocks' linear layers, once as products that take norm, activation and sum along, and once with these as kernels of their own.
 `sampled_ms`, with `--sampled`, is a step that draws at temperature 0.8 with top-k 50 and top-p 0.95. `difference` is that of the
 first step's logits from the model's own forward, relative to their norm; `error` and `own_error`, with `--oracle`, are those of both
-from the model in float32. Kernels are compiled when first needed, minutes for many cases, unless `--together` does it side by side. Writes `decode_graph.csv` and `decode_graph.md`.
+from the model in float32. Kernels are compiled when first needed, which takes minutes for many cases, unless `--together` lets all
+cases do it side by side. Writes `decode_graph.csv` and `decode_graph.md`.
 """
 
 from __future__ import annotations
