@@ -145,11 +145,22 @@ def test_a_block_on_the_card(case):
         GPTQ(group_size=60, order="static"),
         SparseGPT(pattern="2:4"),
         SparseGPT(bits=4, group_size=32, fit="minmax"),
+        SparseGPT(bits=4, group_size=None),
+        SparseGPT(pattern="2:4", bits=3, group_size=None),
         SpQR(max_outlier_share=0.5),
         SpQR(fit="weighted", second_group_size=64, outlier_bits=8, max_outlier_share=0.5),
         SpQR(fit="weighted", group_size=32, outlier_threshold=None, order="identity"),
     ],
-    ids=["gptq in another order", "2:4", "joint", "spqr", "spqr, searched", "spqr, no outliers"],
+    ids=[
+        "gptq in another order",
+        "2:4",
+        "joint",
+        "whole rows",
+        "whole rows, 2:4",
+        "spqr",
+        "spqr, searched",
+        "spqr, no outliers",
+    ],
 )
 def test_a_method_with_the_kernel_is_the_method_without(emulation, monkeypatch, method):  # noqa: F811
     """Three blocks, the last one short; two linears of one input, of which each loses its share."""

@@ -93,7 +93,7 @@ def cuda_walk(signature: Signature, device: torch.device) -> tuple[bool, str]:
     if device.type != "cuda":
         return False, f"written for CUDA, not for {device.type}"
     size, of = signature.get("group_size", 0), signature.get("of", 0)
-    if size and not signature.get("scattered") and not (0 < size <= 128 and size % 16 == 0):
+    if size and not (0 < size <= 128 and size % 16 == 0):
         return False, f"groups of a multiple of 16 columns up to 128, not {size}"
     if signature.get("inputs", 0) % 4:
         return False, f"inputs in fours, not {signature['inputs']}"

@@ -27,8 +27,8 @@ def open_blocks(decision: Decision, grid: Grid, walking: Walking) -> WalkBlock |
     if not decision.in_blocks or (walking.fitting is None and grid.rounding not in DTYPES):
         return None
     dropping, (inputs, rows) = decision.dropping(), walking.target.shape
-    signature: dict[str, Any] = {"inputs": inputs, "rows": rows, "group_size": walking.size if walking.fitting else 0}
-    signature["scattered"] = walking.group_index is not None
+    fits = walking.fitting is not None and walking.group_index is None
+    signature: dict[str, Any] = {"inputs": inputs, "rows": rows, "group_size": walking.size if fits else 0}
     if isinstance(walking.fitting, TwoLevelFitting):
         signature["second_group_size"] = walking.fitting.second
     if dropping is not None:
