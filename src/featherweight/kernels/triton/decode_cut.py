@@ -69,6 +69,8 @@ def _add_up(
     wait_for_inputs(dependent)
     row, part = tl.program_id(0), tl.program_id(1)
     here, before = launch * batch, (launch - 1) * batch
+    lane = part * block + tl.arange(0, block)
+    raw = tl.load(logits + row.to(tl.int64) * vocabulary + lane, mask=lane < vocabulary, other=0.0)
     known, wanted, floor = tl.zeros([], tl.int64), tl.zeros([], tl.int64), tl.zeros([], tl.int64)
     if sums_before:
         known, wanted = next_digit(sums, prefixes, left, aim_before, before, row, digit_before, sums_before)
@@ -82,21 +84,20 @@ def _add_up(
         for other in range(1 + part, LAUNCHES, parts):
             place = (other * batch + row).to(tl.int64) * BINS + tl.arange(0, BINS)
             tl.store(sums + place, tl.zeros([BINS], tl.int64))
-    lane = part * block + tl.arange(0, block)
-    raw = tl.load(logits + row.to(tl.int64) * vocabulary + lane, mask=lane < vocabulary, other=0.0)
     value, key = raw.to(tl.float32), ordered(raw)
     if launch == 0:
         tl.store(maxima + row * parts + part, tl.max(tl.where(lane < vocabulary, value, float("-inf")), 0))
     inside = (lane < vocabulary) & (key >= floor) & ((key >> (BITS * (digits - digit))) == known)
     own = ((key >> (BITS * (digits - 1 - digit))) & (BINS - 1)).to(tl.int32)
-    place = sums + (here + row).to(tl.int64) * BINS + own
+    place = sums + (here + row).to(tl.int64) * BINS
     if sums_of == 1:
-        tl.atomic_add(place, tl.full([block], 1, tl.int64), mask=inside, sem="relaxed")
+        counts = tl.histogram(own, BINS, mask=inside)
+        tl.atomic_add(place + tl.arange(0, BINS), counts.to(tl.int64), mask=counts > 0, sem="relaxed")
     if sums_of == 2:
         slot = tl.arange(0, padded)
         most = tl.max(tl.load(maxima + row * parts + slot, mask=slot < parts, other=float("-inf"), cache_modifier=".cg"), 0)
         mass = (tl.exp((value - most) / tl.load(temperature)) * UNIT).to(tl.int64)
-        tl.atomic_add(place, mass, mask=inside, sem="relaxed")
+        tl.atomic_add(place + own, mass, mask=inside, sem="relaxed")
 
 
 def find_cut(logits: Tensor, chosen: Chosen, by: tuple[bool, bool]) -> dict[str, Any]:
