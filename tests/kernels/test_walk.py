@@ -25,6 +25,7 @@ GRIDS = [
     UniformGrid(4),
     UniformGrid(3, fit_by="weighted", scale_dtype=torch.bfloat16),
     UniformGrid(2, symmetric=True, fit_by="weighted"),
+    UniformGrid(3, fit_by="mse"),
 ]
 
 
@@ -118,6 +119,7 @@ CASES = [
     (128, 96, 64, GRIDS[0], ("layer", 0.5), torch.float32, [64, 32]),
     (128, 64, 128, None, ("layer", 0.3), torch.bfloat16, [32, 32]),
     (96, 32, 160, None, ("1:2",), torch.float16, None),
+    (64, 33, 32, GRIDS[3], None),
     (96, 33, 32, GRIDS[0], ("given",), torch.float32, None, True),
 ]
 

@@ -196,6 +196,8 @@ def cpu_fit(signature: Signature, device: torch.device) -> tuple[bool, str]:
 
     if device.type != "cpu":
         return False, f"written for CPUs, not for {device.type}"
+    if signature.get("fit") == "mse":
+        return False, "by the extremes or weighted, not by mse"
     reason = missing("fit")
     return not reason, reason or "every candidate of a group tried while it lies in the first cache"
 

@@ -20,7 +20,8 @@ ROWS, WARPS = 32, 4
 #: Digits of a score: as many values as the first has, as the others have, and as all have together.
 FIRST_DIGITS, NEXT_DIGITS, DIGITS = 2048, 1024, 4096
 
-FITS = {"minmax": 1, "weighted": 2}
+FITS = {"minmax": 1, "weighted": 2, "mse": 3}
+TWO_LEVELS = {"minmax": 4, "weighted": 5}
 SCALES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 ROUNDINGS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 DROPS = {"given": 1, "n of m": 2, "least": 3}
@@ -132,8 +133,9 @@ def _tell_two_levels(given: _Arguments, walking: Walking, fitting: TwoLevelFitti
 
 def _two_level_constants(fitting: TwoLevelFitting, keeping: Keeping | None) -> dict[str, int]:
     """What the source wants defined of a grid with two levels."""
+    by = "weighted" if fitting.weighted else "minmax"
     return {
-        "ROUND": 0, "FIT": 4 if fitting.weighted else 3, "LARGEST": fitting.largest_code, "SECOND": fitting.second,
+        "ROUND": 0, "FIT": TWO_LEVELS[by], "LARGEST": fitting.largest_code, "SECOND": fitting.second,
         "SCALE_LEVELS": fitting.scale_levels, "ZERO_LEVELS": fitting.zero_levels, "LEAVES_OUT": int(fitting.gain is not None),
         "TILE": max(ROWS, fitting.second), "OUTLIERS": int(keeping is not None), "NARROW": int(keeping is not None and keeping.narrow),
     }  # fmt: skip
@@ -175,7 +177,7 @@ def _shared_bytes(constants: dict[str, int]) -> int:
     subs = MOST // sub
     turns = [sub * rows, WARPS * rows + 3]
     if constants["FIT"] > 1:
-        turns.append(WARPS * (25 if constants["FIT"] == 4 else 18 if constants["SYMMETRIC"] else 9) * rows)
+        turns.append(WARPS * (25 if constants["FIT"] == 5 else 18 if constants["SYMMETRIC"] else 9) * rows)
     if constants["SCORES"]:
         turns.append(FIRST_DIGITS)
     grids = 3 * sub * rows if constants["SCATTERED"] else 0

@@ -3,12 +3,12 @@
 // ones of the block are off, each for a share of them, then the first warp decides them in its registers.
 //
 // Fixed when compiled: TILE (rows of a block of threads), SUB (columns at a time, 16 or 32), ROUND (0 to a grid, 1 bf16, 2 fp16, 3 fp32), FIT (0 scales are given or
-// there is no grid, 1 by the extremes, 2 weighted; two-level grids with real zeros 3 by the extremes, 4 weighted), SCATTERED (1: scales are given, and every column names its group), SYMMETRIC, LARGEST (code), SCALE (of stored scales: 0 fp16, 1 bf16, 2 fp32),
+// there is no grid, 1 by the extremes, 2 weighted, 3 by mse; two-level grids with real zeros 4 by the extremes, 5 weighted), SCATTERED (1: scales are given, and every column names its group), SYMMETRIC, LARGEST (code), SCALE (of stored scales: 0 fp16, 1 bf16, 2 fp32),
 // DROPS (0 nothing, 1 what is given, 2 all but KEEP of every OF, 3 the smallest by rank), FITTED (grids are fitted on 0 all
 // weights, 1 on those kept, 2 on those kept once they make up for what goes), SCORES (1: only write what dropping each costs),
 // OUTLIERS (1: weights whose rounding costs too much are kept beside their codes), NARROW (their residuals are float8_e5m2).
 #include "walk.cuh"
-#if FIT > 2
+#if FIT > 3
 #include "walk_two_level.cuh"
 #elif FIT > 0
 #include "walk_fit.cuh"
@@ -136,7 +136,7 @@ DEVICE Grid fit_group(const Arguments& given, const Parts& parts, int begin, int
         if (MADE_UP) walk_through<false, true>(given, parts, begin, end, Grid());
     }
 #endif
-#if FIT > 2
+#if FIT > 3
     Grid grid = fit_two_level(given, parts, begin, end, group);
 #else
     Grid grid = fit(parts, begin, end);

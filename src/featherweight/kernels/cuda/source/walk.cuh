@@ -81,7 +81,7 @@ DEVICE void load_columns(const Arguments& given, const Parts& parts) {
 
 // What values are divided by: scales that were stored by codes may be 0.
 constexpr float SMALLEST_DIVISOR = 1e-9f;
-DEVICE float divisor_of(float scale) { return FIT > 2 ? fmaxf(scale, SMALLEST_DIVISOR) : scale; }
+DEVICE float divisor_of(float scale) { return FIT > 3 ? fmaxf(scale, SMALLEST_DIVISOR) : scale; }
 
 struct Grid {
     float scale = 1, inverse = 1, zero = 0;
@@ -96,7 +96,7 @@ DEVICE float between(float value, float low, float high) { return fminf(fmaxf(va
 DEVICE float level_of(float value, const Grid& grid) {
     float quotient = value * grid.inverse;
     quotient = fmaf(fmaf(-quotient, divisor_of(grid.scale), value), grid.inverse, quotient);
-    if (FIT > 2) return nearest(between(quotient + grid.zero, 0, LARGEST)) - grid.zero;
+    if (FIT > 3) return nearest(between(quotient + grid.zero, 0, LARGEST)) - grid.zero;
     return nearest(between(quotient, -grid.zero, LARGEST - grid.zero));
 }
 

@@ -1,7 +1,7 @@
 // The two-level grid of a group of columns, by its extremes or by the searches of `featherweight.grids.two_level_search`, with likely
 // outliers left out of the fit: as kernels/triton/sweep_two_level.py. Every warp takes each fourth column of all rows.
 //
-// Fixed when compiled: FIT (3 by the extremes, 4 weighted), LEAVES_OUT, SECOND (rows that share a second grid, at most ROWS),
+// Fixed when compiled: FIT (4 by the extremes, 5 weighted), LEAVES_OUT, SECOND (rows that share a second grid, at most ROWS),
 // SCALE_LEVELS, ZERO_LEVELS (largest code of a scale, of a zero).
 #pragma once
 #include "walk.cuh"
@@ -203,12 +203,12 @@ DEVICE Grid fit_two_level(const Arguments& given, const Parts& parts, int begin,
     synchronize_block();
     if (LEAVES_OUT) leave_out(given, parts, begin, end);
     Ends ends = ends_of(parts, begin, end);
-    Grid grid = FIT == 4 ? search_range(parts, begin, end, ends) : spanned(ends.low, ends.high);
+    Grid grid = FIT == 5 ? search_range(parts, begin, end, ends) : spanned(ends.low, ends.high);
     fill_empty(given, parts, ends.low == 0 && ends.high == 0, grid);
     long grids = (long)group * ((given.rows + SECOND - 1) / SECOND) * 2, row = (long)blockIdx.x * ROWS + lane();
     Second scale = store(given, parts, grid.scale, SCALE_LEVELS, given.scale_grids + grids);
     Second zero = store(given, parts, grid.zero, ZERO_LEVELS, given.zero_grids + grids);
-    if (FIT == 4) search_codes(parts, begin, end, scale, zero);
+    if (FIT == 5) search_codes(parts, begin, end, scale, zero);
     if (warp() == 0 && row < given.rows) {
         given.scale_codes[(long)group * given.rows + row] = (unsigned char)scale.code;
         given.zero_codes[(long)group * given.rows + row] = (unsigned char)zero.code;
