@@ -15,10 +15,23 @@ DEVICE word load_shared(word address) {
     return v;
 }
 
+// `bytes` (a multiple of 16) on their way to the second-level cache.
+DEVICE void prefetch(const void* address, int bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes) : "memory");
+}
+
 // All blocks of a cluster have written what others read in their shared memory.
 DEVICE void meet_blocks() {
     synchronize_block();
     synchronize_cluster();
+}
+
+// The same in two halves: what a thread wrote, to any block's shared memory, before it arrives is seen by all who have waited.
+DEVICE void arrive_in_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void wait_for_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+DEVICE void store_to_cluster(float* place, int rank, float value) {
+    asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nst.shared::cluster.f32 [there], %2;}" ::"r"(shared_address(place)),
+                 "r"(rank), "f"(value) : "memory");
 }
 
 // One number, or four, in the shared memory of a block of the cluster.
@@ -50,6 +63,12 @@ DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The same of bytes with sign.
+DEVICE void multiply_signed_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // sums[16 x 8] += a[16 x 8] b[8 x 8]: fp32 numbers of which the last 13 bits are not looked at.
 DEVICE void multiply_tf32(float (&c)[4], const word (&a)[4], word b0, word b1) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -59,6 +78,13 @@ DEVICE void multiply_tf32(float (&c)[4], const word (&a)[4], word b0, word b1) {
 DEVICE word load_byte(const unsigned char* address) {
     word v;
     asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(v) : "l"(address));
+    return v;
+}
+
+// A number that the kernel before may have written.
+DEVICE float load_float_now(const float* address) {
+    float v;
+    asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(address) : "memory");
     return v;
 }
 
