@@ -13,9 +13,14 @@ DEVICE void meet_blocks() {
 }
 DEVICE void arrive_in_cluster() { fibre_here->turn = arrive_at(cluster_barrier, cluster_threads); }
 DEVICE void wait_for_cluster() { wait_for_turn(cluster_barrier, fibre_here->turn); }
-DEVICE void store_to_cluster(float* place, int rank, float value) {
-    size_t offset = (const unsigned char*)place - fibre_here->shared;
-    *(float*)(cluster_memory[rank].data() + offset) = value;
+DEVICE void expect_bytes(unsigned long long* barrier, int bytes) { *barrier = bytes; }
+DEVICE void send_to_block(float* place, unsigned long long* barrier, int rank, float value) {
+    unsigned char* there = cluster_memory[rank].data();
+    *(float*)(there + ((unsigned char*)place - fibre_here->shared)) = value;
+    *(unsigned long long*)(there + ((unsigned char*)barrier - fibre_here->shared)) -= 4;
+}
+DEVICE void wait_for_bytes(unsigned long long* barrier) {
+    while (*barrier) swapcontext(&fibre_here->context, &scheduler);
 }
 DEVICE float load_float_now(const float* address) { return *address; }
 DEVICE float load_one_from_cluster(const float* place, int rank) {

@@ -114,7 +114,8 @@ class _Arguments(ctypes.Structure):
             "tiles", "slices", "rows", "tokens", "left_group", "output_type", "most_tiles", "sums_at", "right_group",
             "right_groups", "twos", "near",
         )),
-        ("residual", ctypes.c_float),
+        ("input", ctypes.c_void_p), ("input_signs", ctypes.c_void_p),
+        ("input_scale", ctypes.c_float), ("residual", ctypes.c_float),
     )  # fmt: skip
 
 
@@ -127,6 +128,14 @@ class _Values(ctypes.Structure):
         ),
         ("per_residual", ctypes.c_float),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Unrotated:
+    """One token's input `x [1, size]`, which blocks rotate, each for itself."""
+
+    x: Tensor
+    rotation: DeviceRotation
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,7 @@ def _columns(tokens: int) -> int:
 
 def _sum_bytes(tiles: int, tokens: int, weight: DeviceLattice, warps: int) -> int:
     """Shared memory of the sums of so many tiles, of the low-rank term, of what it multiplies, and of the rotation's factor."""
-    sums = tiles * 16 * _columns(tokens) * 16 * (5 if weight.bits > 2 else 3) + 80
+    sums = tiles * 16 * _columns(tokens) * 16 * (5 if weight.bits > 2 else 3) + 96
     sums += 0 if weight.blocks is None else 4 * weight.blocks.factor.numel()
     rank = 0 if weight.left is None else weight.left.rank
     shared = 0 if weight.ranks is None else tokens * 4 * (rank + 16 * warps * -(-rank // (16 * CLUSTER)))
@@ -189,25 +198,23 @@ def most_tokens(weight: DeviceLattice) -> int:
 
 
 def multiply_rotated(
-    x: Rotated, weight: DeviceLattice, dtype: torch.dtype, shape: Shape | None = None, overlapped: bool = True
+    x: Rotated | Unrotated, weight: DeviceLattice, dtype: torch.dtype, shape: Shape | None = None, overlapped: bool = True
 ) -> Tensor:
     """The products of up to 16 tokens, `[splits, tokens, out]`; of several splits the sum is meant."""
-    tiles, slices = weight.codes.shape[:2]
-    tokens, device = x.steps.shape[0], x.planes.device
+    (tiles, slices), device = weight.codes.shape[:2], weight.codes.device
+    tokens = 1 if isinstance(x, Unrotated) else x.steps.shape[0]
     if shape is None:
         shape = shape_for(weight, tokens, driver.processors(device), dtype == torch.float32)
     output = torch.empty(shape.splits, tokens, weight.rows, dtype=dtype, device=device)
     arguments = _Arguments(left_group=1, right_group=1)
-    for name, tensor in (
-        ("codes", weight.codes), ("tables", weight.tables), ("scale", weight.scale), ("planes", x.planes),
-        ("steps", x.steps), ("output", output),
-    ):  # fmt: skip
+    for name, tensor in (("codes", weight.codes), ("tables", weight.tables), ("scale", weight.scale), ("output", output)):
         setattr(arguments, name, tensor.data_ptr())
     arguments.tiles, arguments.slices, arguments.rows, arguments.tokens = tiles, slices, weight.rows, tokens
     arguments.output_type, arguments.most_tiles = DTYPES[dtype], -(-tiles // shape.blocks)
     arguments.residual = weight.residual
     constants = {"BITS": weight.bits, "COLUMNS": _columns(tokens), "WARPS": shape.warps, "DEPTH": shape.depth}
-    constants |= _low_rank(arguments, weight, x.projected) | _rotation(arguments, weight.blocks)
+    constants |= _low_rank(arguments, weight, None if isinstance(x, Unrotated) else x.projected)
+    constants |= _rotation(arguments, weight.blocks) | _input(arguments, x)
     end = TABLE * (3 if weight.bits == 3 else 2)
     sums = _sum_bytes(arguments.most_tiles, tokens, weight, shape.warps)
     if sums > TABLE - 1024:
@@ -218,6 +225,26 @@ def multiply_rotated(
     grid = (shape.blocks // cluster, cluster, 1) if cluster > 1 else (shape.blocks, shape.splits, 1)
     function.launch(grid, (threads, 1, 1), end, [arguments], cluster=cluster, overlapped=overlapped)
     return output
+
+
+def blocks_rotate(x: Tensor, weight: DeviceRotated) -> bool:
+    """Whether blocks of the product can rotate `x [tokens, in]`: one token of 4096 or 8192."""
+    rotation, inner = weight.input, weight.inner
+    if len(x) > 1 or rotation.factor is not None or rotation.inverted or rotation.twos not in (12, 13) or weight.right is not None:
+        return False
+    shape = shape_for(inner, 1, driver.processors(x.device), weight.output is not None)
+    sums = _sum_bytes(-(-inner.codes.shape[0] // shape.blocks), 1, inner, shape.warps)
+    return shape.warps == 16 and sums + 6 * rotation.size <= TABLE - 1024
+
+
+def _input(arguments: _Arguments, x: Rotated | Unrotated) -> dict[str, int]:
+    """The input's arguments and constants."""
+    if isinstance(x, Rotated):
+        arguments.planes, arguments.steps = x.planes.data_ptr(), x.steps.data_ptr()
+        return {"INPUT": 0, "IN": 1}
+    arguments.input, arguments.input_signs = x.x.data_ptr(), x.rotation.signs.data_ptr()
+    arguments.input_scale = x.rotation.size**-0.5
+    return {"INPUT": x.rotation.twos, "IN": DTYPES[x.x.dtype]}
 
 
 def _low_rank(arguments: _Arguments, weight: DeviceLattice, projected: Tensor | None) -> dict[str, int]:
@@ -263,7 +290,9 @@ def values(weight: DeviceLattice, output: Tensor, first: int) -> None:
 
 def multiply(x: Tensor, weight: DeviceRotated, overlapped: bool = True) -> Tensor:
     """`x · Wᵀ [tokens, out]` for `x [tokens, in]` of up to `most_tokens`, in its dtype."""
-    rotated = rotate_for_product(x, weight.input, weight.right, overlapped)
+    rotated: Rotated | Unrotated = Unrotated(x, weight.input)
+    if not blocks_rotate(x, weight):
+        rotated = rotate_for_product(x, weight.input, weight.right, overlapped)
     if weight.output is None:
         return multiply_rotated(rotated, weight.inner, x.dtype, overlapped=overlapped)[0]
     product = multiply_rotated(rotated, weight.inner, torch.float32, overlapped=overlapped)

@@ -26,12 +26,34 @@ DEVICE void meet_blocks() {
     synchronize_cluster();
 }
 
-// The same in two halves: what a thread wrote, to any block's shared memory, before it arrives is seen by all who have waited.
-DEVICE void arrive_in_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-DEVICE void wait_for_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-DEVICE void store_to_cluster(float* place, int rank, float value) {
-    asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nst.shared::cluster.f32 [there], %2;}" ::"r"(shared_address(place)),
-                 "r"(rank), "f"(value) : "memory");
+// The same in two halves, for shared memory alone.
+DEVICE void arrive_in_cluster() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+DEVICE void wait_for_cluster() {
+    __syncwarp();
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// A barrier in shared memory on which so many bytes are to arrive from blocks of the cluster, once; a number sent to the same place of
+// another block, and its barrier; the wait for all of them.
+DEVICE void expect_bytes(unsigned long long* barrier, int bytes) {
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+DEVICE void send_to_block(float* place, unsigned long long* barrier, int rank, float value) {
+    asm volatile(
+        "{.reg .u32 there, counter;\nmapa.shared::cluster.u32 there, %0, %2;\nmapa.shared::cluster.u32 counter, %1, %2;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %3, [counter];}" ::"r"(shared_address(place)),
+        "r"(shared_address(barrier)), "r"(rank), "r"(as_word(value)) : "memory");
+}
+DEVICE void wait_for_bytes(unsigned long long* barrier) {
+    asm volatile(
+        "{\n .reg .pred done;\n"
+        "again:\n mbarrier.try_wait.parity.shared.b64 done, [%0], 0;\n"
+        " @done bra over;\n bra again;\nover:\n}" ::"r"(shared_address(barrier)) : "memory");
 }
 
 // One number, or four, in the shared memory of a block of the cluster.

@@ -13,8 +13,12 @@
 //
 // Fixed when compiled: BITS (2, 3, 4), COLUMNS (tokens in fours: 1, 2, 4), RANK (in loads), WARPS, DEPTH (items of a warp in flight),
 // HELPERS (warps for the low-rank term, 0 without), UNIT (rows in order that share its scales), CLUSTER (8 or 1), FACTOR and TWOS
-// (of the block's part of the rotation; 0 for none).
+// (of the block's part of the rotation; 0 for none), INPUT and IN (of one token's input that comes unrotated: the size's exponent, 0
+// where it does not, and 1 for bf16, 2 for fp16).
 #include "lattice_around.cuh"
+#if INPUT
+#include "lattice_input.cuh"
+#endif
 
 constexpr int AHEAD = 64;  // items of a warp
 
@@ -73,6 +77,7 @@ DEVICE void add_planes(int2 (&zero)[COLUMNS], const uint4 (&x)[4][COLUMNS], int 
 struct Places {
     int* sums;
     float *low_rank, *steps, *t;
+    unsigned long long* barrier;
     word* factor;
 
     DEVICE Places(unsigned char* shared, const Arguments& given) {
@@ -80,7 +85,8 @@ struct Places {
         sums = (int*)(shared + given.sums_at);
         low_rank = (float*)(sums + PARTS * 8 * COLUMNS * rows);
         steps = low_rank + (RANK ? 4 * COLUMNS * rows : 0);
-        factor = (word*)(steps + 16);
+        barrier = (unsigned long long*)(steps + 16);
+        factor = (word*)(barrier + 2);
         t = (float*)(factor + (FACTOR * ((FACTOR + 31) / 32) + 3) / 4 * 4);
     }
 };
@@ -102,9 +108,8 @@ DEVICE void add_low_rank(const Arguments& given, const Places& places, int block
     unsigned char* free = (unsigned char*)places.t;
 #if CLUSTER > 1
     Projection projection(places.t, given);
-    if (warp == 0) projection.share(places.steps, lane);
-    arrive_in_cluster();
-    wait_for_cluster();
+    if (warp == 0) projection.share(places.steps, places.barrier, lane);
+    wait_for_bytes(places.barrier);
     t = projection.t;
     free += given.tokens * (RANK + RANK_TILES * WARPS * 16) * 4;
 #endif
@@ -122,7 +127,6 @@ KERNEL void __launch_bounds__((WARPS + HELPERS) * 32, 1) lattice_multiply(Argume
     SHARED_MEMORY(shared);
     release_dependents();
 #if CLUSTER > 1
-    arrive_in_cluster();
     int block = blockIdx.x * CLUSTER + blockIdx.y, blocks = gridDim.x * CLUSTER, split = 0, splits = 1;
 #else
     int block = blockIdx.x, blocks = gridDim.x, split = blockIdx.y, splits = gridDim.y;
@@ -135,6 +139,10 @@ KERNEL void __launch_bounds__((WARPS + HELPERS) * 32, 1) lattice_multiply(Argume
     bool has_low_rank = RANK && split == 0;
     float scale = *given.scale / 32;  // half a nibble's step, and 16 in every sum
     Places places(shared, given);
+#if CLUSTER > 1
+    if (threadIdx.x == 0) expect_bytes(places.barrier, given.tokens * RANK * 4);
+    arrive_in_cluster();
+#endif
 
     // the first items are on their way while tables are spread and while the input is still being made, others to the second-level cache
     int tile = tiles ? begin % tiles : 0, slice = tiles ? begin / tiles : 0, ahead_tile = tile, stride = given.slices * (BITS * 32);
@@ -151,6 +159,10 @@ KERNEL void __launch_bounds__((WARPS + HELPERS) * 32, 1) lattice_multiply(Argume
         if (i < left) fetch(ring[i]);
     for (int i = begin + DEPTH + lane; i < begin + min(left, AHEAD); i += 32)
         prefetch(given.codes + ((long)(first_tile + i % tiles) * given.slices + first_slice + i / tiles) * (BITS * 32), BITS * 512);
+#if INPUT
+    Input input;
+    if (warp < WARPS) input.load_signs(given);
+#endif
 #if CLUSTER > 1
     Right right;
     if (warp < WARPS) right.load(given, blockIdx.y, warp, lane);
@@ -161,7 +173,13 @@ KERNEL void __launch_bounds__((WARPS + HELPERS) * 32, 1) lattice_multiply(Argume
         for (int i = threadIdx.x; i < FACTOR * ((FACTOR + 31) / 32); i += blockDim.x) places.factor[i] = given.factor[i];
     wait_for_inputs();
 
+#if INPUT
+    float* values = (float*)(shared + TABLE - 1024 - 6 * SIZE);  // below the tables, wherever these are
+    given.planes = (const uint4*)(values + SIZE);
+    if (warp < WARPS) input.turn(given, values, (unsigned char*)(values + SIZE), places.t, places.steps, warp, lane);
+#else
     if (threadIdx.x < given.tokens) places.steps[threadIdx.x] = given.steps[threadIdx.x];
+#endif
     uint4 x[4][COLUMNS];
     int2 zero[COLUMNS];
 #if CLUSTER > 1
@@ -175,7 +193,6 @@ KERNEL void __launch_bounds__((WARPS + HELPERS) * 32, 1) lattice_multiply(Argume
     synchronize_block();
 #if CLUSTER > 1
     wait_for_cluster();
-    if (warp < WARPS) arrive_in_cluster();
 #endif
     #if RANK
     if (has_low_rank && warp >= WARPS) add_low_rank(given, places, block, first_tile, tiles, warp - WARPS, lane);
@@ -202,9 +219,6 @@ KERNEL void __launch_bounds__((WARPS + HELPERS) * 32, 1) lattice_multiply(Argume
             left--;
         }
     }
-#if CLUSTER > 1
-    if (warp < WARPS) wait_for_cluster();
-#endif
     synchronize_block();
     auto value = [&](int token, int row) { return value_of(given, places, scale, token, row, has_low_rank); };
 #if FACTOR

@@ -25,6 +25,9 @@ struct Arguments {
     const word* factor;            // [FACTOR][FACTOR / 32]: signs of what the block's part of the rotation is, beside neighbours
     void* output;                  // [splits][tokens][rows]; with FACTOR [tokens][blocks][FACTOR << TWOS]
     int tiles, slices, rows, tokens, left_group, output_type, most_tiles, sums_at, right_group, right_groups, twos, near;
+    const void* input;             // [1][2^INPUT], of which planes and steps are made here
+    const unsigned char* input_signs;
+    float input_scale;             // 1 / sqrt(size)
     float residual;                // what the second codeword is divided by
 };
 

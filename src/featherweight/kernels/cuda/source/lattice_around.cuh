@@ -73,7 +73,7 @@ struct Projection {
                 }
     }
 
-    DEVICE void share(const float* steps, int lane) const {
+    DEVICE void share(const float* steps, unsigned long long* barrier, int lane) const {
         for (int i = 0; i < RANK_TILES; i++) {
             int tile = block + i * CLUSTER;
             for (int at = lane; at < tokens * 16 && tile * 16 < RANK; at += 32) {
@@ -82,7 +82,7 @@ struct Projection {
                 for (int warp = 0; warp < WARPS; warp++) sum += partials[(i * WARPS + warp) * tokens * 16 + at];
                 sum *= steps[at / 16] / 16;
 #pragma unroll
-                for (int to = 0; to < CLUSTER; to++) store_to_cluster(t + at / 16 * RANK + tile * 16 + at % 16, to, sum);
+                for (int to = 0; to < CLUSTER; to++) send_to_block(t + at / 16 * RANK + tile * 16 + at % 16, barrier, to, sum);
             }
         }
     }
