@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from featherweight.errors import FeatherweightError
-from featherweight.kernels.cuda import bitmap, stream, two_level, two_of_four
+from featherweight.kernels.cuda import bitmap, bitmap_codes, stream, two_level, two_of_four
 from featherweight.kernels.cuda.sparse_list import SparseParts
 from featherweight.kernels.cuda.stream import Chunked
 from featherweight.kernels.cuda.two_level import TwoLevelParts
@@ -91,7 +91,7 @@ def two_level_storages(n: int, k: int, device: str) -> Iterator[Storage]:
 
 
 def sparse_storages(n: int, k: int, device: str) -> Iterator[Storage]:
-    """2:4 as 4-bit codes in groups of 128 and as bf16 values; half of all values in bf16 with a bitmap."""
+    """2:4 as 4-bit codes in groups of 128 and as bf16 values; half of all values, or codes, with a bitmap."""
     generator = torch.Generator(device).manual_seed(n + k)
     chosen = torch.rand(n, k // 4, 4, generator=generator, device=device).topk(2, -1).indices
     mask = torch.zeros(n, k // 4, 4, dtype=torch.bool, device=device).scatter_(2, chosen, True).view(n, k)
@@ -99,18 +99,20 @@ def sparse_storages(n: int, k: int, device: str) -> Iterator[Storage]:
     values = torch.randn(n, k, generator=generator, device=device).bfloat16() / 64
     codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, generator=generator, device=device)
     scales = (0.002 + 0.003 * torch.rand(n, k // 128, generator=generator, device=device)).half()
-    decoded = (codes.float() - 8) * scales.float().repeat_interleave(128, 1) * mask
+    decoded = (codes.float() - 8) * scales.float().repeat_interleave(128, 1)
     any_mask = torch.rand(n, k, generator=generator, device=device) < 0.5
 
     def product(module: Any, weight: Any) -> Callable[..., Tensor]:
         return lambda x, chunked, y, shape: module.multiply(x, replace(weight, chunked=chunked), None, y, shape)
 
     by_codes = two_of_four.encode_codes(codes[mask].view(n, k // 2), places, scales, None, 128)
-    yield "2:4, 4 bits", by_codes.chunked, product(two_of_four, by_codes), decoded
+    yield "2:4, 4 bits", by_codes.chunked, product(two_of_four, by_codes), decoded * mask
     by_values = two_of_four.encode_values(values[mask].view(n, k // 2), places)
     yield "2:4, bf16", by_values.chunked, product(two_of_four, by_values), values.float() * mask
     by_bits = bitmap.encode(values, any_mask)
     yield "bitmap 50 %, bf16", by_bits.chunked, product(bitmap, by_bits), values.float() * any_mask
+    kept = bitmap_codes.encode(codes, any_mask, scales, None, 128)
+    yield "bitmap 50 %, 4 bits", kept.chunked, product(bitmap_codes, kept), decoded * any_mask
 
 
 def cases(storages: Sequence[Storage], x: Tensor, cuts: Sequence[tuple[int, ...]]) -> list[Case]:

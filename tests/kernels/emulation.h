@@ -85,6 +85,7 @@ DEVICE float load_from_block(const float* place, int rank) {
 }
 
 DEVICE uint4 load_stream(const uint4* address) { return *address; }
+DEVICE uint2 load_pair(const uint2* address) { return *address; }
 DEVICE uint4 load_now(const void* address) { return *(const uint4*)address; }
 DEVICE word load_word(const void* address) { return *(const word*)address; }
 DEVICE word load_half_word(const void* address) { return *(const half_word*)address; }

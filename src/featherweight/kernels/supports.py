@@ -41,6 +41,17 @@ def in_chunks(storage: str) -> Support:
     return lambda signature, device: on_hopper(storage, signature, device)
 
 
+def in_bits(storage: str) -> Support:
+    """The same, where the module knows how many bits a weight takes on the card."""
+
+    def supports(signature: Signature, device: torch.device) -> tuple[bool, str]:
+        runs, reason = on_hopper(storage, signature, device)
+        module = importlib.import_module(f"featherweight.kernels.cuda.{storage}")
+        return runs, f"{reason}; {module.resident_bits(signature):.2f} bits a weight stay on the card" if runs else reason
+
+    return supports
+
+
 def on_hopper(storage: str, signature: Signature, device: torch.device) -> tuple[bool, str]:
     """What a module of `kernels/cuda` reads, on Hopper and later, where a compiler is at hand."""
     if "kind" not in signature:
