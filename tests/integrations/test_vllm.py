@@ -21,16 +21,19 @@ STEPS: dict[str, list[dict[str, Any]]] = {
     "masked": [{"method": "magnitude", "pattern": "2:4"}, {"method": "rtn", "bits": 4, "group_size": 32}],
     "low rank": [{"method": "rtn", "bits": 3, "group_size": 32}, {"method": "low-rank", "rank": 8, "factor_iterations": 1}],
     "rotated": [{"method": "quip", "bits": 2, "passes": 1}],
+    "rounded input": [{"method": "rtn", "bits": 8, "group_size": None, "symmetric": True}, {"method": "round-input"}],
+    "floating": [{"method": "rtn", "grid": "nvfp4"}],
 }
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("kind", STEPS)
-def test_the_same_tokens_as_transformers(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_same_tokens_as_transformers(kind: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     vllm = pytest.importorskip("vllm")
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     folder = fw.compress(fw.plan("demo", {"name": "r", "steps": STEPS[kind]}, changes=SMALL), tmp_path / "out").folder
-    engine = vllm.LLM(str(folder), enforce_eager=True, max_model_len=128, dtype="float32")
+    engine = vllm.LLM(str(folder), enforce_eager=True, max_model_len=128, dtype="float32", tensor_parallel_size=ranks)
     asked = vllm.SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
     found = list(engine.generate({"prompt_token_ids": PROMPT}, asked)[0].outputs[0].token_ids)
     ours = fw.load(folder, dtype=torch.float32).generate(
