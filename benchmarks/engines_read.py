@@ -147,6 +147,7 @@ ARITHMETIC: dict[str, tuple[str, Callable[[Any], None]]] = {
     "8-bit inputs, groups of 32": ("float32", rounding(grouped)),
     "8-bit inputs, 127.5 steps": ("float32", rounding(by_token(127.5))),
     "8-bit inputs, float32": ("float32", rounding(by_token(127))),
+    "8-bit inputs, float16": ("float16", rounding(by_token(127))),
     "8-bit inputs, bfloat16": ("bfloat16", rounding(by_token(127))),
 }
 
