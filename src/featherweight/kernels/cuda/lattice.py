@@ -230,7 +230,13 @@ def multiply_rotated(
 def blocks_rotate(x: Tensor, weight: DeviceRotated) -> bool:
     """Whether blocks of the product can rotate `x [tokens, in]`: one token of 4096 or 8192."""
     rotation, inner = weight.input, weight.inner
-    if len(x) > 1 or rotation.factor is not None or rotation.inverted or rotation.twos not in (12, 13) or weight.right is not None:
+    if (
+        len(x) > 1
+        or rotation.factor is not None
+        or rotation.inverted
+        or rotation.twos not in (12, 13)
+        or weight.right is not None
+    ):
         return False
     shape = shape_for(inner, 1, driver.processors(x.device), weight.output is not None)
     sums = _sum_bytes(-(-inner.codes.shape[0] // shape.blocks), 1, inner, shape.warps)
