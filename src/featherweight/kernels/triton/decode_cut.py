@@ -1,7 +1,8 @@
 """The smallest logit that top-k and top-p leave, found without the host: eleven bits of it in every launch, by counts or by masses.
 
 A logit is kept if fewer than k are larger, and if those larger than it have less than p of the mass of all that top-k keeps.
-Masses are added up as integers, so that their order does not matter and a replay finds what the first run found.
+Most are smaller than k others of their own part, and are not even counted. Masses are added up as integers, so that their order
+does not matter and a replay finds what the first run found.
 """
 
 from __future__ import annotations
@@ -59,6 +60,15 @@ def next_digit(sums, prefixes, left, aim, slot, row, digit, sums_of: tl.constexp
     return known * BINS + found, wanted - above
 
 
+@triton.jit
+def smallest_wanted(value, count, block: tl.constexpr):
+    """No larger than the `count`-th largest of a part: of every eight the largest, of these the `count`-th; −∞ where they are fewer."""
+    tops = tl.max(tl.reshape(value, [block // 8, 8]), 1)
+    larger = tl.sum((tops[None, :] > tops[:, None]).to(tl.float32), 1)
+    bound = tl.min(tl.where(larger < count, tops, float("inf")), 0)
+    return tl.where(count > block // 8, float("-inf"), bound)
+
+
 @triton.jit(do_not_specialize=["launch", "digit", "digit_before"])
 def _add_up(
     logits, temperature, aim_before, sums, maxima, prefixes, left, floors, vocabulary, batch, parts, launch, digit, digit_before,
@@ -91,8 +101,8 @@ def _add_up(
     own = ((key >> (BITS * (digits - 1 - digit))) & (BINS - 1)).to(tl.int32)
     place = sums + (here + row).to(tl.int64) * BINS
     if sums_of == 1:
-        counts = tl.histogram(own, BINS, mask=inside)
-        tl.atomic_add(place + tl.arange(0, BINS), counts.to(tl.int64), mask=counts > 0, sem="relaxed")
+        inside &= value >= smallest_wanted(tl.where(lane < vocabulary, value, float("-inf")), tl.load(aim_before), block)
+        tl.atomic_add(place + own, tl.full([block], 1, tl.int64), mask=inside, sem="relaxed")
     if sums_of == 2:
         slot = tl.arange(0, padded)
         most = tl.max(tl.load(maxima + row * parts + slot, mask=slot < parts, other=float("-inf"), cache_modifier=".cg"), 0)
