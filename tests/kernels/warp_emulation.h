@@ -27,6 +27,29 @@ DEVICE word transpose(word value) {
 }
 DEVICE void multiply_unsigned(int (&c)[4], const word (&a)[4], word b0, word b1) { multiply_byte_matrices<uint8_t>(c, a, b0, b1); }
 DEVICE void multiply_signed(int (&c)[4], const word (&a)[4], word b0, word b1) { multiply_byte_matrices<int8_t>(c, a, b0, b1); }
+DEVICE word word_of_row(const unsigned char* row, int matrix) {
+    return ((const word*)of_lane(row, 8 * matrix + fibre_here->lane / 4))[fibre_here->lane % 4];
+}
+DEVICE void load_rows(word (&d)[4], const unsigned char* row) {
+    for (int matrix = 0; matrix < 4; matrix++) d[matrix] = word_of_row(row, matrix);
+}
+DEVICE void load_rows(word& first, word& second, const unsigned char* row) { first = word_of_row(row, 0), second = word_of_row(row, 1); }
+DEVICE void count_common(int (&c)[4], const word (&a)[4], word b0, word b1) {
+    auto& words = fibre_here->warp->words;
+    int lane = fibre_here->lane;
+    for (int i = 0; i < 4; i++) words[lane][i] = a[i];
+    words[lane][4] = b0;
+    words[lane][5] = b1;
+    synchronize_warp();
+    for (int part = 0; part < 4; part++) {
+        int row = lane / 4, column = lane % 4 * 2 + part % 2;
+        for (int k = 0; k < 8; k++) {
+            c[part] += __builtin_popcount(words[row * 4 + k % 4][part / 2 + k / 4 * 2] & words[column * 4 + k % 4][4 + k / 4]);
+        }
+    }
+    synchronize_warp();
+}
+DEVICE void count_common(int (&c)[4], word a0, word a1, word b0) { count_common(c, {a0, a1, 0, 0}, b0, 0); }
 DEVICE void multiply_short_bf16(float (&c)[4], word a0, word a1, word b) { multiply_bf16(c, {a0, a1, 0, 0}, b, 0); }
 DEVICE void multiply_short_fp16(float (&c)[4], word a0, word a1, word b) { multiply_fp16(c, {a0, a1, 0, 0}, b, 0); }
 DEVICE word pair_bf16(float low, float high) { return to_bf16(low) | (word)to_bf16(high) << 16; }

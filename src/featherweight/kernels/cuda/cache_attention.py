@@ -160,8 +160,8 @@ def _prepare(
         projection = keys.constants["projection"]
         constant, length = unbiased(keys.settings, len(projection)), side.constants["SKETCH"]
         if side.constants["OUTLIERS"]:
-            given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], constant).data_ptr()
-        constant, reach = constant / length, 6.0 * (2 if side.constants["OUTLIERS"] else 128)
+            given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], keys.exact.dtype).data_ptr()
+        constant, reach = constant / length, 6.0
     elif side.constants["KEYS"] == 3:
         projection, tables = keys.constants["rotation"], rotated_tables(keys.constants, keys.exact.dtype)
         given.table, constant, reach = tables.keys.data_ptr(), tables.unit / 2, 1.0

@@ -9,14 +9,12 @@ constexpr int KEY_BYTES = HEAD_DIM * KEY_BITS / 8, PRODUCTS = 4;
 constexpr int KEY_CODES = 0, KEY_GAINS = STAGE * KEY_BYTES, KEY_MEANS = KEY_GAINS + STAGE * 2;
 constexpr int KEY_STAGE = KEY_MEANS + (KEY_GROUP ? 2 * HEAD_DIM : 0);
 constexpr int LANE_BYTES = PRODUCTS * 2 * 4, SKETCH = HEAD_DIM;
-constexpr int PREPARED_FACTORS = 32 * LANE_BYTES, PREPARED_QUERY = PREPARED_FACTORS + HEADS * 2 * 4;
-constexpr int PREPARED = PREPARED_QUERY + HEADS * 2 * HEAD_DIM * 2;
-constexpr float BYTE = 1.0f;  // what a unit of a level counts
+constexpr int PREPARED_FACTORS = 32 * LANE_BYTES, PREPARED = PREPARED_FACTORS + HEADS * 2 * 4;
+constexpr float LARGEST = 32500.0f, UNIT = 1.0f;  // of the query's integers; what one of a sum counts
 
 // Where coordinate `index` of the rotated query goes: lane quarter, and its byte.
 struct Place {
     int quarter, byte;
-    float times = 1.0f;
     DEVICE explicit Place(int index) {
         if (KEY_BITS == 3) {  // field f of word w: product f % 4, half f / 8, byte 2 (f / 4 % 2) + w % 2
             const int field = index / 8, word_at = index % 8;

@@ -9,14 +9,12 @@ constexpr int PRODUCTS = 4, KEY_GROUPS = HEAD_DIM / KEY_GROUP;
 constexpr int KEY_CODES = 0, KEY_SCALES = STAGE * HEAD_DIM, KEY_MINIMA = KEY_SCALES + STAGE * 2 * KEY_GROUPS;
 constexpr int KEY_STAGE = KEY_MINIMA + STAGE * 2 * KEY_GROUPS;
 constexpr int LANE_BYTES = PRODUCTS * 2 * 4, SKETCH = HEAD_DIM;
-constexpr int PREPARED_FACTORS = 32 * LANE_BYTES, PREPARED_QUERY = PREPARED_FACTORS + HEADS * 2 * 4;
-constexpr int PREPARED = PREPARED_QUERY + HEADS * 2 * HEAD_DIM * 2;
-constexpr float BYTE = 1.0f;  // what a unit of a code counts
+constexpr int PREPARED_FACTORS = 32 * LANE_BYTES, PREPARED = PREPARED_FACTORS + HEADS * 2 * 4;
+constexpr float LARGEST = 32500.0f, UNIT = 1.0f;  // of the query's integers; what one of a sum counts
 
 // Where channel `index` of the query goes: product index / 32, of which a quarter has 8 channels, half by half.
 struct Place {
     int quarter, byte;
-    float times = 1.0f;
     DEVICE explicit Place(int index) : quarter(index % 32 / 8), byte((index / 32 * 2 + index % 8 / 4) * 4 + index % 4) {}
 };
 

@@ -38,6 +38,26 @@ DEVICE void multiply_signed(int (&c)[4], const word (&a)[4], word b0, word b1) {
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Matrices of 8 rows of 16 bytes in shared memory, of which a lane gets word lane % 4 of row lane / 4; lane 8 m + r names row r of matrix m.
+DEVICE void load_rows(word (&d)[4], const unsigned char* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"((word)__cvta_generic_to_shared(row)) : "memory");
+}
+DEVICE void load_rows(word& first, word& second, const unsigned char* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(first), "=r"(second) : "r"((word)__cvta_generic_to_shared(row)) : "memory");
+}
+
+// counts[16 x 8] += bits that rows of a[16 x 256] and columns of b[256 x 8] have in common; and for 128 bits.
+DEVICE void count_common(int (&c)[4], const word (&a)[4], word b0, word b1) {
+    asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+DEVICE void count_common(int (&c)[4], word a0, word a1, word b0) {
+    asm("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(b0));
+}
+
 // sums[16 x 8] += a[16 x 8] b[8 x 8].
 DEVICE void multiply_short_bf16(float (&c)[4], word a0, word a1, word b0) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
