@@ -5,11 +5,16 @@
 // those of tokens `token_of(row)` and 8 more, for query head `quarter`. Weights go in with tokens along the sum, in pairs
 // `quarter`, 7 - quarter, and 8 + quarter, 15 - quarter; so no shared memory bank is asked for twice at once.
 //
-// Fixed when compiled: NUMBER (0 bf16, 1 fp16), HEAD_DIM, and what the codecs name.
+// Fixed when compiled: NUMBER (0 bf16, 1 fp16), HEAD_DIM, WARPS that share tokens, and what the codecs name.
 #pragma once
 #include "warp.cuh"
 
-constexpr int STAGE = 32, HEADS = 4, TILES = HEAD_DIM / 16;
+#ifdef WARPS
+constexpr int TURNS = WARPS;
+#else
+constexpr int TURNS = 1;
+#endif
+constexpr int STAGE = 32, HEADS = 4, TILES = HEAD_DIM / 16, STRIDE = TURNS * STAGE;  // STRIDE: tokens from a warp's stage to its next
 constexpr float LOWEST = -1e30f;
 
 // Tokens of all sequences and key heads: bytes from one to the next, of entries that follow each other.
@@ -111,7 +116,7 @@ struct Feed {
                 copy_to_shared(shared + 16 * lane + chunk, source + chunk, WHOLE || chunk + 16 * lane < left * BYTES);
             }
         }
-        source += STAGE * BYTES;
+        source += STRIDE * BYTES;
     }
 };
 

@@ -1,8 +1,8 @@
 // Softmax attention of one token over keys and values of which the oldest are in code, all query heads of a key head together.
 //
 // Grid: parts, key heads times blocks of HEADS query heads, sequences. Part 0 reads the tokens whose values are exact, and the
-// first ones; all parts, or all others, share the rest, a run of stages to each warp. A warp keeps its own maximum and sums and copies its
-// next stages in the background. Warps are added up in shared memory, parts by the last of them to finish.
+// first ones; all parts, or all others, share the rest, a run of stages each, of which its warps take turns. A warp keeps its own maximum
+// and sums and copies its next stages in the background. Warps are added up in shared memory, parts by the last of them to finish.
 //
 // Fixed when compiled: WARPS, DEPTH (stages of a warp in shared memory), RESIDENT, MASKED, KEYS and VALUES (which codec).
 #if KEYS == 1
@@ -106,7 +106,7 @@ struct Ring {
                 keys.copy<false>(next, left + walk.coded_keys - walk.coded_values, walk.lane);
                 values.copy<false>(next + VALUES_AT, left, walk.lane);
             }
-            left -= STAGE;
+            left -= STRIDE;
         }
         next = after(next);
         close_copies();
@@ -116,22 +116,22 @@ struct Ring {
     }
 };
 
-// Stages [begin, end) of coded values by one warp; `shared` holds DEPTH stages.
+// Every WARPS-th stage of [begin, end) of coded values by one warp; `shared` holds DEPTH stages.
 DEVICE void walk_coded(Walk& walk, Values& values, const Arguments& a, unsigned char* shared, int begin, int end) {
     Ring ring;
     ring.begin(walk, a, shared, begin);
-    for (int ahead = 0; ahead < DEPTH - 1; ahead++) ring.fetch(walk, begin + ahead < end);
+    for (int ahead = 0; ahead < DEPTH - 1; ahead++) ring.fetch(walk, begin + ahead * WARPS < end);
     if (PREPARED) wait_for_inputs();
     Keys keys;
     keys.begin(a, walk.prepared, walk.asked + walk.row * HEAD_DIM, walk.lane, walk.row, walk.quarter);
     if (begin < end) keys.seek(a, walk.sequence, walk.head, begin, walk.row, walk.quarter);
     unsigned char* place = shared;
     int left = walk.coded_values - begin * STAGE;
-    for (int stage = begin; stage < end; stage++) {
-        keys.fetch(a, walk.prepared, stage + 1 < end, walk.row, walk.quarter);
+    for (int stage = begin; stage < end; stage += WARPS) {
+        keys.fetch(a, walk.prepared, stage + WARPS < end, walk.row, walk.quarter);
         wait_for_copies<DEPTH - 2>();
         synchronize_warp();
-        ring.fetch(walk, stage + DEPTH - 1 < end);  // into the place of the stage before this one, which all lanes have read
+        ring.fetch(walk, stage + (DEPTH - 1) * WARPS < end);  // into the place of the stage before this one, which all lanes have read
         const bool edge = MASKED || left < STAGE || stage * STAGE < walk.first;
         if (edge && left < STAGE) {
             Values::clear(place + VALUES_AT, left, walk.lane);
@@ -142,7 +142,7 @@ DEVICE void walk_coded(Walk& walk, Values& values, const Arguments& a, unsigned 
         if (edge) walk.hide(x, stage * STAGE, walk.first, walk.coded_values);
         walk.add(values, place + VALUES_AT, x);
         place = ring.after(place);
-        left -= STAGE;
+        left -= STRIDE;
     }
 }
 
@@ -191,12 +191,11 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
     }
 }
 
-// The stage at which warp `mine` of `coding` parts begins. Where part 0 reads exact tokens as well, it has as much less in code.
+// The stage at which part `mine` of `coding` begins. Where part 0 reads exact tokens as well, it has as much less in code.
 DEVICE int share_of(const Walk& walk, const Arguments& a, int coding, int mine) {
     const int stages = (walk.coded_values + STAGE - 1) / STAGE, exact = (walk.tokens - walk.coded_values + STAGE - 1) / STAGE;
-    const int less = a.apart ? 0 : EXACT_COST * ((exact + WARPS - 1) / WARPS);
-    const long long even = ((long long)stages + less * WARPS) * mine / (coding * WARPS);
-    const long long begin = even - less * (mine < WARPS ? mine : WARPS);
+    const int less = a.apart ? 0 : EXACT_COST * ((exact + WARPS - 1) / WARPS * WARPS);
+    const long long begin = ((long long)stages + less) * mine / coding - (mine ? less : 0);
     return begin > 0 ? (int)begin : 0;
 }
 
@@ -250,10 +249,10 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
         walk.best = LOWEST, walk.weight = 0;
     }
     if (part >= a.apart) {
-        const int mine = (part - a.apart) * WARPS + warp;
+        const int mine = part - a.apart;
         Values values;
         values.begin(a);
-        walk_coded(walk, values, a, ring, share_of(walk, a, coding, mine), share_of(walk, a, coding, mine + 1));
+        walk_coded(walk, values, a, ring, share_of(walk, a, coding, mine) + warp, share_of(walk, a, coding, mine + 1));
         wait_for_copies<0>();
         keep(walk, values, states, partial + (1 + part - a.apart) * HEADS * STATE, warp);
     }

@@ -14,13 +14,13 @@ constexpr int KEY_EXTRA = NUMBER == 0 ? 96 : 4;
 struct KeyFeed {
     Feed<4 * KEY_WORDS> codes;
     const unsigned char *scales, *minima;
-    int stage_of_group;
+    int place;  // of the first token in its group
 
     DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
         codes.begin(a.keys[0], sequence, head, base, lane);
         scales = a.keys[1].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM + 16 * lane;
         minima = a.keys[2].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM + 16 * lane;
-        stage_of_group = base % KEY_GROUP / STAGE;
+        place = base % KEY_GROUP;
     }
     template <bool WHOLE>
     DEVICE void copy(unsigned char* stage, int left, int lane) {
@@ -29,9 +29,9 @@ struct KeyFeed {
             copy_to_shared(stage + KEY_SCALES + 16 * lane, scales, true);
             copy_to_shared(stage + KEY_MINIMA + 16 * lane, minima, true);
         }
-        if (KEY_GROUP == STAGE || ++stage_of_group == KEY_GROUP / STAGE) {
-            scales += 2 * HEAD_DIM, minima += 2 * HEAD_DIM, stage_of_group = 0;
-        }
+        const int groups = (place + STRIDE) / KEY_GROUP;
+        scales += 2 * HEAD_DIM * groups, minima += 2 * HEAD_DIM * groups;
+        place += STRIDE - groups * KEY_GROUP;
     }
 };
 

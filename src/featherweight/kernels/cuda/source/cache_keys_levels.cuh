@@ -30,14 +30,14 @@ struct KeyFeed {
     Feed<KEY_BYTES> codes;
     Feed<2> gains;
     const unsigned char* means;
-    int stage_of_group;
+    int place;  // of the first token in its group
 
     DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
         codes.begin(a.keys[0], sequence, head, base, lane);
         gains.begin(a.keys[1], sequence, head, base, lane);
         if constexpr (KEY_GROUP > 0) {
             means = a.keys[2].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM + 16 * lane;
-            stage_of_group = base % KEY_GROUP / STAGE;
+            place = base % KEY_GROUP;
         }
     }
     template <bool WHOLE>
@@ -46,7 +46,9 @@ struct KeyFeed {
         gains.copy<WHOLE>(stage + KEY_GAINS, left, lane);
         if constexpr (KEY_GROUP > 0) {
             if (16 * lane < 2 * HEAD_DIM) copy_to_shared(stage + KEY_MEANS + 16 * lane, means, true);
-            if (++stage_of_group == KEY_GROUP / STAGE) means += 2 * HEAD_DIM, stage_of_group = 0;
+            const int groups = (place + STRIDE) / KEY_GROUP;
+            means += 2 * HEAD_DIM * groups;
+            place += STRIDE - groups * KEY_GROUP;
         }
     }
 };

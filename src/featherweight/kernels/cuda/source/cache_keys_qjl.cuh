@@ -117,7 +117,7 @@ struct Outliers {
         }
         sums[0] = all[two & 255], sums[1] = all[two >> 8];
         first = query[two & 255], second = query[two >> 8];
-        channels += OUTLIERS;
+        channels += TURNS * OUTLIERS;
         if (more) ask(row, quarter);
     }
     DEVICE const uint4* row_of(const unsigned char* table, int bytes, int quarter) const {
