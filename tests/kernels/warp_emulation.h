@@ -61,4 +61,3 @@ DEVICE bool take_ticket(word* tickets, word count) {
     *tickets = last ? 0 : *tickets + 1;
     return last;
 }
-DEVICE void publish() {}

@@ -76,7 +76,8 @@ def key_side(part: CachePart, head_dim: int) -> Side:
         stage = STAGE * (sketch // 8 + 2) + (STAGE * (apart // 8 + 2) if apart else 0)
         names = ("signs", "norm", *(("outlier_signs", "outlier_norm", "outliers") if apart else ()))
         lane = -(-sketch // 128 * _PLANES // 2 // 4) * 16
-        return Side(constants, names, stage, 32 * lane + 8 * HEADS + 4 * HEADS * head_dim)
+        entries = (head_dim * 8 * HEADS * (2 if apart == sketch else 4)) if apart else 0
+        return Side(constants, names, stage, 32 * lane + 8 * HEADS + entries)
     if settings["codec"] == "rotated":
         group, packed = settings["group_size"] or 0, part.codes["codes"].shape[-1]
         constants = {"KEYS": 3, "KEY_BITS": settings["bits"], "KEY_GROUP": group}

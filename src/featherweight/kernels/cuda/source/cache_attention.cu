@@ -46,8 +46,9 @@ struct Walk {
         return true;
     }
 
+    // Scores become weights, two to a word, as products with values take them.
     template <class Sums>
-    DEVICE void add(Sums& sums, const unsigned char* values, const float (&x)[2][2]) {
+    DEVICE void weigh(word (&weights)[2][2], Sums& sums, const float (&x)[2][2]) {
         float factor;
         if (raise(x, factor)) sums.rescale(factor);
         const float shift = (float)EXTRA - best;
@@ -55,8 +56,15 @@ struct Walk {
         for (int tile = 0; tile < 2; tile++) {
             const float low = power(x[tile][0] + shift), high = power(x[tile][1] + shift);
             weight += low + high;
-            sums.add(values, tile, transpose(pair(low, low)), transpose(pair(high, high)), row, quarter);
+            weights[tile][0] = transpose(pair(low, low)), weights[tile][1] = transpose(pair(high, high));
         }
+    }
+    template <class Sums>
+    DEVICE void add(Sums& sums, const float (&x)[2][2]) {
+        word weights[2][2];
+        weigh(weights, sums, x);
+#pragma unroll
+        for (int tile = 0; tile < 2; tile++) sums.add(nullptr, tile, weights[tile][0], weights[tile][1], row, quarter);
     }
 
     // Tokens outside [begin, end), and those that the mask hides, get no weight.
@@ -116,7 +124,8 @@ struct Ring {
     }
 };
 
-// Every WARPS-th stage of [begin, end) of coded values by one warp; `shared` holds DEPTH stages.
+// Every WARPS-th stage of [begin, end) of coded values by one warp; `shared` holds DEPTH stages. Values of a stage are added while the
+// next one's scores are made, neither of which waits for the other.
 DEVICE void walk_coded(Walk& walk, Values& values, const Arguments& a, unsigned char* shared, int begin, int end) {
     Ring ring;
     ring.begin(walk, a, shared, begin);
@@ -125,25 +134,31 @@ DEVICE void walk_coded(Walk& walk, Values& values, const Arguments& a, unsigned 
     Keys keys;
     keys.begin(a, walk.prepared, walk.asked + walk.row * HEAD_DIM, walk.lane, walk.row, walk.quarter);
     if (begin < end) keys.seek(a, walk.sequence, walk.head, begin, walk.row, walk.quarter);
-    unsigned char* place = shared;
+    unsigned char *place = shared, *before = shared;
+    word weights[2][2] = {};  // of the stage before, none at first
     int left = walk.coded_values - begin * STAGE;
     for (int stage = begin; stage < end; stage += WARPS) {
         keys.fetch(a, walk.prepared, stage + WARPS < end, walk.row, walk.quarter);
         wait_for_copies<DEPTH - 2>();
         synchronize_warp();
-        ring.fetch(walk, stage + (DEPTH - 1) * WARPS < end);  // into the place of the stage before this one, which all lanes have read
         const bool edge = MASKED || left < STAGE || stage * STAGE < walk.first;
         if (edge && left < STAGE) {
             Values::clear(place + VALUES_AT, left, walk.lane);
             synchronize_warp();
         }
         float x[2][2];
-        keys.score(x, place, a, walk.prepared, walk.row, walk.quarter);
+        const auto add = [&](int tile) { values.add(before + VALUES_AT, tile, weights[tile][0], weights[tile][1], walk.row, walk.quarter); };
+        keys.score(x, place, a, walk.prepared, walk.row, walk.quarter, add);
+        synchronize_warp();
+        ring.fetch(walk, stage + (DEPTH - 1) * WARPS < end);  // into the place of the stage before, which all lanes have read
         if (edge) walk.hide(x, stage * STAGE, walk.first, walk.coded_values);
-        walk.add(values, place + VALUES_AT, x);
-        place = ring.after(place);
+        walk.weigh(weights, values, x);
+        before = place, place = ring.after(place);
         left -= STRIDE;
     }
+    if (begin >= end) return;
+#pragma unroll
+    for (int tile = 0; tile < 2; tile++) values.add(before + VALUES_AT, tile, weights[tile][0], weights[tile][1], walk.row, walk.quarter);
 }
 
 // The first tokens, and those from the first exact value on, of which the oldest keys may be in code.
@@ -158,7 +173,7 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
             score_exact(x, {a.first_keys.of(walk.sequence, walk.head), 0, walk.first, 0}, walk.asked, base, a.scaling, walk.row, walk.quarter);
             walk.hide(x, base, 0, walk.first);
             values.at({a.first_values.of(walk.sequence, walk.head), 0, walk.first, 0}, base);
-            walk.add(values, nullptr, x);
+            walk.add(values, x);
         }
     }
     for (int stage = begin + warp; stage < end; stage += WARPS) {
@@ -172,7 +187,7 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
             close_copies();
             wait_for_copies<0>();
             synchronize_warp();
-            keys.score(x, ring, a, walk.prepared, walk.row, walk.quarter);
+            keys.score(x, ring, a, walk.prepared, walk.row, walk.quarter, [](int) {});
             synchronize_warp();
         }
         if (base + STAGE > walk.coded_keys && walk.tokens > walk.coded_keys) {
@@ -187,7 +202,7 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
         }
         walk.hide(x, base, walk.coded_values > walk.first ? walk.coded_values : walk.first, walk.tokens);
         values.at({a.exact_values.of(walk.sequence, walk.head), walk.coded_values, walk.tokens, a.value_ring}, base);
-        walk.add(values, nullptr, x);
+        walk.add(values, x);
     }
 }
 
@@ -207,9 +222,8 @@ DEVICE void keep(const Walk& walk, const Sums& sums, float* states, float* slot,
     synchronize_block();
     if (warp < HEADS) {
         Total total;
-        total.add(states + warp * STATE, 0, WARPS, 1, HEADS * STATE, walk.lane, [](const float* at) { return *(const float4*)at; });
+        total.template add<WARPS>(states + warp * STATE, 0, WARPS, 1, HEADS * STATE, walk.lane, [](const float* at) { return *(const float4*)at; });
         total.store(slot + warp * STATE, walk.lane);
-        publish();
     }
     synchronize_block();
 }
@@ -217,6 +231,7 @@ DEVICE void keep(const Walk& walk, const Sums& sums, float* states, float* slot,
 KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid_constant__ Arguments a) {
     SHARED_MEMORY(shared);
     if (!PREPARED) wait_for_inputs();  // else the kernel before, which prepares the query, has waited for all others
+    release_dependents();
     const int warp = threadIdx.x / 32, part = blockIdx.x, parts = gridDim.x, blocks = (a.group + HEADS - 1) / HEADS;
     Walk walk;
     walk.lane = threadIdx.x % 32, walk.row = walk.lane / 4, walk.quarter = walk.lane % 4;

@@ -72,7 +72,8 @@ struct Keys {
     DEVICE void seek(const Arguments&, int, int, int, int, int) {}
     DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
 
-    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter) {
+    template <class Between>
+    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter, const Between& between) {
         word numbers[PAIRS];
         read_pairs(numbers, stage + KEY_MINIMA, quarter);
         float bias[4] = {};
@@ -98,6 +99,7 @@ struct Keys {
                 const word codes[4] = {field(upper, at), field(lower, at), field(upper, at + 1), field(lower, at + 1)};
                 multiply_tile(sums, codes, numbers[at], numbers[at + 1]);
             }
+            between(tile);
             x[tile][0] = sums[0] * unit + offset;
             x[tile][1] = sums[2] * unit + offset;
         }

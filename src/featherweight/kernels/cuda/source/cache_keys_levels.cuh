@@ -68,7 +68,8 @@ struct Keys {
     DEVICE void seek(const Arguments&, int, int, int, int, int) {}
     DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
 
-    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter) {
+    template <class Between>
+    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter, const Between& between) {
         float bias = 0;
         if constexpr (KEY_GROUP > 0) bias = product_with_means(stage + KEY_MEANS, quarter) * a.scaling;
         const half_word* gains = (const half_word*)(stage + KEY_GAINS);
@@ -77,6 +78,7 @@ struct Keys {
             const int token = 16 * tile + token_of(row);
             int sums[4] = {};
             multiply(sums, stage + KEY_CODES + token * KEY_BYTES, quarter);
+            between(tile);
             x[tile][0] = from_number(gains[token]) * ((float)(sums[0] * 256 + sums[1]) * factor) + bias;
             x[tile][1] = from_number(gains[token + 8]) * ((float)(sums[2] * 256 + sums[3]) * factor) + bias;
         }

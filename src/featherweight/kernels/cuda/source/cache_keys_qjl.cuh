@@ -16,9 +16,11 @@ constexpr int KEY_STAGE = KEY_APART_NORMS + (OUTLIERS ? STAGE * 2 : 0);
 constexpr int PLANES = 12, SLICES = PLANES / 2, TABLE_PLANES = 8;  // a slice: two planes of four heads
 constexpr int KEY_EXTRA = NUMBER == 0 ? 96 : 4;  // weights are held times 2^KEY_EXTRA
 constexpr float LARGEST = (1 << (PLANES - 1)) - 1, UNIT = two_to(SUBNORMAL - KEY_EXTRA);  // of the query's integers; what one of a sum counts
-// Of the prepared query: bits for each lane; of heads factor and offset; then weights of channels, high and low.
+// Of the prepared query: bits for each lane; of heads factor and offset; then of every channel for all eight columns, the heads' high and
+// low ones, a weight and the sums of its entries.
 constexpr int SKETCH_WORDS = (SLICES * SIGN_WORDS + 3) / 4 * 4, LANE_BYTES = 4 * SKETCH_WORDS, PREPARED_FACTORS = 32 * LANE_BYTES;
-constexpr int PREPARED_QUERY = PREPARED_FACTORS + HEADS * 2 * 4, PREPARED = PREPARED_QUERY + HEADS * 2 * HEAD_DIM * 2;
+constexpr int ENTRY = ALIKE ? 2 : 4, PREPARED_QUERY = PREPARED_FACTORS + HEADS * 2 * 4;  // ENTRY: words
+constexpr int PREPARED = PREPARED_QUERY + (OUTLIERS ? HEAD_DIM * 2 * HEADS * 4 * ENTRY : 0);
 // Of the table, for the sketch and then that of outliers: bits of channel, plane by plane, in chunks of 16 bytes of each quarter; then of
 // every channel the sum of its entries, high and low, for both sketches; then every channel's unit.
 constexpr int TABLE_ROW = TABLE_PLANES * SKETCH / 8, TABLE_APART_ROW = TABLE_PLANES * 16 * APART_WORDS, TABLE_APART = HEAD_DIM * TABLE_ROW;
@@ -95,37 +97,35 @@ struct KeyFeed {
 struct Outliers {
     static constexpr bool HELD = SIGN_WORDS <= 2;  // longer rows are read as they are used
     static constexpr int CHUNKS = TABLE_PLANES * SIGN_WORDS / 4;
-    const unsigned char* channels;
-    int mine, two, held;
+    const unsigned char *channels, *planes, *entries;  // this lane's
+    uint2 asked;
+    int held;
     uint4 chunks[HELD ? CHUNKS : 1];
-    uint2 sums[2];
-    half_word first, second;
-    word weights[TABLE_PLANES];
+    word first[ENTRY], second[ENTRY], weights[TABLE_PLANES];
 
-    DEVICE void seek(const Arguments& a, int sequence, int head, int stage, int row, int quarter) {
-        channels = a.keys[4].of(sequence, head) + (long long)stage * OUTLIERS;
-        ask(row, quarter);
+    DEVICE void begin(const Arguments& a, const unsigned char* prepared, int row, int quarter) {
+        planes = a.table + 16 * quarter, entries = prepared + PREPARED_QUERY + 4 * ENTRY * row;
     }
-    DEVICE void ask(int row, int quarter) { mine = channels[row], two = ((const half_word*)channels)[quarter]; }
-    DEVICE void fetch(const Arguments& a, const unsigned char* prepared, bool more, int row, int quarter) {
-        const half_word* query = (const half_word*)(prepared + PREPARED_QUERY) + row * HEAD_DIM;
-        const uint2* all = (const uint2*)(a.table + TABLE_SUMS);
-        held = mine;
+    DEVICE void seek(const Arguments& a, int sequence, int head, int stage) {
+        channels = a.keys[4].of(sequence, head) + (long long)stage * OUTLIERS;
+        asked = *(const uint2*)channels;
+    }
+    DEVICE void fetch(bool more, int row, int quarter) {
+        held = pick_bytes(asked.x, asked.y, row) & 255;
+        const word two = pick_bytes(asked.x, asked.y, 0x10 + 0x22 * quarter);
+        read_words(first, entries + (two & 255) * (8 * HEADS * ENTRY));
+        read_words(second, entries + (two >> 8 & 255) * (8 * HEADS * ENTRY));
         if constexpr (HELD) {
 #pragma unroll
-            for (int at = 0; at < CHUNKS; at++) chunks[at] = row_of(a.table, TABLE_ROW, quarter)[4 * at];
+            for (int at = 0; at < CHUNKS; at++) chunks[at] = row_of(0, TABLE_ROW)[4 * at];
         }
-        sums[0] = all[two & 255], sums[1] = all[two >> 8];
-        first = query[two & 255], second = query[two >> 8];
         channels += TURNS * OUTLIERS;
-        if (more) ask(row, quarter);
+        if (more) asked = *(const uint2*)channels;
     }
-    DEVICE const uint4* row_of(const unsigned char* table, int bytes, int quarter) const {
-        return (const uint4*)(table + held * bytes) + quarter;
-    }
+    DEVICE const uint4* row_of(int table, int bytes) const { return (const uint4*)(planes + table + held * bytes); }
     // Weights of all planes, the highest being negative.
     DEVICE void weigh() {
-        weights[0] = first | (word)second << 16;
+        weights[0] = lower_halves(first[0], second[0]);
 #pragma unroll
         for (int plane = 1; plane < TABLE_PLANES; plane++) {
             const int exponent = plane, sign = plane == TABLE_PLANES - 1 ? 0x8000 : 0;
@@ -135,7 +135,7 @@ struct Outliers {
     // What all signs being set would count, in two columns.
     DEVICE float whole(bool apart) const {
         float c[4] = {};
-        const word a = apart ? sums[0].y : sums[0].x, b = apart ? sums[1].y : sums[1].x;
+        const word a = first[apart ? ENTRY / 2 : 1], b = second[apart ? ENTRY / 2 : 1];
         const word high = lower_halves(a, b), low = upper_halves(a, b), rows[4] = {high, high, low, low};
         multiply_tile(c, rows, weights[0], weights[0]);
         return c[0] + c[1];
@@ -169,13 +169,14 @@ struct Keys {
         const float2 both = ((const float2*)(prepared + PREPARED_FACTORS))[quarter];
         factor = both.x, offset = both.y;
         mine = row == 2 * quarter ? ~0u : 0;  // a head's first column takes its planes
+        if constexpr (OUTLIERS > 0) outliers.begin(a, prepared, row, quarter);
     }
     DEVICE void seek(const Arguments& a, int sequence, int head, int stage, int row, int quarter) {
-        if constexpr (OUTLIERS > 0) outliers.seek(a, sequence, head, stage, row, quarter);
+        if constexpr (OUTLIERS > 0) outliers.seek(a, sequence, head, stage);
     }
     // What the next stage's scores need beside its tokens; `more` stages follow it.
     DEVICE void fetch(const Arguments& a, const unsigned char* prepared, bool more, int row, int quarter) {
-        if constexpr (OUTLIERS > 0) outliers.fetch(a, prepared, more, row, quarter);
+        if constexpr (OUTLIERS > 0) outliers.fetch(more, row, quarter);
     }
 
     // Minus the weights of two planes of the query's sketch.
@@ -185,7 +186,9 @@ struct Keys {
         return low | high << 16;
     }
 
-    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter) {
+    // `between(tile)` runs beside the tile's products.
+    template <class Between>
+    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter, const Between& between) {
         float less = -offset, more = 0;
         if constexpr (OUTLIERS > 0) {
             const float unit = factor * two_to(KEY_EXTRA - SUBNORMAL - 1) * two_to(-KEY_EXTRA);
@@ -195,12 +198,14 @@ struct Keys {
             more = (ALIKE ? whole : outliers.whole(true) * unit) * RATIO;
         }
 #pragma unroll
-        for (int tile = 0; tile < 2; tile++) score_tile(x[tile], stage, a, tile, row, quarter, less, more);
+        for (int tile = 0; tile < 2; tile++) score_tile(x[tile], stage, a, tile, row, quarter, less, more, between);
     }
 
     static constexpr float RATIO = OUTLIERS ? (float)SKETCH / OUTLIER_SKETCH : 0;
 
-    DEVICE void score_tile(float (&x)[2], const unsigned char* stage, const Arguments& a, int tile, int row, int quarter, float less, float more) {
+    template <class Between>
+    DEVICE void score_tile(float (&x)[2], const unsigned char* stage, const Arguments& a, int tile, int row, int quarter, float less, float more,
+                           const Between& between) {
         const int token = 16 * tile + token_of(row);
         float sums[4] = {}, others[4] = {};  // of the sketch less outliers', negative; of outliers
         Signs<SIGN_WORDS> signs;
@@ -210,13 +215,13 @@ struct Keys {
             const word* column = sketch + slice * SIGN_WORDS;
             signs.weigh(sums, column, column + SIGN_WORDS, weight(slice) & mine, weight(slice + 1) & mine);
         }
+        between(tile);
         const half_word* norms = (const half_word*)(stage + KEY_NORMS) + token;
         if constexpr (OUTLIERS > 0) {
             Signs<APART_WORDS> apart;
             apart.read(stage + KEY_APART, tile, 4 * row + quarter);
-            const uint4* planes = outliers.row_of(a.table, TABLE_ROW, quarter);
-            outliers.add(sums, signs, planes);
-            outliers.add(others, apart, ALIKE ? planes : outliers.row_of(a.table + TABLE_APART, TABLE_APART_ROW, quarter));
+            outliers.add(sums, signs, outliers.row_of(0, TABLE_ROW));
+            outliers.add(others, apart, ALIKE ? outliers.row_of(0, TABLE_ROW) : outliers.row_of(TABLE_APART, TABLE_APART_ROW));
         }
         x[0] = from_number(norms[0]) * (less - (sums[0] + sums[1]) * factor);
         x[1] = from_number(norms[8]) * (less - (sums[2] + sums[3]) * factor);

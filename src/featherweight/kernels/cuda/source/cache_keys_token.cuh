@@ -56,7 +56,8 @@ struct Keys {
     DEVICE void seek(const Arguments&, int, int, int, int, int) {}
     DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
 
-    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments&, const unsigned char*, int row, int quarter) {
+    template <class Between>
+    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments&, const unsigned char*, int row, int quarter, const Between& between) {
 #pragma unroll
         for (int tile = 0; tile < 2; tile++) {
             const int token = 16 * tile + token_of(row);
@@ -68,6 +69,7 @@ struct Keys {
                 const word bytes[4] = {upper.x, lower.x, upper.y, lower.y};
                 multiply_unsigned(sums[32 * product / KEY_GROUP], bytes, query[product][0], query[product][1]);
             }
+            between(tile);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const half_word* scales = (const half_word*)(stage + KEY_SCALES) + (token + 8 * half) * KEY_GROUPS;

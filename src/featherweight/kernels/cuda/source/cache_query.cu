@@ -48,10 +48,11 @@ KERNEL void __launch_bounds__(THREADS) cache_query(const __grid_constant__ Argum
     if (OUTLIERS && blockIdx.x == 0) {
         for (int channel = lane; channel < HEAD_DIM; channel += COLUMNS) {
             const float weight = query[channel * HEADS + share] * ((const float*)(a.table + TABLE_UNITS))[channel] / unit * two_to(KEY_EXTRA);
-            const half_word high = to_number(weight);
-            half_word* weights = (half_word*)(target + PREPARED_QUERY) + share * 2 * HEAD_DIM + channel;
-            weights[0] = high;
-            weights[HEAD_DIM] = to_number(weight - from_number(high));
+            const half_word high = to_number(weight), low = to_number(weight - from_number(high));
+            const uint2 sums = ((const uint2*)(a.table + TABLE_SUMS))[channel];
+            uint4* entries = (uint4*)(target + PREPARED_QUERY) + (channel * HEADS + share) * (ENTRY / 2);
+            if (ALIKE) entries[0] = {high, sums.x, low, sums.x};
+            else entries[0] = {high, sums.x, sums.y, 0}, entries[ENTRY / 2 - 1] = {low, sums.x, sums.y, 0};
         }
     }
 #endif

@@ -86,13 +86,12 @@ DEVICE float power(float exponent) {
     return d;
 }
 
-// Takes a ticket: true for the last of `count`, whose next reads see what the others wrote before theirs.
+// Takes a ticket: true for the last of `count`, whose next reads see what the others, and threads that they had met, wrote before theirs.
 DEVICE bool take_ticket(word* tickets, word count) {
     word before;
     asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(tickets), "r"(count - 1) : "memory");
     return before == count - 1;
 }
-DEVICE void publish() { __threadfence(); }
 DEVICE float4 load_fresh(const float* address) {
     float4 v;
     asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(address) : "memory");
