@@ -8,6 +8,8 @@ DEVICE void wait_for_copies() {}
 
 DEVICE float exchange(float value, int lanes) { return of_lane(value, fibre_here->lane ^ lanes); }
 DEVICE float broadcast(float value, int lane) { return of_lane(value, lane); }
+DEVICE int broadcast(int value, int lane) { return of_lane(value, lane); }
+DEVICE int take_number(word* calls) { return (*calls)++; }
 DEVICE bool any_lane(bool value) {
     bool any = false;
     for (int lane = 0; lane < 32; lane++) any |= of_lane(value, lane);

@@ -5,16 +5,11 @@
 // those of tokens `token_of(row)` and 8 more, for query head `quarter`. Weights go in with tokens along the sum, in pairs
 // `quarter`, 7 - quarter, and 8 + quarter, 15 - quarter; so no shared memory bank is asked for twice at once.
 //
-// Fixed when compiled: NUMBER (0 bf16, 1 fp16), HEAD_DIM, WARPS that share tokens, and what the codecs name.
+// Fixed when compiled: NUMBER (0 bf16, 1 fp16), HEAD_DIM, and what the codecs name.
 #pragma once
 #include "warp.cuh"
 
-#ifdef WARPS
-constexpr int TURNS = WARPS;
-#else
-constexpr int TURNS = 1;
-#endif
-constexpr int STAGE = 32, HEADS = 4, TILES = HEAD_DIM / 16, STRIDE = TURNS * STAGE;  // STRIDE: tokens from a warp's stage to its next
+constexpr int STAGE = 32, HEADS = 4, TILES = HEAD_DIM / 16;
 constexpr float LOWEST = -1e30f;
 
 // Tokens of all sequences and key heads: bytes from one to the next, of entries that follow each other.
@@ -98,25 +93,23 @@ DEVICE void read_words(word (&words)[WORDS], const unsigned char* shared) {
     }
 }
 
-// Rows of BYTES bytes a token on their way to shared memory, a stage at a time: where this lane's first 16 bytes come from.
+// Rows of BYTES bytes a token on their way to shared memory, a stage at a time: where this lane's first 16 bytes of the first come from.
 template <int BYTES>
 struct Feed {
     const unsigned char* source;
 
-    DEVICE void begin(const Rows& rows, int sequence, int head, int base, int lane) {
-        source = rows.of(sequence, head) + (long long)base * BYTES + 16 * lane;
-    }
+    DEVICE void begin(const Rows& rows, int sequence, int head, int lane) { source = rows.of(sequence, head) + 16 * lane; }
 
-    // The next stage, to `shared`; unless it is WHOLE, zeros where rows from `left` on begin.
+    // Stage `at`, to `shared`; unless it is WHOLE, zeros where rows from `left` on begin.
     template <bool WHOLE>
-    DEVICE void copy(unsigned char* shared, int left, int lane) {
+    DEVICE void copy(unsigned char* shared, int at, int left, int lane) {
+        const unsigned char* from = source + (unsigned long long)at * (STAGE * BYTES);
 #pragma unroll
         for (int chunk = 0; chunk < STAGE * BYTES; chunk += 512) {
             if (STAGE * BYTES - chunk >= 512 || 16 * lane < STAGE * BYTES - chunk) {
-                copy_to_shared(shared + 16 * lane + chunk, source + chunk, WHOLE || chunk + 16 * lane < left * BYTES);
+                copy_to_shared(shared + 16 * lane + chunk, from + chunk, WHOLE || chunk + 16 * lane < left * BYTES);
             }
         }
-        source += STRIDE * BYTES;
     }
 };
 

@@ -5,6 +5,7 @@
 #pragma once
 #include "cache.cuh"
 
+constexpr bool BESIDE = true;
 constexpr int KEY_WORDS = HEAD_DIM * KEY_BITS / 32, MY_WORDS = KEY_WORDS / 4, FIELDS = 16 / KEY_BITS, PAIRS = MY_WORDS * FIELDS;
 constexpr int KEY_CODES = 0, KEY_SCALES = STAGE * 4 * KEY_WORDS, KEY_MINIMA = KEY_SCALES + 2 * HEAD_DIM;
 constexpr int KEY_STAGE = KEY_MINIMA + 2 * HEAD_DIM;
@@ -14,24 +15,20 @@ constexpr int KEY_EXTRA = NUMBER == 0 ? 96 : 4;
 struct KeyFeed {
     Feed<4 * KEY_WORDS> codes;
     const unsigned char *scales, *minima;
-    int place;  // of the first token in its group
 
-    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
-        codes.begin(a.keys[0], sequence, head, base, lane);
-        scales = a.keys[1].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM + 16 * lane;
-        minima = a.keys[2].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM + 16 * lane;
-        place = base % KEY_GROUP;
+    DEVICE void begin(const Arguments& a, int sequence, int head, int lane) {
+        codes.begin(a.keys[0], sequence, head, lane);
+        scales = a.keys[1].of(sequence, head) + 16 * lane;
+        minima = a.keys[2].of(sequence, head) + 16 * lane;
     }
     template <bool WHOLE>
-    DEVICE void copy(unsigned char* stage, int left, int lane) {
-        codes.template copy<WHOLE>(stage + KEY_CODES, left, lane);
+    DEVICE void copy(unsigned char* stage, int at, int left, int lane) {
+        codes.template copy<WHOLE>(stage + KEY_CODES, at, left, lane);
         if (16 * lane < 2 * HEAD_DIM) {
-            copy_to_shared(stage + KEY_SCALES + 16 * lane, scales, true);
-            copy_to_shared(stage + KEY_MINIMA + 16 * lane, minima, true);
+            const unsigned long long group = (unsigned)at / (KEY_GROUP / STAGE) * (2ull * HEAD_DIM);
+            copy_to_shared(stage + KEY_SCALES + 16 * lane, scales + group, true);
+            copy_to_shared(stage + KEY_MINIMA + 16 * lane, minima + group, true);
         }
-        const int groups = (place + STRIDE) / KEY_GROUP;
-        scales += 2 * HEAD_DIM * groups, minima += 2 * HEAD_DIM * groups;
-        place += STRIDE - groups * KEY_GROUP;
     }
 };
 
@@ -69,8 +66,8 @@ struct Keys {
         }
     }
 
-    DEVICE void seek(const Arguments&, int, int, int, int, int) {}
-    DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
+    DEVICE void seek(const Arguments&, int, int, int) {}
+    DEVICE void fetch(int, int, int) {}
 
     template <class Between>
     DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter, const Between& between) {

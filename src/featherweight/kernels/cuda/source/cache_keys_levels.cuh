@@ -5,6 +5,7 @@
 #include "cache_levels.cuh"
 
 static_assert(HEAD_DIM == 128, "a lane's words fill four products");
+constexpr bool BESIDE = true;
 constexpr int KEY_BYTES = HEAD_DIM * KEY_BITS / 8, PRODUCTS = 4;
 constexpr int KEY_CODES = 0, KEY_GAINS = STAGE * KEY_BYTES, KEY_MEANS = KEY_GAINS + STAGE * 2;
 constexpr int KEY_STAGE = KEY_MEANS + (KEY_GROUP ? 2 * HEAD_DIM : 0);
@@ -30,25 +31,21 @@ struct KeyFeed {
     Feed<KEY_BYTES> codes;
     Feed<2> gains;
     const unsigned char* means;
-    int place;  // of the first token in its group
 
-    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
-        codes.begin(a.keys[0], sequence, head, base, lane);
-        gains.begin(a.keys[1], sequence, head, base, lane);
+    DEVICE void begin(const Arguments& a, int sequence, int head, int lane) {
+        codes.begin(a.keys[0], sequence, head, lane);
+        gains.begin(a.keys[1], sequence, head, lane);
         if constexpr (KEY_GROUP > 0) {
-            means = a.keys[2].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM + 16 * lane;
-            place = base % KEY_GROUP;
+            means = a.keys[2].of(sequence, head) + 16 * lane;
         }
     }
     template <bool WHOLE>
-    DEVICE void copy(unsigned char* stage, int left, int lane) {
-        codes.copy<WHOLE>(stage + KEY_CODES, left, lane);
-        gains.copy<WHOLE>(stage + KEY_GAINS, left, lane);
+    DEVICE void copy(unsigned char* stage, int at, int left, int lane) {
+        codes.copy<WHOLE>(stage + KEY_CODES, at, left, lane);
+        gains.copy<WHOLE>(stage + KEY_GAINS, at, left, lane);
         if constexpr (KEY_GROUP > 0) {
-            if (16 * lane < 2 * HEAD_DIM) copy_to_shared(stage + KEY_MEANS + 16 * lane, means, true);
-            const int groups = (place + STRIDE) / KEY_GROUP;
-            means += 2 * HEAD_DIM * groups;
-            place += STRIDE - groups * KEY_GROUP;
+            const unsigned long long group = (unsigned)at / (KEY_GROUP / STAGE) * (2ull * HEAD_DIM);
+            if (16 * lane < 2 * HEAD_DIM) copy_to_shared(stage + KEY_MEANS + 16 * lane, means + group, true);
         }
     }
 };
@@ -65,8 +62,8 @@ struct Keys {
         asked = columns;
     }
 
-    DEVICE void seek(const Arguments&, int, int, int, int, int) {}
-    DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
+    DEVICE void seek(const Arguments&, int, int, int) {}
+    DEVICE void fetch(int, int, int) {}
 
     template <class Between>
     DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter, const Between& between) {

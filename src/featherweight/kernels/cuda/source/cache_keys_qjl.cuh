@@ -7,6 +7,7 @@
 #pragma once
 #include "cache.cuh"
 
+constexpr bool BESIDE = OUTLIERS == 0;
 constexpr int SIGN_WORDS = SKETCH / 128, APART_WORDS = OUTLIERS ? OUTLIER_SKETCH / 128 : 1;  // of a lane for one token
 constexpr bool ALIKE = SIGN_WORDS == APART_WORDS;  // both sketches have the same columns of S
 constexpr int KEY_SIGNS = 0, KEY_NORMS = STAGE * SKETCH / 8, KEY_APART = KEY_NORMS + STAGE * 2;
@@ -73,21 +74,21 @@ struct KeyFeed {
     Feed<2> norms, apart_norms;
     Feed<OUTLIERS ? OUTLIER_SKETCH / 8 : 16> apart;
 
-    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
-        signs.begin(a.keys[0], sequence, head, base, lane);
-        norms.begin(a.keys[1], sequence, head, base, lane);
+    DEVICE void begin(const Arguments& a, int sequence, int head, int lane) {
+        signs.begin(a.keys[0], sequence, head, lane);
+        norms.begin(a.keys[1], sequence, head, lane);
         if constexpr (OUTLIERS > 0) {
-            apart.begin(a.keys[2], sequence, head, base, lane);
-            apart_norms.begin(a.keys[3], sequence, head, base, lane);
+            apart.begin(a.keys[2], sequence, head, lane);
+            apart_norms.begin(a.keys[3], sequence, head, lane);
         }
     }
     template <bool WHOLE>
-    DEVICE void copy(unsigned char* stage, int left, int lane) {
-        signs.template copy<WHOLE>(stage + KEY_SIGNS, left, lane);
-        norms.template copy<WHOLE>(stage + KEY_NORMS, left, lane);
+    DEVICE void copy(unsigned char* stage, int at, int left, int lane) {
+        signs.template copy<WHOLE>(stage + KEY_SIGNS, at, left, lane);
+        norms.template copy<WHOLE>(stage + KEY_NORMS, at, left, lane);
         if constexpr (OUTLIERS > 0) {
-            apart.template copy<WHOLE>(stage + KEY_APART, left, lane);
-            apart_norms.template copy<WHOLE>(stage + KEY_APART_NORMS, left, lane);
+            apart.template copy<WHOLE>(stage + KEY_APART, at, left, lane);
+            apart_norms.template copy<WHOLE>(stage + KEY_APART_NORMS, at, left, lane);
         }
     }
 };
@@ -107,10 +108,11 @@ struct Outliers {
         planes = a.table + 16 * quarter, entries = prepared + PREPARED_QUERY + 4 * ENTRY * row;
     }
     DEVICE void seek(const Arguments& a, int sequence, int head, int stage) {
-        channels = a.keys[4].of(sequence, head) + (long long)stage * OUTLIERS;
-        asked = *(const uint2*)channels;
+        channels = a.keys[4].of(sequence, head);
+        ask(stage);
     }
-    DEVICE void fetch(bool more, int row, int quarter) {
+    DEVICE void ask(int stage) { asked = *(const uint2*)(channels + (unsigned long long)stage * OUTLIERS); }
+    DEVICE void fetch(int next, int row, int quarter) {
         held = pick_bytes(asked.x, asked.y, row) & 255;
         const word two = pick_bytes(asked.x, asked.y, 0x10 + 0x22 * quarter);
         read_words(first, entries + (two & 255) * (8 * HEADS * ENTRY));
@@ -119,8 +121,7 @@ struct Outliers {
 #pragma unroll
             for (int at = 0; at < CHUNKS; at++) chunks[at] = row_of(0, TABLE_ROW)[4 * at];
         }
-        channels += TURNS * OUTLIERS;
-        if (more) asked = *(const uint2*)channels;
+        if (next >= 0) ask(next);
     }
     DEVICE const uint4* row_of(int table, int bytes) const { return (const uint4*)(planes + table + held * bytes); }
     // Weights of all planes, the highest being negative.
@@ -171,12 +172,12 @@ struct Keys {
         mine = row == 2 * quarter ? ~0u : 0;  // a head's first column takes its planes
         if constexpr (OUTLIERS > 0) outliers.begin(a, prepared, row, quarter);
     }
-    DEVICE void seek(const Arguments& a, int sequence, int head, int stage, int row, int quarter) {
+    DEVICE void seek(const Arguments& a, int sequence, int head, int stage) {
         if constexpr (OUTLIERS > 0) outliers.seek(a, sequence, head, stage);
     }
-    // What the next stage's scores need beside its tokens; `more` stages follow it.
-    DEVICE void fetch(const Arguments& a, const unsigned char* prepared, bool more, int row, int quarter) {
-        if constexpr (OUTLIERS > 0) outliers.fetch(more, row, quarter);
+    // What the scores of the stage sought need beside its tokens; `next` is sought then, unless it is -1.
+    DEVICE void fetch(int next, int row, int quarter) {
+        if constexpr (OUTLIERS > 0) outliers.fetch(next, row, quarter);
     }
 
     // Minus the weights of two planes of the query's sketch.

@@ -5,6 +5,7 @@
 #include "cache.cuh"
 
 static_assert(HEAD_DIM == 128, "a lane's words fill four products");
+constexpr bool BESIDE = true;
 constexpr int PRODUCTS = 4, KEY_GROUPS = HEAD_DIM / KEY_GROUP;
 constexpr int KEY_CODES = 0, KEY_SCALES = STAGE * HEAD_DIM, KEY_MINIMA = KEY_SCALES + STAGE * 2 * KEY_GROUPS;
 constexpr int KEY_STAGE = KEY_MINIMA + STAGE * 2 * KEY_GROUPS;
@@ -22,16 +23,16 @@ struct KeyFeed {
     Feed<HEAD_DIM> codes;
     Feed<2 * KEY_GROUPS> scales, minima;
 
-    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
-        codes.begin(a.keys[0], sequence, head, base, lane);
-        scales.begin(a.keys[1], sequence, head, base, lane);
-        minima.begin(a.keys[2], sequence, head, base, lane);
+    DEVICE void begin(const Arguments& a, int sequence, int head, int lane) {
+        codes.begin(a.keys[0], sequence, head, lane);
+        scales.begin(a.keys[1], sequence, head, lane);
+        minima.begin(a.keys[2], sequence, head, lane);
     }
     template <bool WHOLE>
-    DEVICE void copy(unsigned char* stage, int left, int lane) {
-        codes.copy<WHOLE>(stage + KEY_CODES, left, lane);
-        scales.copy<WHOLE>(stage + KEY_SCALES, left, lane);
-        minima.copy<WHOLE>(stage + KEY_MINIMA, left, lane);
+    DEVICE void copy(unsigned char* stage, int at, int left, int lane) {
+        codes.copy<WHOLE>(stage + KEY_CODES, at, left, lane);
+        scales.copy<WHOLE>(stage + KEY_SCALES, at, left, lane);
+        minima.copy<WHOLE>(stage + KEY_MINIMA, at, left, lane);
     }
 };
 
@@ -53,8 +54,8 @@ struct Keys {
         }
     }
 
-    DEVICE void seek(const Arguments&, int, int, int, int, int) {}
-    DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
+    DEVICE void seek(const Arguments&, int, int, int) {}
+    DEVICE void fetch(int, int, int) {}
 
     template <class Between>
     DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments&, const unsigned char*, int row, int quarter, const Between& between) {

@@ -16,16 +16,16 @@ struct ValueFeed {
     Feed<4 * VALUE_WORDS> codes;
     Feed<2 * VALUE_GROUPS> scales, minima;
 
-    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
-        codes.begin(a.values[0], sequence, head, base, lane);
-        scales.begin(a.values[1], sequence, head, base, lane);
-        minima.begin(a.values[2], sequence, head, base, lane);
+    DEVICE void begin(const Arguments& a, int sequence, int head, int lane) {
+        codes.begin(a.values[0], sequence, head, lane);
+        scales.begin(a.values[1], sequence, head, lane);
+        minima.begin(a.values[2], sequence, head, lane);
     }
     template <bool WHOLE>
-    DEVICE void copy(unsigned char* stage, int left, int lane) {
-        codes.template copy<WHOLE>(stage + VALUE_CODES, left, lane);
-        scales.template copy<WHOLE>(stage + VALUE_SCALES, left, lane);
-        minima.template copy<WHOLE>(stage + VALUE_MINIMA, left, lane);
+    DEVICE void copy(unsigned char* stage, int at, int left, int lane) {
+        codes.template copy<WHOLE>(stage + VALUE_CODES, at, left, lane);
+        scales.template copy<WHOLE>(stage + VALUE_SCALES, at, left, lane);
+        minima.template copy<WHOLE>(stage + VALUE_MINIMA, at, left, lane);
     }
 };
 

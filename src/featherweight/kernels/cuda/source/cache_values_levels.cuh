@@ -14,14 +14,14 @@ struct ValueFeed {
     Feed<VALUE_BYTES> codes;
     Feed<2> gains;
 
-    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
-        codes.begin(a.values[0], sequence, head, base, lane);
-        gains.begin(a.values[1], sequence, head, base, lane);
+    DEVICE void begin(const Arguments& a, int sequence, int head, int lane) {
+        codes.begin(a.values[0], sequence, head, lane);
+        gains.begin(a.values[1], sequence, head, lane);
     }
     template <bool WHOLE>
-    DEVICE void copy(unsigned char* stage, int left, int lane) {
-        codes.copy<WHOLE>(stage + VALUE_CODES, left, lane);
-        gains.copy<WHOLE>(stage + VALUE_GAINS, left, lane);
+    DEVICE void copy(unsigned char* stage, int at, int left, int lane) {
+        codes.copy<WHOLE>(stage + VALUE_CODES, at, left, lane);
+        gains.copy<WHOLE>(stage + VALUE_GAINS, at, left, lane);
     }
 };
 

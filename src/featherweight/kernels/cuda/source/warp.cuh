@@ -14,6 +14,7 @@ DEVICE void synchronize_warp() { __syncwarp(); }
 
 DEVICE float exchange(float value, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, value, lanes); }
 DEVICE float broadcast(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
+DEVICE int broadcast(int value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 DEVICE bool any_lane(bool value) { return __any_sync(0xFFFFFFFFu, value); }
 DEVICE word vote(bool value) { return __ballot_sync(0xFFFFFFFFu, value); }
 DEVICE int count_bits(word bits) { return __popc(bits); }
@@ -86,6 +87,12 @@ DEVICE float power(float exponent) {
     return d;
 }
 
+// How often it was called before.
+DEVICE int take_number(word* calls) {
+    int before;
+    asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(calls) : "memory");
+    return before;
+}
 // Takes a ticket: true for the last of `count`, whose next reads see what the others, and threads that they had met, wrote before theirs.
 DEVICE bool take_ticket(word* tickets, word count) {
     word before;
