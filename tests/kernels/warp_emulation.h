@@ -3,6 +3,8 @@
 #include "emulation.h"
 
 DEVICE void close_copies() {}
+DEVICE void hold(int&) {}
+DEVICE void hold(const unsigned char*&) {}
 template <int LEFT>
 DEVICE void wait_for_copies() {}
 
@@ -36,6 +38,9 @@ DEVICE void load_rows(word (&d)[4], const unsigned char* row) {
     for (int matrix = 0; matrix < 4; matrix++) d[matrix] = word_of_row(row, matrix);
 }
 DEVICE void load_rows(word& first, word& second, const unsigned char* row) { first = word_of_row(row, 0), second = word_of_row(row, 1); }
+DEVICE void load_transposed(word (&d)[4], const unsigned char* row) {
+    for (int matrix = 0; matrix < 4; matrix++) d[matrix] = transpose(word_of_row(row, matrix));
+}
 DEVICE void count_common(int (&c)[4], const word (&a)[4], word b0, word b1) {
     auto& words = fibre_here->warp->words;
     int lane = fibre_here->lane;

@@ -286,7 +286,7 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
     }
     if (part >= a.apart) {
         Values values;
-        values.begin(a);
+        values.begin(a, walk.row, walk.quarter);
         Runs runs;
         runs.begin(a.tickets + 2 * owner + 1, walk.coded_values, coding * WARPS, (part - a.apart) * WARPS + warp, walk.lane);
         walk_coded(walk, values, a, ring, runs);

@@ -40,13 +40,16 @@ struct Signs {
     word steps[STEPS][4];
 
     // Lanes name rows of 16 bytes: of eight tokens, the eight after them, and both again further on.
-    DEVICE void read(const unsigned char* signs, int tile, int lane) {
-        const unsigned char* row = signs + (16 * tile + lane / 8 % 2 * 8 + token_of(lane % 8)) * 16 * WORDS;
+    static DEVICE int place(int lane) {
+        return 16 * spread<WORDS>((lane / 8 % 2 * 8 + token_of(lane % 8)) * WORDS + (WORDS == 1 ? 0 : lane / 16));
+    }
+    DEVICE void read(const unsigned char* signs, int tile, int place) {
+        signs += 256 * WORDS * tile;
         if constexpr (WORDS == 1) {
-            load_rows(steps[0][0], steps[0][1], row);
+            load_rows(steps[0][0], steps[0][1], signs + place);
         } else {
 #pragma unroll
-            for (int step = 0; step < STEPS; step++) load_rows(steps[step], row + 32 * step + lane / 16 * 16);
+            for (int step = 0; step < STEPS; step++) load_rows(steps[step], signs + (place ^ 32 * step));
         }
     }
     // What they have in common with eight columns, in a step, as 16-bit numbers of both tokens.
@@ -70,9 +73,9 @@ struct Signs {
 };
 
 struct KeyFeed {
-    Feed<SKETCH / 8> signs;
+    Feed<SKETCH / 8, true> signs;
     Feed<2> norms, apart_norms;
-    Feed<OUTLIERS ? OUTLIER_SKETCH / 8 : 16> apart;
+    Feed<OUTLIERS ? OUTLIER_SKETCH / 8 : 16, true> apart;
 
     DEVICE void begin(const Arguments& a, int sequence, int head, int lane) {
         signs.begin(a.keys[0], sequence, head, lane);
@@ -161,15 +164,19 @@ struct Outliers {
 };
 
 struct Keys {
-    word sketch[SKETCH_WORDS], mine;
+    word sketch[SKETCH_WORDS];
     float factor, offset;
+    int mine, signs_at, apart_at, norms_at;  // where in a stage this lane reads
     Outliers outliers;
 
     DEVICE void begin(const Arguments& a, const unsigned char* prepared, const half_word*, int lane, int row, int quarter) {
         read_words(sketch, prepared + lane * LANE_BYTES);
         const float2 both = ((const float2*)(prepared + PREPARED_FACTORS))[quarter];
         factor = both.x, offset = both.y;
-        mine = row == 2 * quarter ? ~0u : 0;  // a head's first column takes its planes
+        mine = row == 2 * quarter ? -1 : 0;  // a head's first column takes its planes
+        signs_at = KEY_SIGNS + Signs<SIGN_WORDS>::place(lane), apart_at = KEY_APART + Signs<APART_WORDS>::place(lane), norms_at = KEY_NORMS + 2 * token_of(row);
+        hold(mine), hold(signs_at), hold(norms_at);
+        if (!ALIKE) hold(apart_at);
         if constexpr (OUTLIERS > 0) outliers.begin(a, prepared, row, quarter);
     }
     DEVICE void seek(const Arguments& a, int sequence, int head, int stage) {
@@ -199,35 +206,33 @@ struct Keys {
             more = (ALIKE ? whole : outliers.whole(true) * unit) * RATIO;
         }
 #pragma unroll
-        for (int tile = 0; tile < 2; tile++) score_tile(x[tile], stage, a, tile, row, quarter, less, more, between);
+        for (int tile = 0; tile < 2; tile++) score_tile(x[tile], stage, tile, less, more, between);
     }
 
     static constexpr float RATIO = OUTLIERS ? (float)SKETCH / OUTLIER_SKETCH : 0;
 
     template <class Between>
-    DEVICE void score_tile(float (&x)[2], const unsigned char* stage, const Arguments& a, int tile, int row, int quarter, float less, float more,
-                           const Between& between) {
-        const int token = 16 * tile + token_of(row);
+    DEVICE void score_tile(float (&x)[2], const unsigned char* stage, int tile, float less, float more, const Between& between) {
         float sums[4] = {}, others[4] = {};  // of the sketch less outliers', negative; of outliers
         Signs<SIGN_WORDS> signs;
-        signs.read(stage + KEY_SIGNS, tile, 4 * row + quarter);
+        signs.read(stage, tile, signs_at);
 #pragma unroll
         for (int slice = 0; slice < SLICES; slice += 2) {
             const word* column = sketch + slice * SIGN_WORDS;
             signs.weigh(sums, column, column + SIGN_WORDS, weight(slice) & mine, weight(slice + 1) & mine);
         }
         between(tile);
-        const half_word* norms = (const half_word*)(stage + KEY_NORMS) + token;
+        const half_word* norms = (const half_word*)(stage + norms_at + 32 * tile);
         if constexpr (OUTLIERS > 0) {
             Signs<APART_WORDS> apart;
-            apart.read(stage + KEY_APART, tile, 4 * row + quarter);
+            apart.read(ALIKE ? stage + (KEY_APART - KEY_SIGNS) : stage, tile, ALIKE ? signs_at : apart_at);
             outliers.add(sums, signs, outliers.row_of(0, TABLE_ROW));
             outliers.add(others, apart, ALIKE ? outliers.row_of(0, TABLE_ROW) : outliers.row_of(TABLE_APART, TABLE_APART_ROW));
         }
         x[0] = from_number(norms[0]) * (less - (sums[0] + sums[1]) * factor);
         x[1] = from_number(norms[8]) * (less - (sums[2] + sums[3]) * factor);
         if constexpr (OUTLIERS > 0) {
-            const half_word* apart_norms = (const half_word*)(stage + KEY_APART_NORMS) + token;
+            const half_word* apart_norms = (const half_word*)(stage + norms_at + (KEY_APART_NORMS - KEY_NORMS) + 32 * tile);
             x[0] += from_number(apart_norms[0]) * ((others[0] + others[1]) * (factor * RATIO) - more);
             x[1] += from_number(apart_norms[8]) * ((others[2] + others[3]) * (factor * RATIO) - more);
         }

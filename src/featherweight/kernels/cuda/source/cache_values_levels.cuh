@@ -31,7 +31,7 @@ struct Values {
     word table[4];              // 3 bits: lower bytes of the levels, upper bytes; 4 bits: positive levels
     float unit;
 
-    DEVICE void begin(const Arguments& a) {
+    DEVICE void begin(const Arguments& a, int, int) {
 #pragma unroll
         for (int index = 0; index < 4; index++) table[index] = ((const word*)a.levels)[index];
         unit = ((const float*)a.levels)[4];

@@ -12,6 +12,10 @@ template <int LEFT>
 DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
 DEVICE void synchronize_warp() { __syncwarp(); }
 
+// Keeps a number in its register, where the compiler would rather find it again each time.
+DEVICE void hold(int& value) { asm volatile("" : "+r"(value)); }
+DEVICE void hold(const unsigned char*& value) { asm volatile("" : "+l"(value)); }
+
 DEVICE float exchange(float value, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, value, lanes); }
 DEVICE float broadcast(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 DEVICE int broadcast(int value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
@@ -47,6 +51,12 @@ DEVICE void load_rows(word (&d)[4], const unsigned char* row) {
 DEVICE void load_rows(word& first, word& second, const unsigned char* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
                  : "=r"(first), "=r"(second) : "r"((word)__cvta_generic_to_shared(row)) : "memory");
+}
+
+// The same of matrices of 16-bit numbers whose rows become columns.
+DEVICE void load_transposed(word (&d)[4], const unsigned char* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"((word)__cvta_generic_to_shared(row)) : "memory");
 }
 
 // counts[16 x 8] += bits that rows of a[16 x 256] and columns of b[256 x 8] have in common; and for 128 bits.
