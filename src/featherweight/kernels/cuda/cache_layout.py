@@ -233,7 +233,12 @@ def qjl_table(projection: Tensor, apart: int, dtype: torch.dtype) -> Tensor:
         whole = (projection / unit).round().to(torch.int32)
         sums = torch.stack([whole.sum(1), whole[:, :apart].sum(1)], 1).to(torch.float32)
         high = sums.to(dtype)
-        parts = (_planes(whole), _planes(whole[:, :apart]), torch.stack([high, (sums - high).to(dtype)], 2), unit.to(torch.float32))
+        parts = (
+            _planes(whole),
+            _planes(whole[:, :apart]),
+            torch.stack([high, (sums - high).to(dtype)], 2),
+            unit.to(torch.float32),
+        )
         made[apart, dtype] = torch.cat([part.contiguous().view(torch.uint8).flatten() for part in parts])
     table: Tensor = made[apart, dtype]
     return table

@@ -21,8 +21,10 @@
 #endif
 #include "cache_combine.cuh"
 #include "cache_exact.cuh"
+#include "cache_runs.cuh"
 
 constexpr int STAGE_BYTES = (KEY_STAGE + 15) / 16 * 16 + (VALUE_STAGE + 15) / 16 * 16, VALUES_AT = (KEY_STAGE + 15) / 16 * 16;
+constexpr bool BESIDE = WARPS * RESIDENT <= MOST_BESIDE;
 constexpr int QUERY_BYTES = 2 * HEADS * HEAD_DIM * 2;  // columns: each head twice
 
 // Where a warp is, and what it has.
@@ -89,28 +91,6 @@ struct Walk {
         float* mine = state + quarter * STATE;
         sums.store(mine, room + quarter * 8, row);
         if (row == 0) mine[HEAD_DIM] = best, mine[HEAD_DIM + 1] = whole;
-    }
-};
-
-// Stages of coded values, which the warps of all parts share: a run of them for each at first, and then whoever is free takes the next.
-struct Runs {
-    static constexpr int LENGTH = DEPTH - 1, NONE = -1;
-    word* taken;  // runs that were taken after the first ones
-    int stages, warps, at, end, next;
-
-    DEVICE void begin(word* tickets, int coded_values, int all, int warp, int lane) {
-        taken = tickets, stages = (coded_values + STAGE - 1) / STAGE, warps = all;
-        start(warp, lane);
-    }
-    // A run, and in the background the number of the one after it.
-    DEVICE void start(int run, int lane) {
-        at = run * LENGTH, end = at + LENGTH;
-        if (at < stages && lane == 0) next = take_number(taken);
-    }
-    DEVICE int take(int lane) {
-        if (at == end) start(warps + broadcast(next, 0), lane);
-        if (at >= stages) return end = at + 1, NONE;
-        return at++;
     }
 };
 

@@ -5,7 +5,7 @@
 #pragma once
 #include "cache.cuh"
 
-constexpr bool BESIDE = true;
+constexpr int MOST_BESIDE = 16;  // warps whose registers hold the making of scores and the adding of values at once
 constexpr int KEY_WORDS = HEAD_DIM * KEY_BITS / 32, MY_WORDS = KEY_WORDS / 4, FIELDS = 16 / KEY_BITS, PAIRS = MY_WORDS * FIELDS;
 constexpr int KEY_CODES = 0, KEY_SCALES = STAGE * 4 * KEY_WORDS, KEY_MINIMA = KEY_SCALES + 2 * HEAD_DIM;
 constexpr int KEY_STAGE = KEY_MINIMA + 2 * HEAD_DIM;

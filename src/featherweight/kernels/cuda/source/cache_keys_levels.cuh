@@ -5,7 +5,7 @@
 #include "cache_levels.cuh"
 
 static_assert(HEAD_DIM == 128, "a lane's words fill four products");
-constexpr bool BESIDE = true;
+constexpr int MOST_BESIDE = 16;  // warps whose registers hold the making of scores and the adding of values at once
 constexpr int KEY_BYTES = HEAD_DIM * KEY_BITS / 8, PRODUCTS = 4;
 constexpr int KEY_CODES = 0, KEY_GAINS = STAGE * KEY_BYTES, KEY_MEANS = KEY_GAINS + STAGE * 2;
 constexpr int KEY_STAGE = KEY_MEANS + (KEY_GROUP ? 2 * HEAD_DIM : 0);

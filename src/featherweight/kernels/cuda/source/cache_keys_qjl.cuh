@@ -7,7 +7,7 @@
 #pragma once
 #include "cache.cuh"
 
-constexpr bool BESIDE = OUTLIERS == 0;
+constexpr int MOST_BESIDE = OUTLIERS ? 8 : 16;  // warps whose registers hold the making of scores and the adding of values at once
 constexpr int SIGN_WORDS = SKETCH / 128, APART_WORDS = OUTLIERS ? OUTLIER_SKETCH / 128 : 1;  // of a lane for one token
 constexpr bool ALIKE = SIGN_WORDS == APART_WORDS;  // both sketches have the same columns of S
 constexpr int KEY_SIGNS = 0, KEY_NORMS = STAGE * SKETCH / 8, KEY_APART = KEY_NORMS + STAGE * 2;

@@ -5,7 +5,7 @@
 #include "cache.cuh"
 
 static_assert(HEAD_DIM == 128, "a lane's words fill four products");
-constexpr bool BESIDE = true;
+constexpr int MOST_BESIDE = 16;  // warps whose registers hold the making of scores and the adding of values at once
 constexpr int PRODUCTS = 4, KEY_GROUPS = HEAD_DIM / KEY_GROUP;
 constexpr int KEY_CODES = 0, KEY_SCALES = STAGE * HEAD_DIM, KEY_MINIMA = KEY_SCALES + STAGE * 2 * KEY_GROUPS;
 constexpr int KEY_STAGE = KEY_MINIMA + STAGE * 2 * KEY_GROUPS;
