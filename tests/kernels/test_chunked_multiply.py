@@ -228,15 +228,16 @@ def test_large_activations_do_not_overflow(emulation):  # noqa: F811
 
 
 @needs_compiler
-def test_blocks_share_tiles(emulation):  # noqa: F811
+@pytest.mark.parametrize(("tokens", "shared"), [(1, 29_000), (3, 40_000)])
+def test_blocks_share_tiles(emulation, tokens, shared):  # noqa: F811
     parts, sparse = two_level_parts(48, 4608, 3, 3, False), sparse_parts(48, 4608, 900)
     weight = two_level.encode(parts, 3, 3, sparse)
-    shape = stream.shape_of(*weight.chunked.cut, 3, weight.chunked.segment, 3, 40_000, cuts=CUTS)
+    shape = stream.shape_of(*weight.chunked.cut, tokens, weight.chunked.segment, 3, shared, cuts=CUTS)
     assert shape.split_chunks < 18 and shape.slots > 1
     dense = values_of(parts)
     dense[sparse.rows, sparse.columns] += sparse.values.double()
-    x = torch.randn(3, 4608, generator=torch.Generator().manual_seed(4)).bfloat16()
-    check(run(two_level, weight, x, None, shared=40_000), x.double() @ dense.T)
+    x = torch.randn(tokens, 4608, generator=torch.Generator().manual_seed(4)).bfloat16()
+    check(run(two_level, weight, x, None, shared), x.double() @ dense.T)
 
 
 @pytest.mark.parametrize(

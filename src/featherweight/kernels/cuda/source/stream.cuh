@@ -16,7 +16,8 @@
 //   DIAGONAL   whether column n of a product has activations in rows n and n + 1 (of all 16 n / 2 …) only, and sums belong to lanes;
 //   DIGITS   whether Chunk::meet(inputs, tokens, chunk, lane) is to be called before `multiply`;
 //   LOWER   what the sums of a tile's lower eight rows are multiplied by;
-//   struct Extra   terms beside the chunks, which the collectors add, or none.
+//   struct Extra   terms beside the chunks that the warps which multiply add at the end of a tile, or none;
+//   struct Beside   those that the collectors add.
 #pragma once
 #include "streaming.cuh"
 
@@ -201,11 +202,11 @@ DEVICE void add_parts(float (&total)[COLUMNS][4], const Exchange& exchange, int 
 
 DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, const Inputs& inputs, int collector, int lane) {
     int turn = collector;
-    Extra extra(work, run, lane);
+    Beside terms(work, run, first / run.length + collector);
     for (int tile = first / run.length + collector; tile * run.length < end; tile += COLLECTORS, turn += COLLECTORS) {
         int buffer = turn % BUFFERS;
         float total[COLUMNS][4] = {}, beside[COLUMNS][4] = {};
-        if (tile * run.length >= first) extra.add(beside, work, inputs, tile, lane);
+        terms.add(beside, work, inputs, tile, tile * run.length >= first, lane);
         wait_for(exchange.filled + buffer, turn / BUFFERS & 1);
         add_parts(total, exchange, buffer, lane);
         synchronize_warp();
@@ -275,9 +276,11 @@ DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, R
                          const Inputs& inputs, int warp, int lane) {
     Reader reader(work, inputs, lane);
     int unit = first + warp, turn = 0;
+    Extra extra(work, run, first / run.length);
     for (int tile = first / run.length; tile * run.length < end; tile++, turn++) {
         int start = tile * run.length, stop = run.end_of(tile, end), buffer = turn % BUFFERS;
         Sums sums = {};
+        extra.begin(work, tile, start >= first, warp, lane);
         for (; unit < stop; unit += WARPS) {
             Chunk chunk;
             chunk.load(ring.wait(), lane);
@@ -287,6 +290,7 @@ DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, R
             multiply_chunk(sums, chunk, here, work, inputs, unit - start, lane);
             if (HELD) ring.refill(work, run, unit, end, lane);
         }
+        extra.add(sums, work, inputs, lane);
         if (turn >= BUFFERS) wait_for(exchange.emptied + buffer, (turn / BUFFERS - 1) & 1);
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
@@ -312,7 +316,7 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     barrier_word *barriers = (barrier_word*)(memory + WARPS * STAGES * CHUNK_BYTES), *filled = barriers + WARPS * STAGES;
     Exchange exchange = {(float4*)(filled + 2 * BUFFERS), filled, filled + BUFFERS, COLUMNS == 2 ? 4 : (work.tokens + 1) / 2};
     float* factors = (float*)exchange.at(BUFFERS, 0, 0, 0);
-    Inputs inputs = {factors, (half_word*)(factors + (work.split_chunks + 1) * 8 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr, nullptr};
+    Inputs inputs = {factors, (half_word*)(factors + 16 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr, nullptr};
     inputs.groups = inputs.numbers + work.tokens * inputs.stride + (DIAGONAL ? CHUNK : 0);
     inputs.plain = inputs.numbers;
     if (DIAGONAL && work.list_starts) inputs.plain = inputs.groups, inputs.groups += work.split_chunks * CHUNK;
@@ -326,7 +330,9 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
         publish_barriers();
         if (warp < WARPS) ring.ask(work, run, first + warp, end, 0, EARLY);
     }
+    if (threadIdx.x < 8 * COLUMNS) *inputs.peak(threadIdx.x) = 0;
     release_dependents();
+    synchronize_block();
     wait_for_inputs();
     inputs.stage(work, run.first_chunk, run.length, warp, lane);
     if (DIAGONAL && warp == 0) *(uint4*)(inputs.numbers + inputs.stride + lane * 8) = make_uint4(0, 0, 0, 0);
