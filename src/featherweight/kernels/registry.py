@@ -84,7 +84,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
             "cuda, bitmap codes",
             "featherweight.packed.chunked",
             "prepare_bitmap_codes",
-            supports.in_bits("bitmap_codes"),
+            supports.in_little_room("bitmap_codes"),
             prepares=True,
         ),
         Kernel(

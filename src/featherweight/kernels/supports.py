@@ -13,6 +13,10 @@ from featherweight.kernels.kernel import Signature, Support
 LATTICE = "featherweight.packed.lattice"
 
 
+#: Share of a card's memory below which what is smaller is preferred to what is faster.
+SCARCE = 0.25
+
+
 def always(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """Everywhere."""
     return True, "plain torch: the reference, on every device"
@@ -48,6 +52,24 @@ def in_bits(storage: str) -> Support:
         runs, reason = on_hopper(storage, signature, device)
         module = importlib.import_module(f"featherweight.kernels.cuda.{storage}")
         return runs, f"{reason}; {module.resident_bits(signature):.2f} bits a weight stay on the card" if runs else reason
+
+    return supports
+
+
+def in_little_room(storage: str) -> Support:
+    """The same of masked codes, where all of them have no kernel or would leave a card too little room."""
+
+    def supports(signature: Signature, device: torch.device) -> tuple[bool, str]:
+        runs, reason = in_bits(storage)(signature, device)
+        if not runs or not cuda_integer(signature["values"], device)[0]:
+            return runs, reason
+        free, total = torch.cuda.mem_get_info(device)
+        if free >= SCARCE * total:
+            return (
+                False,
+                f"slower than all codes, for cards of which less than {SCARCE:.0%} is free, not {free / total:.0%}; {reason}",
+            )
+        return True, reason
 
     return supports
 

@@ -7,7 +7,6 @@
 #include "digits.cuh"
 
 constexpr int MASKS_AT = 32, KEPT_AT = MASKS_AT + 512, CHUNK_BYTES = SLOT_BYTES;
-constexpr int SPAN_BLOCKS = 1;
 constexpr bool HELD = true;
 
 struct Chunk {
@@ -37,8 +36,9 @@ struct Chunk {
         second = pick_bytes(lower, upper, 0x7362u);
     }
 
+    // Operand of a step.
     template <int STEP>
-    DEVICE void multiply_step(Sums& sums, const uint4 (&x)[COLUMNS][2]) const {
+    DEVICE void decode(word (&a)[4]) const {
         constexpr int four = STEP / 4, within = STEP % 4;
         word at = add_byte<within>(before[four], take_half<STEP % 2>(starts[STEP / 2]));
         const uint2* values = (const uint2*)(bytes + KEPT_AT + (2 * at & ~7u));
@@ -47,17 +47,21 @@ struct Chunk {
         word high[2] = {shift_pair(loaded[0].y, loaded[1].y, 8 * at), shift_pair(loaded[1].y, loaded[2].y, 8 * at)};
         word there = within == 3 ? masks[four] >> 3 & 0x11111111u : masks[four] & 0x11111111u << within;
         word places = there * (0x1111110Cu >> within % 3) + 0x44444444u;  // before every element, and 4 more if it is not there
-        word last = take_upper(places), kept = pick_bytes(masks[four] << (7 - within), masks[four] << (3 - within), 0xFBEAu), a[4];
+        word last = take_upper(places), kept = pick_bytes(masks[four] << (7 - within), masks[four] << (3 - within), 0xFBEAu);
         widen(a[0], a[1], pick_bytes(low[0], 0, places), pick_bytes(high[0], 0, places));
         widen(a[2], a[3], pick_bytes(low[0], low[1], last) & kept, pick_bytes(high[0], high[1], last) & kept);
+    }
+
+    template <int STEP>
+    DEVICE void multiply_step(Sums& sums, const uint4 (&x)[COLUMNS][2]) const {
+        word a[4];
+        decode<STEP>(a);
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
             const uint4& both = x[column][STEP % 4 / 2];
             multiply_tile(STEP % 2 ? sums.odd[column] : sums.value[column], a, STEP % 2 ? both.z : both.x, STEP % 2 ? both.w : both.y);
         }
     }
-
-    DEVICE void finish(Sums&, const uint2 (&)[COLUMNS]) const {}
 
     template <int BLOCK>
     DEVICE void multiply(Sums& sums, const uint4 (&x)[COLUMNS][2], int) const {
