@@ -184,9 +184,12 @@ def read_vllm(path: Path, reference: Any, dtype: str) -> Answers:
 
 
 def read_llama(path: Path, reference: Any, dtype: str) -> Answers:
-    """llama.cpp with float32 keys and values."""
+    """llama.cpp with float32 keys and values, without the weights' own layouts of a processor: that of AMX crashed here on any file."""
     import llama_cpp
 
+    plain = llama_cpp.llama_cpp.llama_model_default_params()
+    plain.use_extra_bufts = False
+    llama_cpp.llama_cpp.llama_model_default_params = lambda: plain
     file, text = path / "model.gguf" if path.is_dir() else path, reference["text"].tolist()
     model = llama_cpp.Llama(
         str(file), n_ctx=512, n_batch=512, n_threads=1, logits_all=True, flash_attn=False, verbose=False, type_k=0, type_v=0

@@ -40,8 +40,11 @@ def test_its_own_decoder_gives_our_values(bits: int, tmp_path: Path):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_it_agrees_as_far_as_8_bit_inputs_let_it(bits: int, tmp_path: Path):
+def test_it_agrees_as_far_as_8_bit_inputs_let_it(bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     llama = pytest.importorskip("llama_cpp")
+    plain = llama.llama_cpp.llama_model_default_params()
+    plain.use_extra_bufts = False  # AMX's own layout of weights crashed where this was tried, on any file
+    monkeypatch.setattr(llama.llama_cpp, "llama_model_default_params", lambda: plain)
     ours, file = exported(bits, tmp_path)
     with torch.no_grad():
         whole = ours.generate(torch.tensor([PROMPT]), max_new_tokens=32, do_sample=False, eos_token_id=-1)
