@@ -5,11 +5,9 @@
 // Sums of a round go to shared memory, are added over the input warps while the next round is computed and sent to the block of the
 // cluster that owns them, which adds them a round later; always in the same order, so that results repeat bit for bit.
 //
-// Fixed when compiled: what `tiles.cuh` names (TILES is 1, UNIT 256), COLUMNS (tokens in eights), INPUT_WARPS, ROW_WARPS, SPLITS, STAGES.
-#ifndef FP16_CODES
-#define FP16_CODES ACTIVATION
-#endif
-#define FIELD_BITS (FP16_CODES ? 10 : 8)
+// Fixed when compiled: what `tiles.cuh` names (TILES is 1, UNIT 256), COLUMNS (tokens in eights), INPUT_WARPS, ROW_WARPS, SPLITS, STAGES, AHEAD
+// (tiles asked for before the activations), RESIDENT.
+#define FIELD_BITS (ACTIVATION ? 10 : 8)
 #include "fields.cuh"
 #include "sending.cuh"
 #include "parts.cuh"
@@ -24,16 +22,13 @@ constexpr int ZERO_SUMS_AT = SENT_AT + SLOTS * ENTRIES * 16, BARRIERS_AT = ZERO_
 constexpr int SENDERS = WARPS * 32 / ENTRIES, WRITERS = WARPS * 32 / OWNED;  // sets of threads that take turns
 static_assert(SENDERS * ENTRIES == WARPS * 32 && OWNED * SPLITS == ENTRIES, "all threads have one entry");
 
-// Codes as the matrix unit takes them are integers times 2^-24 in fp16, 2^-133 in bf16. Activations carry a power of two, which brings the
-// largest of a token and a unit just below 2^14, or to 2^119; it is 2^LEAST at least and 2^(BACK - 127) at most.
-constexpr int MOST = FP16_CODES ? 140 : 246, LEAST = FP16_CODES ? -103 : 6, BACK = FP16_CODES ? 151 : 260;
+// Codes cut out of their words are integers times 2^-133 in bf16, whose lowest eight bits count evenly, 2^-24 in fp16. Activations carry a
+// power of two that brings the largest of a token and a unit to [2^119, 2^120), or [2^13, 2^14); not more than 2^126.
+constexpr int MOST = ACTIVATION ? 140 : 246, LEAST = ACTIVATION ? -2 : 6, BACK = ACTIVATION ? 151 : 260;
+
+constexpr int TOGETHER = 2;  // groups that are multiplied in turn, so that sums wait less for each other
 
 typedef word Tokens[COLUMNS][UNIT_CHUNKS][4];  // of a lane: tokens lane / 4 and eight on, inputs 8 (lane % 4) … of each chunk
-
-DEVICE void multiply_codes(float (&c)[4], const word (&a)[4], word b0, word b1) {
-    if (FP16_CODES) multiply_fp16(c, a, b0, b1);
-    else multiply_bf16(c, a, b0, b1);
-}
 
 template <int CHUNK>
 DEVICE void scale_chunks(Tokens& numbers, int column, int carried) {
@@ -42,11 +37,11 @@ DEVICE void scale_chunks(Tokens& numbers, int column, int carried) {
         for (int pair = 0; pair < 4; pair++) {
             word& both = numbers[column][CHUNK][pair];
             int exponent = 127 + carried - (int)(offsets_of(CHUNK) >> 4 * pair & 15);
-#if FP16_CODES == 0
+#if ACTIVATION == 0
             both = multiply_add(both, twice((word)exponent << 7), 0x80008000u);
 #else
             float factor = as_float((word)exponent << 23);
-            both = pack_fp16(from_number((half_word)(both & 0xFFFFu)) * factor, from_number((half_word)(both >> 16)) * factor);
+            both = pack_fp16(from_fp16((half_word)(both & 0xFFFFu)) * factor, from_fp16((half_word)(both >> 16)) * factor);
 #endif
         }
         scale_chunks<CHUNK + 1>(numbers, column, carried);
@@ -75,8 +70,7 @@ DEVICE void load_tokens(Tokens& numbers, const half_word* x, int unit, int input
     }
 }
 
-// Makes up for the offsets and brings the largest of a token and the unit just below MOST. `factors`: what takes the sums of tokens
-// lane % 4 * 2 and the next back.
+// Makes up for the offsets and gives them their power of two. `factors`: what takes the sums of tokens lane % 4 * 2 and the next back.
 DEVICE void scale_tokens(Tokens& numbers, float2 (&factors)[COLUMNS], int lane) {
 #pragma unroll
     for (int column = 0; column < COLUMNS; column++) {
@@ -106,7 +100,7 @@ DEVICE void multiply_steps(float (&sums)[TOGETHER][COLUMNS][4], const word* code
 #pragma unroll
             for (int column = 0; column < COLUMNS; column++) {
                 const word(&x)[4] = numbers[column][(STEP + group * GROUP / 16) / 2];
-                multiply_codes(sums[group][column], a[group], x[STEP % 2 * 2], x[STEP % 2 * 2 + 1]);
+                multiply_tile(sums[group][column], a[group], x[STEP % 2 * 2], x[STEP % 2 * 2 + 1]);
             }
         }
         multiply_steps<STEP + 1, END>(sums, codes, numbers);
@@ -124,7 +118,7 @@ DEVICE void add_zeros(float (&sums)[COLUMNS][4], const Tokens& numbers, float4* 
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
             const word(&x)[4] = numbers[column][STEP / 2];
-            multiply_codes(sums[column], a, x[STEP % 2 * 2], x[STEP % 2 * 2 + 1]);
+            multiply_tile(sums[column], a, x[STEP % 2 * 2], x[STEP % 2 * 2 + 1]);
             if ((STEP + 1) * 16 % GROUP == 0) {
                 float low = ZEROS ? sums[column][0] : -sums[column][0], high = ZEROS ? sums[column][1] : -sums[column][1];
                 if (lane < 4) zero_sums[group * PAIRS + column * 4 + lane] = make_float4(low, high, low, high);
