@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from featherweight.errors import FeatherweightError
-from featherweight.kernels.cuda import bitmap, stream, two_level, two_of_four
+from featherweight.kernels.cuda import bitmap, bitmap_codes, stream, two_level, two_of_four
 from featherweight.kernels.cuda.sparse_list import SparseParts
 from featherweight.kernels.cuda.stream import Chunked
 from featherweight.kernels.cuda.stream_values import multiply_many
@@ -101,24 +101,38 @@ def product(module: Any, weight: Any) -> Callable[..., Tensor]:
     return multiply
 
 
-def sparse_storages(n: int, k: int, device: str) -> Iterator[Storage]:
-    """2:4 as 4-bit codes in groups of 128 and as bf16 values; half of all values in bf16 with a bitmap."""
+def draw_codes(n: int, k: int, device: str) -> tuple[torch.Generator, Tensor, Tensor, Tensor, Tensor]:
+    """A generator, bf16 values, 4-bit codes, their scales in groups of 128, and what they decode to."""
     generator = torch.Generator(device).manual_seed(n + k)
-    chosen = torch.rand(n, k // 4, 4, generator=generator, device=device).topk(2, -1).indices
-    mask = torch.zeros(n, k // 4, 4, dtype=torch.bool, device=device).scatter_(2, chosen, True).view(n, k)
-    places = chosen.sort(-1).values.view(n, k // 2).to(torch.uint8)
     values = torch.randn(n, k, generator=generator, device=device).bfloat16() / 64
     codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, generator=generator, device=device)
     scales = (0.002 + 0.003 * torch.rand(n, k // 128, generator=generator, device=device)).half()
-    decoded = (codes.float() - 8) * scales.float().repeat_interleave(128, 1) * mask
-    any_mask = torch.rand(n, k, generator=generator, device=device) < 0.5
+    return generator, values, codes, scales, (codes.float() - 8) * scales.float().repeat_interleave(128, 1)
 
+
+def two_of_four_storages(n: int, k: int, device: str) -> Iterator[Storage]:
+    """2:4 as 4-bit codes in groups of 128 and as bf16 values."""
+    generator, values, codes, scales, decoded = draw_codes(n, k, device)
+    chosen = torch.rand(n, k // 4, 4, generator=generator, device=device).topk(2, -1).indices
+    mask = torch.zeros(n, k // 4, 4, dtype=torch.bool, device=device).scatter_(2, chosen, True).view(n, k)
+    places = chosen.sort(-1).values.view(n, k // 2).to(torch.uint8)
     by_codes = two_of_four.encode_codes(codes[mask].view(n, k // 2), places, scales, None, 128)
-    yield "2:4, 4 bits", by_codes.chunked, product(two_of_four, by_codes), decoded
+    yield "2:4, 4 bits", by_codes.chunked, product(two_of_four, by_codes), decoded * mask
     by_values = two_of_four.encode_values(values[mask].view(n, k // 2), places)
     yield "2:4, bf16", by_values.chunked, product(two_of_four, by_values), values.float() * mask
-    by_bits = bitmap.encode(values, any_mask)
-    yield "bitmap 50 %, bf16", by_bits.chunked, product(bitmap, by_bits), values.float() * any_mask
+
+
+def bitmap_storages(n: int, k: int, device: str) -> Iterator[Storage]:
+    """Half of all bf16 values, and of all 4-bit codes in groups of 128, with a bitmap."""
+    generator, values, codes, scales, decoded = draw_codes(n, k, device)
+    mask = torch.rand(n, k, generator=generator, device=device) < 0.5
+    by_values = bitmap.encode(values, mask)
+    yield "bitmap 50 %, bf16", by_values.chunked, product(bitmap, by_values), values.float() * mask
+    by_codes = bitmap_codes.encode(codes, mask, scales, None, 128)
+    yield "bitmap 50 %, 4 bits", by_codes.chunked, product(bitmap_codes, by_codes), decoded * mask
+
+
+STORAGES = {"spqr": two_level_storages, "2:4": two_of_four_storages, "bitmap": bitmap_storages}
 
 
 def cases(storages: Sequence[Storage], x: Tensor, cuts: Sequence[tuple[int, ...]]) -> list[Case]:
@@ -169,12 +183,13 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS)
     parser.add_argument("--cuts", nargs="*", default=[], help="e.g. 16,1,4,1; for one token only")
     parser.add_argument("--card", type=Path)
+    parser.add_argument("--storages", nargs="+", default=STORAGES, choices=STORAGES)
     options = parser.parse_args()
     card = measure_card("cuda") if options.card is None else read_card(options.card)
     rows = []
     for text in options.shapes:
         n, k = map(int, text.split("x"))
-        storages = [*two_level_storages(n, k, "cuda"), *sparse_storages(n, k, "cuda")]
+        storages = [storage for name in options.storages for storage in STORAGES[name](n, k, "cuda")]
         for tokens in options.tokens:
             x = torch.randn(tokens, k, device="cuda", dtype=torch.bfloat16)
             cuts = [tuple(map(int, cut.split(","))) for cut in options.cuts] if tokens == 1 else []

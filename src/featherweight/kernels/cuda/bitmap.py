@@ -94,6 +94,15 @@ def decode(weight: DeviceBitmap) -> tuple[Tensor, Tensor]:
     return dense.view(weight.dtype), mask
 
 
+def resident_bits(description: Mapping[str, Any]) -> float:
+    """Bits of a weight so described on the card, for each of its entries."""
+    rows, inputs = description["shape"]
+    chunks = -(-rows // ROWS) * -(-inputs // CHUNK)
+    return (
+        16 * (description["kept"] + chunks * (HEAD + 4 + 2)) / (rows * inputs)
+    )  # half of the last 16 bytes, and where it lies
+
+
 def reason_against(description: Mapping[str, Any]) -> str:
     """Why the kernel does not read a weight so described; "" if it does."""
     if description["kind"] != "masked" or description["values"]["kind"] != "dense":

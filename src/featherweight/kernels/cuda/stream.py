@@ -21,7 +21,7 @@ BUFFERS = {1: 4, 2: 2}
 
 #: Warps of a block that multiply, warps that collect, chunks in flight for each, blocks on a multiprocessor: the first that fits is
 #: taken.
-CUTS = ((8, 2, 4, 2), (8, 2, 3, 2), (16, 2, 4, 1), (16, 2, 3, 1), (16, 2, 2, 1), (14, 2, 2, 1), (8, 2, 2, 1))
+CUTS = ((8, 2, 4, 2), (8, 2, 3, 2), (16, 2, 4, 1), (16, 2, 3, 1), (16, 2, 2, 1), (14, 2, 2, 1), (12, 2, 2, 1), (8, 2, 2, 1))
 
 #: Whole tiles to a block are worth so much more work for some.
 UNEVEN = 1.1

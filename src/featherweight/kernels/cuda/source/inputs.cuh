@@ -2,6 +2,7 @@
 // (NORMALIZED), activations become fp16 numbers: those of a token times a power of two that brings the largest in the block's inputs
 // below 2^11, so that the sum of 16, which GROUP_SUMS asks for, is one as well.
 #pragma once
+#include "given.cuh"
 
 struct Inputs {
     float* factors;      // [token]: what normalising took out; then, [token], bits of the largest
@@ -18,22 +19,8 @@ struct Inputs {
     // Eights of numbers change places, so that the same input of eight tokens lies in eight groups of banks.
     static DEVICE int swizzle(int token) { return token / 2 % 4 * 8; }
 
-    // Eight consecutive inputs of a token.
-    static DEVICE uint4 load(const Work& work, int token, int input) {
-        const half_word* x = work.x + (long long)token * work.x_stride;
-        if (!work.gather && input + 8 <= work.inputs) return *(const uint4*)(x + input);
-        word from[8], v[8];
-        if (work.gather) {
-            *(uint4*)from = *(const uint4*)(work.gather + input);
-            *(uint4*)(from + 4) = *(const uint4*)(work.gather + input + 4);
-        }
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            if (!work.gather) from[i] = input + i;
-            v[i] = from[i] < (word)work.inputs ? x[from[i]] : 0;
-        }
-        return make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16);
-    }
+    // Where the numbers of a token begin.
+    DEVICE int row(int token) const { return token * stride; }
 
     DEVICE float factor(int token) const { return factors[token]; }
     DEVICE word* peak(int token) const { return (word*)factors + 8 * COLUMNS + token; }
@@ -91,7 +78,7 @@ struct Inputs {
                 for (int i = 0; i < batch; i++) {
                     int item = start + i * all;
                     if (NORMALIZED && pass == 1 && items <= all * batch) continue;  // they are here
-                    if (item < items) loaded[i] = load(work, item / chunks, (first_chunk + item % chunks) * CHUNK + lane * 8);
+                    if (item < items) loaded[i] = load_inputs(work, item / chunks, (first_chunk + item % chunks) * CHUNK + lane * 8);
                 }
 #pragma unroll
                 for (int i = 0; i < batch; i++) {

@@ -14,6 +14,7 @@
 //   NORMALIZED   whether it wants activations as fp16 numbers of a bounded size;
 //   GROUP_SUMS   whether Chunk::finish(sums, groups) wants the sums of every 16 activations;
 //   DIAGONAL   whether column n of a product has activations in rows n and n + 1 (of all 16 n / 2 …) only, and sums belong to lanes;
+//   DIGITS   whether Chunk::meet(inputs, tokens, chunk, lane) is to be called before `multiply`;
 //   LOWER   what the sums of a tile's lower eight rows are multiplied by;
 //   struct Extra   terms beside the chunks that the warps which multiply add at the end of a tile, or none;
 //   struct Beside   those that the collectors add.
@@ -85,19 +86,24 @@ struct Ring {
     unsigned char* stages;
     barrier_word* barriers;
     int slot, parity;
+    int start, stop;  // in 16s of bytes, of the chunk that is asked for next, where chunks differ in length
 
+    // Long before it is needed: this waits for memory.
+    DEVICE void find(const Work& work, const Run& run, int unit, int end) {
+        if (!HELD || unit >= end) return;
+        const int* found = work.chunk_starts + run.chunk_of(work, unit);
+        start = found[0], stop = found[1];
+    }
     DEVICE void ask(const Work& work, const Run& run, int unit, int stage) {
-        long long chunk = run.chunk_of(work, unit), start = chunk * CHUNK_BYTES;
-        int bytes = CHUNK_BYTES;
-        if (HELD) {
-            start = 16ll * work.chunk_starts[chunk];
-            bytes = (int)(16ll * work.chunk_starts[chunk + 1] - start);
-        }
-        copy_chunk(stages + stage * CHUNK_BYTES, work.chunks + start, bytes, barriers + stage);
+        long long from = HELD ? 16ll * start : run.chunk_of(work, unit) * CHUNK_BYTES;
+        copy_chunk(stages + stage * CHUNK_BYTES, work.chunks + from, HELD ? 16 * (stop - start) : CHUNK_BYTES, barriers + stage);
     }
     DEVICE void ask(const Work& work, const Run& run, int unit, int end, int from, int to) {
-        for (int stage = from; stage < to; stage++)
+        for (int stage = from; stage < to; stage++) {
+            find(work, run, unit + stage * WARPS, end);
             if (unit + stage * WARPS < end) ask(work, run, unit + stage * WARPS, stage);
+        }
+        if (to == STAGES) find(work, run, unit + STAGES * WARPS, end);
     }
     DEVICE const unsigned char* wait() {
         wait_for(barriers + slot, parity);
@@ -105,7 +111,10 @@ struct Ring {
     }
     DEVICE void refill(const Work& work, const Run& run, int unit, int end, int lane) {
         synchronize_warp();
-        if (lane == 0 && unit + STAGES * WARPS < end) ask(work, run, unit + STAGES * WARPS, slot);
+        if (lane == 0 && unit + STAGES * WARPS < end) {
+            ask(work, run, unit + STAGES * WARPS, slot);
+            find(work, run, unit + (STAGES + 1) * WARPS, end);
+        }
         slot++;
         if (slot == STAGES) slot = 0, parity ^= 1;
     }
@@ -138,7 +147,7 @@ struct Reader {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 bool there = !DIAGONAL || lane / 4 == lane % 4 * 2 + half;  // zeros lie where a second token would
-                int place = (there ? token : 1) * inputs.stride + (lane % 4 * 8 ^ Inputs::swizzle(token)) + 32 * half;
+                int place = inputs.row(there ? token : 1) + (lane % 4 * 8 ^ Inputs::swizzle(token)) + 32 * half;
                 places[column][half] = (const unsigned char*)(inputs.numbers + place);
                 advance[half] = there ? CHUNK * 2 : 0;
             }
@@ -161,6 +170,9 @@ DEVICE void multiply_chunk(Sums& sums, Chunk& chunk, const unsigned char* const 
     multiply_blocks<0>(groups, chunk, here, lane);
     chunk.finish(sums, groups, ((const float4*)inputs.groups)[at * 4 + lane % 4]);
 #else
+#if DIGITS
+    chunk.meet(inputs, work.tokens, at, lane);
+#endif
     multiply_blocks<0>(sums, chunk, here, lane);
 #if GROUP_SUMS
     uint2 groups[COLUMNS];
@@ -222,7 +234,7 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     inputs.groups = inputs.numbers + work.tokens * inputs.stride + (DIAGONAL ? CHUNK : 0);
     inputs.plain = inputs.numbers;
     if (DIAGONAL && work.list_starts) inputs.plain = inputs.groups, inputs.groups += work.split_chunks * CHUNK;
-    Ring ring = {memory + warp * STAGES * CHUNK_BYTES, barriers + warp * STAGES, 0, 0};
+    Ring ring = {memory + warp * STAGES * CHUNK_BYTES, barriers + warp * STAGES, 0, 0, 0, 0};
     if (lane == 0) {
         if (warp < WARPS) {
             for (int stage = 0; stage < STAGES; stage++) set_barrier(ring.barriers + stage, 1);
