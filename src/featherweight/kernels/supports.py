@@ -126,10 +126,13 @@ def cuda_walk(signature: Signature, device: torch.device) -> tuple[bool, str]:
     if device.type != "cuda":
         return False, f"written for CUDA, not for {device.type}"
     size, of = signature.get("group_size", 0), signature.get("of", 0)
-    if size and not signature.get("scattered") and not (0 < size <= 128 and size % 16 == 0):
+    if size and not (0 < size <= 128 and size % 16 == 0):
         return False, f"groups of a multiple of 16 columns up to 128, not {size}"
     if signature.get("inputs", 0) % 4:
         return False, f"inputs in fours, not {signature['inputs']}"
+    second = signature.get("second_group_size", 1)
+    if second not in (1, 2, 4, 8, 16, 32, 64):
+        return False, f"second groups of a power of two of rows up to 64, not {second}"
     if of not in (0, 2, 4, 8, 16):
         return False, f"N of 2, 4, 8 or 16, not of {of}"
     if signature.get("how") == "least" and (any(rows % 32 for rows in signature["linears"]) or (size and 128 % size)):
@@ -226,6 +229,8 @@ def cpu_fit(signature: Signature, device: torch.device) -> tuple[bool, str]:
 
     if device.type != "cpu":
         return False, f"written for CPUs, not for {device.type}"
+    if signature.get("fit") == "mse":
+        return False, "by the extremes or weighted, not by mse"
     reason = missing("fit")
     return not reason, reason or "every candidate of a group tried while it lies in the first cache"
 

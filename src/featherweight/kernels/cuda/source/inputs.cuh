@@ -5,7 +5,7 @@
 #include "given.cuh"
 
 struct Inputs {
-    float* factors;      // [token]: what normalising took out; then, [chunk][token], bits of the largest
+    float* factors;      // [token]: what normalising took out; then, [token], bits of the largest
     half_word* numbers;  // [token][stride]
     int stride;
     half_word* plain;    // numbers before places of codes are made up for, with one token; else the same
@@ -23,19 +23,17 @@ struct Inputs {
     DEVICE int row(int token) const { return token * stride; }
 
     DEVICE float factor(int token) const { return factors[token]; }
-    DEVICE word* peak(int chunk, int token) const { return (word*)factors + (chunk + 1) * 8 * COLUMNS + token; }
+    DEVICE word* peak(int token) const { return (word*)factors + 8 * COLUMNS + token; }
 
-    DEVICE void find_peak(int token, int chunk, const uint4& v, int lane) const {
+    DEVICE void find_peak(int token, const uint4& v, int lane) const {
         word largest = max_magnitude(max_magnitude(max_magnitude(max_magnitude(0, v.x), v.y), v.z), v.w);
         largest = largest_in_warp(largest);
-        if (lane == 0) *peak(chunk, token) = largest;
+        if (lane == 0) raise_shared(peak(token), largest);
     }
 
     // The power of two for a token.
-    DEVICE float scale_of(int token, int chunks, int lane) const {
-        word largest = 0;
-        for (int chunk = lane; chunk < chunks; chunk += 32) largest = *peak(chunk, token) > largest ? *peak(chunk, token) : largest;
-        int exponent = (int)(as_word(from_number((half_word)largest_in_warp(largest))) >> 23);
+    DEVICE float scale_of(int token, int lane) const {
+        int exponent = (int)(as_word(from_number((half_word)*peak(token))) >> 23);
         int up = exponent == 0 ? 0 : 127 + 10 - exponent;  // x 2^up lies below 2^11
         up = up > 126 ? 126 : up < -126 ? -126 : up;
         if (lane == 0) factors[token] = as_float((word)(127 - up) << 23);
@@ -70,7 +68,7 @@ struct Inputs {
     }
 
     DEVICE void stage(const Work& work, int first_chunk, int chunks, int warp, int lane) const {
-        constexpr int all = WARPS + COLLECTORS, batch = COLUMNS == 2 ? 8 : 4;
+        constexpr int all = WARPS + COLLECTORS, batch = (COLUMNS == 2 ? 8 : 4) * (NORMALIZED && !SINGLE ? 2 : 1);
         int items = work.tokens * chunks;
         uint4 loaded[batch];
 #pragma unroll
@@ -86,8 +84,8 @@ struct Inputs {
                 for (int i = 0; i < batch; i++) {
                     int item = start + i * all, token = item / chunks;
                     if (item >= items) continue;
-                    if (pass == 0) find_peak(token, item % chunks, loaded[i], lane);
-                    else put(token, work.tokens, item % chunks, loaded[i], NORMALIZED ? scale_of(token, chunks, lane) : 1.0f, lane);
+                    if (pass == 0) find_peak(token, loaded[i], lane);
+                    else put(token, work.tokens, item % chunks, loaded[i], NORMALIZED ? scale_of(token, lane) : 1.0f, lane);
                 }
             }
             if (pass == 0) synchronize_block();
