@@ -4,11 +4,11 @@
 #include "given.cuh"
 
 struct Inputs {
-    float* factors;      // [chunk][token]: what that took out
+    float* factors;
     half_word* numbers;  // [token][stride]
     int stride;
     half_word* plain;
-    half_word* groups;   // integers [chunk][token][8]: sums over groups of GROUP inputs
+    half_word* groups;   // integers [chunk][token][8]: sums over groups of GROUP inputs, 256 times, plus the exponent of what that took out
 
     // One token's digits are two columns.
     static DEVICE int token_of(int column, int lane, int tokens) {
@@ -27,7 +27,6 @@ struct Inputs {
         int exponent = (int)(as_word(from_number((half_word)largest)) >> 23), up = exponent == 0 ? 0 : 127 + 13 - exponent;
         up = up > 126 ? 126 : up < -126 ? -126 : up;
         float scale = as_float((word)(127 + up) << 23);
-        if (lane == 0) factors[chunk * 8 * COLUMNS + token] = as_float((word)(127 - up) << 23);
         int sum = 0, apart = swizzle(token) * 2;
         unsigned char* to = (unsigned char*)(numbers + token * stride + chunk * CHUNK) + lane / 8 * 128;
 #pragma unroll
@@ -45,7 +44,7 @@ struct Inputs {
             at[16] = lower;
         }
         for (int lanes = 1; lanes < GROUP / 8; lanes *= 2) sum += (int)word_from_lane((word)sum, lane ^ lanes);
-        if (lane % (GROUP / 8) == 0) ((int*)sums(chunk, tokens))[token * 8 + lane * 8 / GROUP] = sum;
+        if (lane % (GROUP / 8) == 0) ((int*)sums(chunk, tokens))[token * 8 + lane * 8 / GROUP] = sum * 256 + 127 - up;
     }
 
     DEVICE void stage(const Work& work, int first_chunk, int chunks, int warp, int lane) const {

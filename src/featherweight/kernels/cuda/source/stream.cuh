@@ -244,9 +244,11 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
         publish_barriers();
         if (warp < WARPS) ring.ask(work, run, first + warp, end, 0, EARLY);
     }
-    if (threadIdx.x < 8 * COLUMNS) *inputs.peak(threadIdx.x) = 0;
     release_dependents();
+#if NORMALIZED
+    if (threadIdx.x < 8 * COLUMNS) *inputs.peak(threadIdx.x) = 0;
     synchronize_block();
+#endif
     wait_for_inputs();
     inputs.stage(work, run.first_chunk, run.length, warp, lane);
     if (DIAGONAL && warp == 0) *(uint4*)(inputs.numbers + inputs.stride + lane * 8) = make_uint4(0, 0, 0, 0);
