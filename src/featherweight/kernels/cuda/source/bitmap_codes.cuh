@@ -33,7 +33,7 @@ DEVICE void place_eight(word& first, word& second, word window, word masks, word
 struct Chunk {
     const unsigned char* bytes;
     const int* group_sums[COLUMNS][2];  // of the lane's tokens' activations, as `factors`
-    float factors[COLUMNS][2];
+    float2 factors[COLUMNS];
     word masks[4], places, starts[2];  // `places`: of each 64 inputs, codes from the eight lanes' start to the lane's place
     int group[COLUMNS][PLANES][4];
 
@@ -58,12 +58,10 @@ struct Chunk {
     DEVICE void meet(const Inputs& inputs, int tokens, int chunk, int lane) {
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
-#pragma unroll
-            for (int part = 0; part < 2; part++) {
-                int token = column * 8 + lane % 4 * 2 + part;
-                group_sums[column][part] = inputs.sums(chunk, tokens) + (token < tokens ? token : 0) * 8;
-                factors[column][part] = as_float((word)group_sums[column][part][0] << 23 & 0x7F800000u);
-            }
+            int token = column * 8 + lane % 4 * 2;
+            factors[column] = *(const float2*)(inputs.factors + chunk * 8 * COLUMNS + token);
+            group_sums[column][0] = inputs.sums(chunk, tokens) + (token < tokens ? token : 0) * 8;
+            group_sums[column][1] = inputs.sums(chunk, tokens) + (token + 1 < tokens ? token + 1 : 0) * 8;
         }
     }
 
@@ -120,8 +118,8 @@ struct Chunk {
 #pragma unroll
             for (int part = 0; part < 4; part += SINGLE ? 2 : 1) {
                 int sum = group[column][0][part] * 256 + (SINGLE ? group[column][0][part + 1] : group[column][PLANES - 1][part]);
-                if (ZEROS) sum -= ((int)fill[part / 2] >> 24) * (group_sums[column][part % 2][INDEX] >> 8);
-                sums.value[column][part] += scale[part / 2] * factors[column][part % 2] * (float)sum;
+                if (ZEROS) sum -= ((int)fill[part / 2] >> 24) * group_sums[column][part % 2][INDEX];
+                sums.value[column][part] += scale[part / 2] * (part % 2 ? factors[column].y : factors[column].x) * (float)sum;
             }
         }
         clear();

@@ -4,11 +4,11 @@
 #include "given.cuh"
 
 struct Inputs {
-    float* factors;
+    float* factors;      // [chunk][token]: what that took out
     half_word* numbers;  // [token][stride]
     int stride;
     half_word* plain;
-    half_word* groups;   // integers [chunk][token][8]: sums over groups of GROUP inputs, 256 times, plus the exponent of what that took out
+    half_word* groups;   // integers [chunk][token][8]: sums over groups of GROUP inputs
 
     // One token's digits are two columns.
     static DEVICE int token_of(int column, int lane, int tokens) {
@@ -21,12 +21,16 @@ struct Inputs {
     DEVICE float factor(int) const { return 1.0f; }
     DEVICE const int* sums(int chunk, int tokens) const { return (const int*)groups + chunk * tokens * 8; }
 
+    static DEVICE int kept_factors(int chunks) { return chunks * 8 * COLUMNS; }
+    DEVICE void clear() const {}
+
     DEVICE void put(int token, int tokens, int chunk, const uint4& v, int lane) const {
         word pairs[4] = {v.x, v.y, v.z, v.w};
         word largest = largest_in_warp(max_magnitude(max_magnitude(max_magnitude(max_magnitude(0, v.x), v.y), v.z), v.w));
         int exponent = (int)(as_word(from_number((half_word)largest)) >> 23), up = exponent == 0 ? 0 : 127 + 13 - exponent;
         up = up > 126 ? 126 : up < -126 ? -126 : up;
         float scale = as_float((word)(127 + up) << 23);
+        if (lane == 0) factors[chunk * 8 * COLUMNS + token] = as_float((word)(127 - up) << 23);
         int sum = 0, apart = swizzle(token) * 2;
         unsigned char* to = (unsigned char*)(numbers + token * stride + chunk * CHUNK) + lane / 8 * 128;
 #pragma unroll
@@ -44,7 +48,7 @@ struct Inputs {
             at[16] = lower;
         }
         for (int lanes = 1; lanes < GROUP / 8; lanes *= 2) sum += (int)word_from_lane((word)sum, lane ^ lanes);
-        if (lane % (GROUP / 8) == 0) ((int*)sums(chunk, tokens))[token * 8 + lane * 8 / GROUP] = sum * 256 + 127 - up;
+        if (lane % (GROUP / 8) == 0) ((int*)sums(chunk, tokens))[token * 8 + lane * 8 / GROUP] = sum;
     }
 
     DEVICE void stage(const Work& work, int first_chunk, int chunks, int warp, int lane) const {

@@ -230,7 +230,7 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     barrier_word *barriers = (barrier_word*)(memory + WARPS * STAGES * CHUNK_BYTES), *filled = barriers + WARPS * STAGES;
     Exchange exchange = {(float4*)(filled + 2 * BUFFERS), filled, filled + BUFFERS, COLUMNS == 2 ? 4 : (work.tokens + 1) / 2};
     float* factors = (float*)exchange.at(BUFFERS, 0, 0, 0);
-    Inputs inputs = {factors, (half_word*)(factors + 16 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr, nullptr};
+    Inputs inputs = {factors, (half_word*)(factors + Inputs::kept_factors(work.split_chunks)), work.split_chunks * CHUNK + PADDING, nullptr, nullptr};
     inputs.groups = inputs.numbers + work.tokens * inputs.stride + (DIAGONAL ? CHUNK : 0);
     inputs.plain = inputs.numbers;
     if (DIAGONAL && work.list_starts) inputs.plain = inputs.groups, inputs.groups += work.split_chunks * CHUNK;
@@ -244,11 +244,9 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
         publish_barriers();
         if (warp < WARPS) ring.ask(work, run, first + warp, end, 0, EARLY);
     }
+    inputs.clear();
     release_dependents();
-#if NORMALIZED
-    if (threadIdx.x < 8 * COLUMNS) *inputs.peak(threadIdx.x) = 0;
     synchronize_block();
-#endif
     wait_for_inputs();
     inputs.stage(work, run.first_chunk, run.length, warp, lane);
     if (DIAGONAL && warp == 0) *(uint4*)(inputs.numbers + inputs.stride + lane * 8) = make_uint4(0, 0, 0, 0);
