@@ -13,6 +13,7 @@ from common import SMALL, TINY
 from featherweight import api
 from featherweight.integrations.vllm_shards import Shard
 from featherweight.packed.dense import Dense
+from featherweight.packed.integer import Integer
 
 PROMPT = list(range(40, 72))
 STEPS: dict[str, list[dict[str, Any]]] = {
@@ -88,16 +89,20 @@ def test_a_shard_that_can_be_cut_holds_its_part_only():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-@pytest.mark.parametrize("kind", STEPS)
-def test_a_shard_on_a_card_multiplies_as_stored(kind: str, tmp_path: Path):
-    weight = packed(kind, tmp_path)
-    rows, inputs = weight.shape
-    shard = Shard(weight, slice(0, rows // 2), slice(0, inputs), torch.bfloat16).to("cuda")
-    x = torch.randn(3, inputs, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16)
-    expected = weight.matmul(x.cpu().float()) if kind == "rounded input" else x.cpu().float() @ weight.dequantize().T
-    assert (shard(x).cpu().float() - expected[:, : rows // 2]).norm() < 0.02 * expected.norm()
-    if kind == "integer":
-        assert "cuda" in type(shard.linear.prepared_for(x)).__module__
+@pytest.mark.parametrize(
+    "cut", [(slice(512, 1024), slice(0, 2048)), (slice(0, 1024), slice(1024, 2048))], ids=["half the rows", "half the inputs"]
+)
+def test_a_shard_on_a_card_runs_our_kernel(cut: tuple[slice, slice]):
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (1024, 2048), generator=generator, dtype=torch.uint8)
+    scales = (torch.rand(1024, 16, generator=generator) * 0.01 + 0.001).half()
+    weight = Integer.from_codes(codes, scales, torch.randint(0, 16, (1024, 16), generator=generator), 4, 128)
+    shard = Shard(weight, *cut, torch.bfloat16).to("cuda")
+    for tokens in (1, 17, 300):
+        x = torch.randn(tokens, cut[1].stop - cut[1].start, generator=generator).to("cuda", torch.bfloat16)
+        expected = x.cpu().double() @ weight.dequantize().double()[cut].T
+        assert (shard(x).cpu().double() - expected).norm() < 0.01 * expected.norm()
+        assert ".cuda." in type(shard.linear.prepared_for(x)).__module__
 
 
 def test_what_is_loaded_goes_to_the_device_of_the_layer():
