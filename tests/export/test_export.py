@@ -162,6 +162,10 @@ def test_errors_come_before_anything_is_written(symmetric: Path, tmp_path: Path)
     mixed = compressed(tmp_path / "mixed", {**RTN, "scope": "*.mlp.*"})
     with pytest.raises(FeatherweightError, match="for all linears of the blocks"):
         api.export(mixed, "gptq", tmp_path / "a")
+    opt = fw.plan(str(Path(__file__).parents[1] / "assets" / "opt-5m"), {"name": "r", "steps": [RTN]}, changes=SMALL)
+    fw.compress(opt, tmp_path / "opt")
+    with pytest.raises(FeatherweightError, match="not written as GGUF"):
+        api.export(tmp_path / "opt", "gguf", tmp_path / "a")
     assert not (tmp_path / "a").exists()
     api.export(symmetric, "dense", tmp_path / "b")
     with pytest.raises(FeatherweightError, match="in use"):

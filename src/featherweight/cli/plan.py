@@ -71,6 +71,7 @@ def _check_format(made: Plan, name: str) -> None:
     from featherweight.export.write import find_format, reasons, refuse
 
     target = find_format(name)
+    target.check_model(made.source.config())
     packed = [(row.module, row.description, row.kind) for row in made.rows if row.description is not None]
     refuse(target, reasons(target, packed, made.structure.experts))
 

@@ -31,6 +31,9 @@ class Format(ABC):
     def refusal(self, module: str, description: Mapping[str, Any]) -> str | None:
         """Why a module so stored cannot be expressed; None where it can, without loss."""
 
+    def check_model(self, config: Any) -> None:  # noqa: B027
+        """Raise FeatherweightError where the format has no place for a model of this transformers config; most have for all."""
+
     @abstractmethod
     def tensors(self, module: str, weight: PackedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
         """The module's tensors by full name, in the format's layout.

@@ -46,6 +46,10 @@ class GGUF(Format):
             return f"{inner['bits']}-bit {'symmetric' if inner['symmetric'] else 'asymmetric'} codes have no lossless type"
         return "its readers do not round inputs" if rounds_input(description) else None
 
+    def check_model(self, config: Any) -> None:
+        """An architecture or a rotary scaling that is not written here."""
+        _architecture(config)
+
     def tensors(self, module: str, weight: PackedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
         """Blocks `[out, in / 32 · bytes of a block]` uint8 under the module's own name; plain values as they are."""
         if is_plain(weight.description()):

@@ -79,6 +79,7 @@ def export(folder: str | Path, name: str, output: str | Path) -> Exported:
     target, folder, output = find_format(name), Path(folder), Path(output)
     source = Checkpoint.open(folder, as_stored=target.name == "dense")
     modules = [(name, told, _kind(source.module(name))) for name, told in source.modules.items()]
+    target.check_model(source.skeleton.config)
     refuse(target, reasons(target, modules, tuple(find_experts(source.skeleton))))
     section = target.section(source.modules, source.unpacked_linears())
     _prepare(output, source)
