@@ -212,12 +212,12 @@ def _cut(coded: int, owners: int, shape: Shape | None, shared: int, side: Side, 
 
 
 def _shape(side: Side, large: bool) -> Shape:
-    """Outliers keep their rows of S in registers, and in what shared memory leaves of the first-level cache."""
+    """Twelve warps of a multiprocessor have registers for what sixteen would have to spill."""
     if side.constants.get("OUTLIERS"):
-        return Shape(8, 2, 1) if side.constants["SKETCH"] > 256 else Shape(4, 2, 3)
+        return Shape(4, 3, 2) if side.constants["SKETCH"] > 256 else Shape(4, 3, 3)
     if side.constants.get("SKETCH", 0) > 256:
         return Shape(12, 3, 1) if large else Shape(4, 3, 3)
-    return Shape(8, 3, 2) if large else Shape(4, 3, 4)
+    return Shape(8, 3, 2) if large else Shape(4, 3, 3)
 
 
 def _first(part: CachePart) -> int:

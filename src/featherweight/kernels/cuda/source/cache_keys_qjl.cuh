@@ -144,21 +144,36 @@ struct Outliers {
         multiply_tile(c, rows, weights[0], weights[0]);
         return c[0] + c[1];
     }
-    // sums += planes of the channels, weighed.
+    // Words of a lane for two planes.
     template <int WORDS>
-    DEVICE void add(float (&sums)[4], const Signs<WORDS>& signs, const uint4* row) const {
-        constexpr int PAIRS = TABLE_PLANES / 2, CHUNKS_OF_PAIR = WORDS / 2;  // 0: two pairs to a chunk
+    DEVICE void read(word (&words)[2 * WORDS], const uint4* row, int pair) const {
+        if constexpr (WORDS == 1) {
+            const uint4 chunk = row[pair / 2 * 4];
+            words[0] = pair % 2 ? chunk.z : chunk.x, words[1] = pair % 2 ? chunk.w : chunk.y;
+        } else {
 #pragma unroll
-        for (int pair = 0; pair < PAIRS; pair++) {
-            word words[2 * WORDS < 4 ? 4 : 2 * WORDS];
-#pragma unroll
-            for (int at = 0; at < (CHUNKS_OF_PAIR ? CHUNKS_OF_PAIR : 1); at++) {
-                const int index = CHUNKS_OF_PAIR ? pair * CHUNKS_OF_PAIR + at : pair / 2;
+            for (int at = 0; at < WORDS / 2; at++) {
+                const int index = pair * (WORDS / 2) + at;
                 const uint4 chunk = HELD && WORDS == SIGN_WORDS ? chunks[index % (HELD ? CHUNKS : 1)] : row[4 * index];
                 words[4 * at] = chunk.x, words[4 * at + 1] = chunk.y, words[4 * at + 2] = chunk.z, words[4 * at + 3] = chunk.w;
             }
-            const int first = CHUNKS_OF_PAIR ? 0 : pair % 2 * 2;
-            signs.weigh(sums, words + first, words + first + WORDS, weights[2 * pair], weights[2 * pair + 1]);
+        }
+    }
+    // sums += planes of the channels for the sketch, weighed; others += those for the outliers' sketch.
+    DEVICE void add(float (&sums)[4], float (&others)[4], const Signs<SIGN_WORDS>& signs, const Signs<APART_WORDS>& apart) const {
+        const uint4 *row = row_of(0, TABLE_ROW), *apart_row = row_of(TABLE_APART, TABLE_APART_ROW);
+#pragma unroll
+        for (int pair = 0; pair < TABLE_PLANES / 2; pair++) {
+            word words[2 * SIGN_WORDS];
+            read<SIGN_WORDS>(words, row, pair);
+            signs.weigh(sums, words, words + SIGN_WORDS, weights[2 * pair], weights[2 * pair + 1]);
+            if constexpr (ALIKE) {
+                apart.weigh(others, words, words + SIGN_WORDS, weights[2 * pair], weights[2 * pair + 1]);
+            } else {
+                word others_words[2 * APART_WORDS];
+                read<APART_WORDS>(others_words, apart_row, pair);
+                apart.weigh(others, others_words, others_words + APART_WORDS, weights[2 * pair], weights[2 * pair + 1]);
+            }
         }
     }
 };
@@ -226,8 +241,7 @@ struct Keys {
         if constexpr (OUTLIERS > 0) {
             Signs<APART_WORDS> apart;
             apart.read(ALIKE ? stage + (KEY_APART - KEY_SIGNS) : stage, tile, ALIKE ? signs_at : apart_at);
-            outliers.add(sums, signs, outliers.row_of(0, TABLE_ROW));
-            outliers.add(others, apart, ALIKE ? outliers.row_of(0, TABLE_ROW) : outliers.row_of(TABLE_APART, TABLE_APART_ROW));
+            outliers.add(sums, others, signs, apart);
         }
         x[0] = from_number(norms[0]) * (less - (sums[0] + sums[1]) * factor);
         x[1] = from_number(norms[8]) * (less - (sums[2] + sums[3]) * factor);
