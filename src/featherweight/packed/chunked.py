@@ -25,6 +25,9 @@ from featherweight.packed.two_level import TwoLevel
 #: Tokens up to which reading the chunks once for every sixteen of them is faster than making their values dense once.
 MOST_STREAMED = 128
 
+#: The same of weights with a bitmap, whose values are made dense in less time.
+MOST_STREAMED_BITMAP = 48
+
 
 class PreparedChunks:
     """A weight in chunks, in the place of its stored tensors.
@@ -34,6 +37,7 @@ class PreparedChunks:
         kernel: source of the storage's kernels, and what that wants fixed.
         rebuild: the packed weight's stored tensors, bit for bit.
         dtypes: of activations.
+        most_streamed: tokens for which the chunks are read once for every sixteen.
     """
 
     def __init__(
@@ -42,8 +46,10 @@ class PreparedChunks:
         kernel: tuple[str, dict[str, int]],
         rebuild: Callable[[], dict[str, Tensor]],
         dtypes: tuple[torch.dtype, ...] = tuple(ACTIVATIONS),
+        most_streamed: int = MOST_STREAMED,
     ) -> None:
         self.chunked, self._kernel, self._rebuild, self._dtypes = chunked, kernel, rebuild, dtypes
+        self._most_streamed = most_streamed
 
     def runs(self, x: Tensor) -> bool:
         """Whether `x` can be multiplied: in a dtype of the kernel's, no gradients wanted."""
@@ -66,7 +72,7 @@ class PreparedChunks:
             flat = flat.contiguous().clone()
         bias = None if bias is None else bias.to(x.dtype)
         y = torch.empty(len(flat), self.chunked.rows, dtype=x.dtype, device=x.device)
-        if len(flat) > MOST_STREAMED:
+        if len(flat) > self._most_streamed:
             multiply_many(*self._kernel, flat, self.chunked, bias, y)
         else:
             for first in range(0, len(flat), MOST_TOKENS):
@@ -138,7 +144,7 @@ def prepare_bitmap(weight: Masked) -> PreparedChunks:
         values, mask = bitmap.decode(encoded)
         return Masked.of(Dense(values), mask, described).tensors()
 
-    return _proven(PreparedChunks(encoded.chunked, bitmap.kernel(encoded), rebuild, (encoded.dtype,)))
+    return _proven(PreparedChunks(encoded.chunked, bitmap.kernel(encoded), rebuild, (encoded.dtype,), MOST_STREAMED_BITMAP))
 
 
 def prepare_bitmap_codes(weight: Masked) -> PreparedChunks:
@@ -160,7 +166,7 @@ def prepare_bitmap_codes(weight: Masked) -> PreparedChunks:
         found = Integer.from_codes(codes, scales, zeros[0] if zeros else None, inner["bits"], inner["group_size"])
         return Masked.of(found, mask, described).tensors()
 
-    return _proven(PreparedChunks(encoded.chunked, bitmap_codes.kernel(encoded), rebuild))
+    return _proven(PreparedChunks(encoded.chunked, bitmap_codes.kernel(encoded), rebuild, most_streamed=MOST_STREAMED_BITMAP))
 
 
 def _proven(prepared: PreparedChunks) -> PreparedChunks:
