@@ -9,7 +9,7 @@ typedef unsigned long long Matrix;
 
 // Tokens in shared memory: pieces of eight tokens, 16 bytes each, one after the other; the second eight of 16 inputs lie `apart` on.
 DEVICE Matrix matrix_at(const void* place, int apart) {
-    unsigned long long address = (word)__cvta_generic_to_shared(place) >> 4;
+    unsigned long long address = ((word)__cvta_generic_to_shared(place) & 0x3FFFFu) >> 4;  // without the block's rank in its cluster
     return address | (unsigned long long)(apart >> 4) << 16 | 8ull << 32;
 }
 DEVICE Matrix moved(Matrix matrix, int bytes) { return matrix + (bytes >> 4); }
