@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from featherweight.kernels.cuda.batch import UNIT, BatchShape, multiply_batch, shared_bytes
-from featherweight.kernels.cuda.choices import choose_batch, choose_shape
+from featherweight.kernels.cuda.choices import FEWEST_KEPT, choose_batch, choose_kept, choose_shape
 from featherweight.kernels.cuda.driver import processors
 from featherweight.kernels.cuda.integer import DeviceCodes
+from featherweight.kernels.cuda.kept import KeptShape, multiply_kept
 from featherweight.kernels.cuda.multiply import MOST_TOKENS, SHARED_BYTES, Shape, memory_of, multiply
 from featherweight.kernels.cuda.prepared import PreparedInteger, multiply_dense
 
+Cut = Shape | KeptShape | BatchShape | int  # a number: bytes of dense values made at a time
 GROUP = 128
 SHAPES = {
     "Llama-2-7B": ("12288x4096", "4096x4096", "22016x4096", "4096x11008"),
@@ -63,8 +66,8 @@ def tinygemm(n: int, k: int, index: int) -> tuple[Tensor, Tensor]:
     return packed, torch.stack([scales.T, torch.zeros_like(scales.T)], -1).contiguous()
 
 
-def cuts(weight: DeviceCodes, tokens: int) -> list[Shape | BatchShape | int]:
-    """Cuts of the work to try; a number is the bytes of dense values made at a time."""
+def cuts(weight: DeviceCodes, tokens: int) -> list[Cut]:
+    """Cuts of the work to try."""
     if tokens <= 16:
         return [*few_cuts(weight, tokens), *(batch_cuts(weight, tokens, 8 if tokens <= 8 else 16) if tokens > 4 else ())]
     if tokens <= 64:
@@ -73,22 +76,25 @@ def cuts(weight: DeviceCodes, tokens: int) -> list[Shape | BatchShape | int]:
     return slabs if tokens > 512 else [*batch_cuts(weight, tokens, 64), *batch_cuts(weight, tokens, 128)[:2], *slabs]
 
 
-def few_cuts(weight: DeviceCodes, tokens: int) -> list[Shape | BatchShape | int]:
-    """Of the kernel for up to 16 tokens."""
+def few_cuts(weight: DeviceCodes, tokens: int) -> list[Cut]:
+    """Of the kernels for up to 16 tokens."""
     count = processors(weight.codes.device)
+    if tokens > 1 and (kept := choose_kept(weight, tokens, count)) is not None:
+        return [kept, replace(kept, ahead=3 - kept.ahead), choose_shape(weight, tokens, count)]
     unit, splits = 256 if weight.bits == 8 else 512, 1 if tokens * weight.inputs <= 1 << 16 else 2
     grid = (1, splits, count // splits)
-    if tokens <= 4:
-        return [Shape(unit, 1, 1, 8, 2, 1, 2 * count, 2), Shape(unit, 1, 1, 8, 2, 1, 2 * count, 2, True)]
+    if tokens == 1:
+        plain = Shape(unit, 1, 1, 8, 2, 1, 2 * count, 2)
+        return [plain, replace(plain, planes=True), replace(plain, held=1, planes=True)]
     tried = [Shape(unit, 1, 2, 8, *grid, 1, True), Shape(256, 1, 2, 8, *grid, 2, True)]
     if tokens <= 8:
         tried += [Shape(unit, 1, 1, 8, 2, 1, 2 * count, 1, True)]
     return [cut for cut in tried if memory_of(weight, cut, tokens)[2] <= SHARED_BYTES // cut.resident - 1024]
 
 
-def batch_cuts(weight: DeviceCodes, tokens: int, size: int) -> list[Shape | BatchShape | int]:
+def batch_cuts(weight: DeviceCodes, tokens: int, size: int) -> list[Cut]:
     """Of the kernel for more, with blocks of `size` tokens: as many splits as there are processors for, and half of them."""
-    found: list[Shape | BatchShape | int] = []
+    found: list[Cut] = []
     for groups in ((4, 2, 1) if weight.rows <= 8192 else (4, 2)) if size <= 64 else (2,):
         blocks = -(-weight.rows // (64 * groups)) * -(-tokens // size)
         splits = max((each for each in (1, 2, 4, 8) if each * blocks <= 1.1 * processors(weight.codes.device)), default=1)
@@ -101,18 +107,20 @@ def batch_cuts(weight: DeviceCodes, tokens: int, size: int) -> list[Shape | Batc
     return found
 
 
-def call(cut: Shape | BatchShape | int, x: Tensor, weight: DeviceCodes, y: Tensor) -> Tensor:
+def call(cut: Cut, x: Tensor, weight: DeviceCodes, y: Tensor) -> Tensor:
     """The product by one cut."""
     if isinstance(cut, int):
         return multiply_dense(x, None, weight, y, cut)
+    if isinstance(cut, KeptShape):
+        return multiply_kept(x, weight, None, y, cut)
     return multiply_batch(x, weight, None, y, cut) if isinstance(cut, BatchShape) else multiply(x, weight, None, y, cut)
 
 
-def name_of(cut: Shape | BatchShape | int) -> str:
+def name_of(cut: Cut) -> str:
     """For the table."""
     if isinstance(cut, int):
         return f"dense, {cut >> 20} MB"
-    kind = "batch" if isinstance(cut, BatchShape) else "few"
+    kind = "batch" if isinstance(cut, BatchShape) else "kept" if isinstance(cut, KeptShape) else "few"
     return f"{kind} {' '.join(str(int(value)) for value in vars(cut).values())}"
 
 
@@ -127,13 +135,15 @@ def build_together(shapes: list[str], widths: list[int], tokens: list[int], othe
                 n, k, bits, GROUP, empty, torch.empty(1, 1, 8, 1, 2, dtype=torch.bfloat16, device="cuda"), None
             )
             for count in tokens if bits == widths[0] else other_tokens:
-                own = choose_shape(weight, count, 132) if count <= MOST_TOKENS else choose_batch(weight, count, 132)
+                own = choose_batch(weight, count, 132) if count > MOST_TOKENS else choose_shape(weight, count, 132)
+                if FEWEST_KEPT <= count <= MOST_TOKENS:
+                    own = choose_kept(weight, count, 132) or own
                 for cut in (own, *(cuts(weight, count) if bits == widths[0] else ())):
                     if not isinstance(cut, int):
                         wanted[bits, count > 8, cut] = bits, count, cut
     print("kernels to compile:", len(wanted), flush=True)
 
-    def build(bits: int, count: int, cut: Shape | BatchShape) -> None:
+    def build(bits: int, count: int, cut: Cut) -> None:
         torch.cuda.set_device(0)
         torch.cuda.current_stream()
         weight = ours(64, 8192, bits, 0).weight

@@ -21,6 +21,9 @@ class EmulatedFunction:
     def __init__(self, library, name):
         self.run = getattr(library, f"run_{name}")
 
+    def clusters_at_once(self, threads, shared_bytes, cluster):
+        return 2
+
     def launch(self, grid, block, shared_bytes, arguments, *, cluster=1, overlapped=True):
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
         self.run((ctypes.c_int * 3)(*grid), (ctypes.c_int * 3)(*block), ctypes.c_size_t(shared_bytes), cluster, pointers)

@@ -13,6 +13,10 @@ from featherweight.kernels.kernel import Signature, Support
 LATTICE = "featherweight.packed.lattice"
 
 
+#: Share of a card's memory below which what is smaller is preferred to what is faster.
+SCARCE = 0.25
+
+
 def always(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """Everywhere."""
     return True, "plain torch: the reference, on every device"
@@ -39,6 +43,35 @@ def cuda_integer(signature: Signature, device: torch.device) -> tuple[bool, str]
 def in_chunks(storage: str) -> Support:
     """Weights that a module of `kernels/cuda` reads in chunks."""
     return lambda signature, device: on_hopper(storage, signature, device)
+
+
+def in_bits(storage: str) -> Support:
+    """The same, where the module knows how many bits a weight takes on the card."""
+
+    def supports(signature: Signature, device: torch.device) -> tuple[bool, str]:
+        runs, reason = on_hopper(storage, signature, device)
+        module = importlib.import_module(f"featherweight.kernels.cuda.{storage}")
+        return runs, f"{reason}; {module.resident_bits(signature):.2f} bits a weight stay on the card" if runs else reason
+
+    return supports
+
+
+def in_little_room(storage: str) -> Support:
+    """The same of masked codes, where all of them have no kernel or would leave a card too little room."""
+
+    def supports(signature: Signature, device: torch.device) -> tuple[bool, str]:
+        runs, reason = in_bits(storage)(signature, device)
+        if not runs or not cuda_integer(signature["values"], device)[0]:
+            return runs, reason
+        free, total = torch.cuda.mem_get_info(device)
+        if free >= SCARCE * total:
+            return (
+                False,
+                f"slower than all codes, for cards of which less than {SCARCE:.0%} is free, not {free / total:.0%}; {reason}",
+            )
+        return True, reason
+
+    return supports
 
 
 def on_hopper(storage: str, signature: Signature, device: torch.device) -> tuple[bool, str]:

@@ -36,6 +36,7 @@ class Function:
         self._driver, self._code = _driver(), code
         self._module, self._handle = ctypes.c_void_p(), ctypes.c_void_p()
         self._shared, self._device, self._context = 48 << 10, device, _context(device)
+        self._clusters: dict[tuple[int, int, int], int] = {}
         with self._current():
             _check(self._driver.cuModuleLoadData(ctypes.byref(self._module), code))
             _check(self._driver.cuModuleGetFunction(ctypes.byref(self._handle), self._module, name.encode()))
@@ -64,6 +65,20 @@ class Function:
         if count > self._shared:
             _check(self._driver.cuFuncSetAttribute(self._handle, _SHARED_BYTES, count))
             self._shared = count
+
+    def clusters_at_once(self, threads: int, shared_bytes: int, cluster: int) -> int:
+        """Clusters of so many blocks that the device holds at a time."""
+        asked = (threads, shared_bytes, cluster)
+        if asked not in self._clusters:
+            attributes, count = (_Attribute * 1)(), ctypes.c_int()
+            attributes[0].id, attributes[0].value[:3] = _CLUSTER, (1, cluster, 1)
+            configuration = _Configuration(1, cluster, 1, threads, 1, 1, shared_bytes, None, attributes, 1)
+            with self._current():
+                self.allow_shared(shared_bytes)
+                ask = self._driver.cuOccupancyMaxActiveClusters
+                _check(ask(ctypes.byref(count), self._handle, ctypes.byref(configuration)))
+            self._clusters[asked] = max(1, count.value)
+        return self._clusters[asked]
 
     def launch(
         self,

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda.batch import multiply_batch, runs_on
-from featherweight.kernels.cuda.choices import MOST_BATCHED, choose_batch, choose_shape
+from featherweight.kernels.cuda.choices import FEWEST_KEPT, MOST_BATCHED, choose_batch, choose_kept, choose_shape
 from featherweight.kernels.cuda.driver import processors
 from featherweight.kernels.cuda.integer import DeviceCodes
+from featherweight.kernels.cuda.kept import multiply_kept
 from featherweight.kernels.cuda.layout import ROWS
 from featherweight.kernels.cuda.multiply import ACTIVATIONS, MOST_TOKENS, dequantize, multiply
 
@@ -69,12 +70,18 @@ def multiply_any(x: Tensor, bias: Tensor | None, weight: DeviceCodes) -> Tensor:
         multiply_batch(flat, weight, bias, y, choose_batch(weight, len(flat), processors(x.device)))
     elif len(flat) <= MOST_STREAMED:
         for first in range(0, len(flat), MOST_TOKENS):
-            part = flat[first : first + MOST_TOKENS]
-            shape = choose_shape(weight, len(part), processors(x.device))
-            multiply(part, weight, bias, y[first : first + MOST_TOKENS], shape)
+            _multiply_few(flat[first : first + MOST_TOKENS], weight, bias, y[first : first + MOST_TOKENS])
     else:
         multiply_dense(flat, bias, weight, y)
     return y.view(*x.shape[:-1], weight.rows)
+
+
+def _multiply_few(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor) -> None:
+    kept = choose_kept(weight, len(x), processors(x.device)) if len(x) >= FEWEST_KEPT and runs_on(x.device) else None
+    if kept is not None:
+        multiply_kept(x, weight, bias, y, kept)
+    else:
+        multiply(x, weight, bias, y, choose_shape(weight, len(x), processors(x.device)))
 
 
 def multiply_dense(x: Tensor, bias: Tensor | None, weight: DeviceCodes, y: Tensor, slab_bytes: int | None = None) -> Tensor:

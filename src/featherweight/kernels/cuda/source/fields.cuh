@@ -4,10 +4,14 @@
 #pragma once
 #include "tiles.cuh"
 
-constexpr int GROUPS_OF_UNIT = BLOCKS * GROUPS, MANTISSA_FP16 = 10;
+#ifndef FIELD_BITS
+#define FIELD_BITS 10
+#endif
+
+constexpr int GROUPS_OF_UNIT = BLOCKS * GROUPS;
 
 // Shift that brings the field at bit `place` of a half into the mantissa, as few different ones as possible.
-DEVICE constexpr int shift_of(int place) { return place / (MANTISSA_FP16 / BITS * BITS) * (MANTISSA_FP16 / BITS * BITS); }
+DEVICE constexpr int shift_of(int place) { return place / (FIELD_BITS / BITS * BITS) * (FIELD_BITS / BITS * BITS); }
 
 // Bit of a half at which pair `pair` of a cell lies, and what is left of it after the shift.
 DEVICE constexpr int place_of(int pair) { return BITS == 8 ? pair % 2 * 8 : BITS == 3 ? (pair < 15 ? pair % 5 * 3 : 0) : pair * BITS; }
