@@ -7,7 +7,7 @@ DEVICE void put_steps(const Chunk& chunk, half_word* row, int stride) {
         word a[4];
         chunk.template decode<STEP>(a);
 #pragma unroll
-        for (int i = 0; i < 4; i++) *(word*)(row + i % 2 * 8 * stride + STEP * 16 + i / 2 * 8) = a[i];
+        for (int i = 0; i < 4; i++) *(word*)(row + i % 2 * 8 * stride + STEP * 16 + i / 2 * 2) = a[i];  // a lane has four inputs in a row
         put_steps<STEP + 1>(chunk, row, stride);
     }
 }
@@ -19,6 +19,6 @@ KERNEL void __launch_bounds__(128) values_stream(const Work work, int first, int
     Chunk chunk;
     chunk.load(work.chunks + 16ll * work.chunk_starts[(long long)(first + tile) * work.tile_chunks + at], lane);
     wait_for_inputs();
-    put_steps<0>(chunk, work.y + (long long)(tile * 16 + lane / 4) * work.y_stride + at * CHUNK + lane % 4 * 2, work.y_stride);
+    put_steps<0>(chunk, work.y + (long long)(tile * 16 + lane / 4) * work.y_stride + at * CHUNK + lane % 4 * 4, work.y_stride);
 }
 EXPORT(values_stream)
