@@ -25,6 +25,9 @@ from featherweight.packed.two_level import TwoLevel
 #: Tokens up to which reading the chunks once for every sixteen of them is faster than making their values dense once.
 MOST_STREAMED = 128
 
+#: The same of two-level weights, whose values cost least.
+MOST_STREAMED_TWO_LEVEL = 64
+
 
 class PreparedChunks:
     """A weight in chunks, in the place of its stored tensors.
@@ -34,6 +37,7 @@ class PreparedChunks:
         kernel: source of the storage's kernels, and what that wants fixed.
         rebuild: the packed weight's stored tensors, bit for bit.
         dtypes: of activations.
+        streamed: tokens up to which chunks are read once for every sixteen.
     """
 
     def __init__(
@@ -42,8 +46,10 @@ class PreparedChunks:
         kernel: tuple[str, dict[str, int]],
         rebuild: Callable[[], dict[str, Tensor]],
         dtypes: tuple[torch.dtype, ...] = tuple(ACTIVATIONS),
+        streamed: int = MOST_STREAMED,
     ) -> None:
         self.chunked, self._kernel, self._rebuild, self._dtypes = chunked, kernel, rebuild, dtypes
+        self._streamed = streamed
 
     def runs(self, x: Tensor) -> bool:
         """Whether `x` can be multiplied: in a dtype of the kernel's, no gradients wanted."""
@@ -66,7 +72,7 @@ class PreparedChunks:
             flat = flat.contiguous().clone()
         bias = None if bias is None else bias.to(x.dtype)
         y = torch.empty(len(flat), self.chunked.rows, dtype=x.dtype, device=x.device)
-        if len(flat) > MOST_STREAMED:
+        if len(flat) > self._streamed:
             multiply_many(*self._kernel, flat, self.chunked, bias, y)
         else:
             for first in range(0, len(flat), MOST_TOKENS):
@@ -98,7 +104,7 @@ def prepare_two_level(weight: TwoLevel | Sum) -> PreparedChunks:
         rows, inputs = settings["shape"]
         return Sum((found, SparseRows.from_entries((rows, inputs), entries.rows, entries.columns, values))).tensors()
 
-    return _proven(PreparedChunks(encoded.chunked, two_level.kernel(encoded), rebuild))
+    return _proven(PreparedChunks(encoded.chunked, two_level.kernel(encoded), rebuild, streamed=MOST_STREAMED_TWO_LEVEL))
 
 
 def prepare_two_of_four(weight: Masked) -> PreparedChunks:
