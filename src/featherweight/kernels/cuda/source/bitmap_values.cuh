@@ -6,8 +6,8 @@ DEVICE void put_steps(const Chunk& chunk, half_word* row, int stride) {
     if constexpr (STEP < CHUNK / 16) {
         word a[4];
         chunk.template decode<STEP>(a);
-#pragma unroll
-        for (int i = 0; i < 4; i++) *(word*)(row + i % 2 * 8 * stride + STEP * 16 + i / 2 * 2) = a[i];  // a lane has four inputs in a row
+        *(uint2*)(row + STEP * 16) = make_uint2(a[0], a[2]);
+        *(uint2*)(row + 8 * stride + STEP * 16) = make_uint2(a[1], a[3]);
         put_steps<STEP + 1>(chunk, row, stride);
     }
 }
