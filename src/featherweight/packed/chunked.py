@@ -28,6 +28,9 @@ MOST_STREAMED = 128
 #: The same of weights with a bitmap, whose values are made dense in less time.
 MOST_STREAMED_BITMAP = 48
 
+#: The same of two-level weights, whose values cost least.
+MOST_STREAMED_TWO_LEVEL = 64
+
 
 class PreparedChunks:
     """A weight in chunks, in the place of its stored tensors.
@@ -104,7 +107,7 @@ def prepare_two_level(weight: TwoLevel | Sum) -> PreparedChunks:
         rows, inputs = settings["shape"]
         return Sum((found, SparseRows.from_entries((rows, inputs), entries.rows, entries.columns, values))).tensors()
 
-    return _proven(PreparedChunks(encoded.chunked, two_level.kernel(encoded), rebuild))
+    return _proven(PreparedChunks(encoded.chunked, two_level.kernel(encoded), rebuild, most_streamed=MOST_STREAMED_TWO_LEVEL))
 
 
 def prepare_two_of_four(weight: Masked) -> PreparedChunks:

@@ -23,6 +23,9 @@ BUFFERS = {1: 4, 2: 2}
 #: taken.
 CUTS = ((8, 2, 4, 2), (8, 2, 3, 2), (16, 2, 4, 1), (16, 2, 3, 1), (16, 2, 2, 1), (14, 2, 2, 1), (12, 2, 2, 1), (8, 2, 2, 1))
 
+#: Chunks of a tile up to which every block gathers one token's inputs itself.
+MOST_GATHERED = 16
+
 #: Whole tiles to a block are worth so much more work for some.
 UNEVEN = 1.1
 
@@ -183,7 +186,7 @@ def multiply(
     """
     tiles, chunks, *_ = weight.cut
     gather, inputs, tokens = weight.gather, weight.inputs, x.shape[0]
-    if gather is not None and tokens > 1:  # once, instead of in every block
+    if gather is not None and (tokens > 1 or chunks > MOST_GATHERED):  # once, instead of in every block
         x = (torch.nn.functional.pad(x, (0, 1)) if len(gather) > inputs else x).index_select(1, gather)
         gather, inputs = None, x.shape[1]
     shape = shape or default_shape(weight, tokens)
