@@ -97,10 +97,6 @@ def to_device(weight: Rotated) -> lattice.DeviceRotated:
     rounded = replace(rounded, left=_left(terms[1], order))
     right = terms[1].right
     codes, scales, group = _codes(right), _scales(right), _group(right)
-    if blocks is not None and (group % 64 == 0 or group >= right.shape[1]):
-        group = -(-group // 64) * 64
-        ranks = lattice.DeviceRanks(group, layout.encode_ranks(codes), layout.encode_left_scales(scales))
-        return lattice.DeviceRotated(replace(rounded, ranks=ranks), maps["input"], maps["output"])
     term = hadamard.DeviceRight(len(codes), group, layout.encode_right(codes), scales)
     return lattice.DeviceRotated(rounded, maps["input"], maps["output"], term)
 

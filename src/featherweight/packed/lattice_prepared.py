@@ -94,20 +94,15 @@ class PreparedLattice:
     def _term(self) -> LowRank | None:
         """The low-rank term as it is stored."""
         inner, right = self.weight.inner, self.weight.right
-        if inner.left is None:
+        if inner.left is None or right is None:
             return None
         described: Mapping[str, Any] = terms_of(self.description["inner"])[1]
         rank = described["rank"]
         outer = self._in_order(layout.decode_left(inner.left.codes, rank, inner.rows).T)
         assert outer is not None
-        if inner.ranks is not None:
-            codes, scales = layout.decode_ranks(inner.ranks.codes, rank, inner.inputs), inner.ranks.scales.T[:rank]
-        else:
-            assert right is not None
-            codes, scales = layout.decode_right(right.codes, inner.inputs), right.scales
         return LowRank(
             _integer(described["left"], outer.T.contiguous(), inner.left.scales.T[:rank]),
-            _integer(described["right"], codes, scales),
+            _integer(described["right"], layout.decode_right(right.codes, inner.inputs), right.scales),
         )
 
     def _in_order(self, rows: Tensor | None) -> Tensor | None:
@@ -125,7 +120,7 @@ class PreparedLattice:
         for side, rotation in (("input", weight.input), ("output", weight.output)):
             if rotation is not None:
                 named |= {f"{side}_signs": rotation.signs, f"{side}_factor": rotation.factor}
-        for side, factor in (("left", inner.left), ("right", inner.ranks or weight.right)):
+        for side, factor in (("left", inner.left), ("right", weight.right)):
             if factor is not None:
                 named |= {f"{side}_codes": factor.codes, f"{side}_scales": factor.scales}
         return {name: tensor for name, tensor in named.items() if tensor is not None}

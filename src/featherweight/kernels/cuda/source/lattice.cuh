@@ -19,15 +19,10 @@ struct Arguments {
     const float* steps;            // [tokens]
     const uint4* left;             // [tiles][RANK / 64][32]
     const half_word* left_scales;  // [groups][RANK]
-    const float* t;                // [tokens][RANK]; not read in clusters, which make it:
-    const uint4* right;            // [RANK / 16][slices][4][32]
-    const half_word* right_scales; // [groups][RANK]
+    const float* t;                // [tokens][RANK]
     const word* factor;            // [FACTOR][FACTOR / 32]: signs of what the block's part of the rotation is, beside neighbours
     void* output;                  // [splits][tokens][rows]; with FACTOR [tokens][blocks][FACTOR << TWOS]
-    int tiles, slices, rows, tokens, left_group, output_type, most_tiles, sums_at, right_group, right_groups, twos, near;
-    const void* input;             // [1][2^INPUT], of which planes and steps are made here
-    const unsigned char* input_signs;
-    float input_scale;             // 1 / sqrt(size)
+    int tiles, slices, rows, tokens, left_group, output_type, most_tiles, sums_at, twos, near;
     float residual;                // what the second codeword is divided by
 };
 
@@ -115,40 +110,45 @@ DEVICE void spread_tables(unsigned char* place, const word* tables) {
     }
 }
 
-// What the low-rank term adds to some tiles: t times the scales of L is rounded to integers, for UNIT rows that share scales.
+// What the low-rank term adds to some tiles, by a warp: t times the scales of L is rounded to integers, for UNIT rows that share scales.
+// Codes and scales are asked for one turn ahead, the first before t is there.
 struct LowRankTerm {
     static constexpr int UNITS = 16 / UNIT;
 
     const Arguments& given;
-    const float* t;         // [tokens][RANK]
     unsigned char* planes;  // [tokens][2][RANK]
     int2* totals;           // [tokens]
     float* steps;           // [tokens]
-    int lane;
+    int block, first_tile, tiles, first, lane;
+    word scales[LOADS + 1];
+    uint4 codes[LOADS + 1];
 
-    // Bytes of a warp's own.
-    static DEVICE int size(int tokens) { return tokens * (2 * RANK + 16); }
-
-    DEVICE LowRankTerm(const Arguments& given, const float* t, unsigned char* place, int lane) : given(given), t(t), planes(place), lane(lane) {
+    // `first`: of the warp among HELPERS, below 0 for others, which do nothing.
+    DEVICE LowRankTerm(const Arguments& given, unsigned char* place, int block, int first_tile, int all, int first, int lane)
+        : given(given), block(block), first_tile(first_tile), tiles(first < 0 ? first : all), first(first), lane(lane) {
+        planes = place + first * given.tokens * (2 * RANK + 16);
         totals = (int2*)(planes + given.tokens * 2 * RANK);
         steps = (float*)(totals + given.tokens);
+        if (first < tiles) load_scales(first * 16), load_codes(first);
     }
 
-    DEVICE void load_scales(word (&scales)[LOADS + 1], int row) const {
+    // Of the row that stands at `at`.
+    DEVICE void load_scales(int at) {
+        int row = FACTOR ? (at >> given.near << given.twos) + (block << given.near) + (at & ((1 << given.near) - 1)) : first_tile * 16 + at;
 #pragma unroll
         for (int i = 0; i < LOADS; i++) scales[i] = load_word(given.left_scales + row / given.left_group * RANK + 2 * lane + i * RANKS);
     }
 
-    DEVICE void load_codes(uint4 (&codes)[LOADS + 1], int tile) const {
+    DEVICE void load_codes(int tile) {
 #pragma unroll
-        for (int i = 0; i < LOADS; i++) codes[i] = load_stream(given.left + (tile * LOADS + i) * 32 + lane);
+        for (int i = 0; i < LOADS; i++) codes[i] = load_stream(given.left + ((first_tile + tile) * LOADS + i) * 32 + lane);
     }
 
     DEVICE void make(const word (&scales)[LOADS + 1], int token) const {
         float v[LOADS + 1][2], most = 0;
 #pragma unroll
         for (int i = 0; i < LOADS; i++) {
-            float2 two = *(const float2*)(t + token * RANK + 2 * lane + i * RANKS);
+            float2 two = *(const float2*)(given.t + token * RANK + 2 * lane + i * RANKS);
             v[i][0] = two.x * lower_fp16(scales[i]), v[i][1] = two.y * upper_fp16(scales[i]);
             most = fmaxf(most, fmaxf(fabsf(v[i][0]), fabsf(v[i][1])));
         }
@@ -205,23 +205,23 @@ struct LowRankTerm {
                 }
     }
 
-    // All tiles from `warp` on; `original` tells where the row that stands at some place belongs.
-    template <class Original>
-    DEVICE void add(float* target, int first_tile, int tiles, int warp, Original original) const {
-        word scales[LOADS + 1], next[LOADS + 1];
-        uint4 codes[LOADS + 1];
-        if (warp < tiles) load_scales(next, original(warp * 16));
-        for (int tile = warp; tile < tiles; tile += HELPERS) {
-            load_codes(codes, first_tile + tile);
+    DEVICE void add(float* target) {
+        for (int tile = first; tile < tiles; tile += HELPERS) {
+            uint4 now[LOADS + 1];
+#pragma unroll
+            for (int i = 0; i < LOADS; i++) now[i] = codes[i];
+            if (tile + HELPERS < tiles) load_codes(tile + HELPERS);
 #pragma unroll 1
             for (int unit = 0; unit < UNITS; unit++) {
+                word these[LOADS + 1];
 #pragma unroll
-                for (int i = 0; i < LOADS; i++) scales[i] = next[i];
+                for (int i = 0; i < LOADS; i++) these[i] = scales[i];
                 int after = unit + 1 < UNITS ? tile * 16 + (unit + 1) * UNIT : (tile + HELPERS) * 16;
-                if (after < tiles * 16) load_scales(next, original(after));
-                for (int token = 0; token < given.tokens; token++) make(scales, token);
+                if (after < tiles * 16) load_scales(after);
+#pragma unroll 1
+                for (int token = 0; token < given.tokens; token++) make(these, token);
                 synchronize_threads(0, 32);
-                multiply(target, given.most_tiles * 16, tile * 16, unit, codes);
+                multiply(target, given.most_tiles * 16, tile * 16, unit, now);
                 synchronize_threads(0, 32);
             }
         }
