@@ -16,7 +16,7 @@ from lattice_weights import random_weight
 from sparse_multiply import read_card
 from torch.nn.functional import linear
 
-from featherweight.kernels.cuda import hadamard, lattice, lattice_blocks
+from featherweight.kernels.cuda import hadamard, lattice
 from featherweight.packed.lattice_device import to_device
 
 #: Outputs, inputs, bits, and numbers of tokens.
@@ -27,7 +27,7 @@ SHAPES = (
 RANK = 128
 TEXT = """`whole`: input rotated, codes and a term of rank 128 in 4-bit factors multiplied, output rotated back, as a packed linear
 runs it; `no term` is the same without the term. `rotate input` makes what the product reads, and `R x`; `product` multiplies
-alone; `rotate back` is what the product leaves of the output's rotation. Errors are against float64 on the values of the stored weight.
+alone; `rotate back` is the output's rotation. Errors are against float64 on the values of the stored weight.
 [What binds](what-binds.md)."""
 
 
@@ -56,21 +56,13 @@ def cases_of(rows: int, inputs: int, bits: int, tokens: int) -> list[Case]:
         ),
         Case("rotate input", [partial(rotate_input, x, each) for each in copies]),
         Case("product", [partial(lattice.multiply_rotated, ready, each.inner, torch.float32) for each in copies], size, flops),
-        Case("rotate back", [partial(rotate_back, product, each) for each in copies]),
+        Case("rotate back", [partial(hadamard.rotate, product, each.output, torch.bfloat16, len(product)) for each in copies]),
     ]
 
 
 def rotate_input(x: torch.Tensor, weight: lattice.DeviceRotated) -> torch.Tensor:
     """What the product reads."""
     return hadamard.rotate_for_product(x, weight.input, weight.right).steps
-
-
-def rotate_back(product: torch.Tensor, weight: lattice.DeviceRotated) -> torch.Tensor:
-    """What follows the product."""
-    if weight.inner.blocks is not None:
-        return lattice_blocks.turn(product[0], weight.inner.blocks, torch.bfloat16)
-    assert weight.output is not None
-    return hadamard.rotate(product, weight.output, torch.bfloat16, len(product))
 
 
 def main() -> None:

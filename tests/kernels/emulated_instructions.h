@@ -11,7 +11,6 @@ DEVICE void meet_blocks() {
     synchronize_block();
     synchronize_cluster();
 }
-DEVICE float load_float_now(const float* address) { return *address; }
 DEVICE float load_one_from_cluster(const float* place, int rank) {
     size_t offset = (const unsigned char*)place - fibre_here->shared;
     return *(const float*)(cluster_memory[rank].data() + offset);

@@ -23,7 +23,7 @@ DEVICE void round_4(const float* v, float per, word signs, word& high, word& low
     }
 }
 
-// Where entry `at` stands in planes: of every 16 entries these have 0 to 3, 8 to 11, 4 to 7, 12 to 15.
+// Where four entries from `at` on stand in planes: of every 16 entries these have 0 to 3, 8 to 11, 4 to 7, 12 to 15.
 DEVICE int byte_of(int at) {
     int four = at >> 2 & 3;
     return at + (four == 1 ? 4 : four == 2 ? -4 : 0);

@@ -62,13 +62,6 @@ DEVICE word load_byte(const unsigned char* address) {
     return v;
 }
 
-// A number that the kernel before may have written.
-DEVICE float load_float_now(const float* address) {
-    float v;
-    asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(address) : "memory");
-    return v;
-}
-
 // sum + the product of four bytes with sign and four others.
 DEVICE int dot_bytes(word a, word b, int sum) {
     int d;
