@@ -26,6 +26,7 @@ from featherweight.kernels.cuda.choices import FEWEST_KEPT, choose_batch, choose
 from featherweight.kernels.cuda.driver import processors
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.kept import KeptShape, multiply_kept
+from featherweight.kernels.cuda.kept import shared_bytes as kept_bytes
 from featherweight.kernels.cuda.multiply import MOST_TOKENS, SHARED_BYTES, Shape, memory_of, multiply
 from featherweight.kernels.cuda.prepared import PreparedInteger, multiply_dense
 
@@ -80,7 +81,11 @@ def few_cuts(weight: DeviceCodes, tokens: int) -> list[Cut]:
     """Of the kernels for up to 16 tokens."""
     count = processors(weight.codes.device)
     if tokens > 1 and (kept := choose_kept(weight, tokens, count)) is not None:
-        return [kept, replace(kept, ahead=3 - kept.ahead), choose_shape(weight, tokens, count)]
+        others = [replace(kept, ahead=3 - kept.ahead)]
+        for ahead in (1, 2) if tokens <= 8 else (1,):
+            others += [replace(kept, stages=stages, ahead=ahead, copied=True) for stages in (4,)]
+        fit = [cut for cut in others if kept_bytes(weight, cut, tokens) <= SHARED_BYTES // cut.resident - 1024]
+        return [kept, *fit, choose_shape(weight, tokens, count)]
     unit, splits = 256 if weight.bits == 8 else 512, 1 if tokens * weight.inputs <= 1 << 16 else 2
     grid = (1, splits, count // splits)
     if tokens == 1:

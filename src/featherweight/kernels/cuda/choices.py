@@ -14,7 +14,7 @@ from featherweight.kernels.cuda.multiply import SHARED_BYTES, Shape, memory_of
 MEASURED = {(4096, 11008): Shape(512, 1, 2, 8, 1, 1, 1)}
 
 #: Tokens from which on `kept` is faster than `multiply`.
-FEWEST_KEPT = 5
+FEWEST_KEPT = 2
 
 #: Tokens up to which `batch` is faster than dense values and torch's product.
 MOST_BATCHED = 256

@@ -6,7 +6,7 @@
 // cluster that owns them, which adds them a round later; always in the same order, so that results repeat bit for bit.
 //
 // Fixed when compiled: what `tiles.cuh` names (TILES is 1, UNIT 256), COLUMNS (tokens in eights), INPUT_WARPS, ROW_WARPS, SPLITS, STAGES, AHEAD
-// (tiles asked for before the activations), RESIDENT.
+// (tiles asked for before the activations), COPIED (activations come through shared memory), RESIDENT.
 #define FIELD_BITS (ACTIVATION ? 10 : 8)
 #include "fields.cuh"
 #include "sending.cuh"
@@ -27,6 +27,11 @@ static_assert(SENDERS * ENTRIES == WARPS * 32 && OWNED * SPLITS == ENTRIES, "all
 constexpr int MOST = ACTIVATION ? 140 : 246, LEAST = ACTIVATION ? -2 : 6, BACK = ACTIVATION ? 151 : 260;
 
 constexpr int TOGETHER = 2;  // groups that are multiplied in turn, so that sums wait less for each other
+
+// Activations on their way to registers, a row to each token: in the place of tiles that are asked for later, then in that of sums.
+constexpr int ROW_BYTES = UNIT * 2 + 64, STAGE_ROWS = PART_BYTES / ROW_BYTES, ROWS_AHEAD = (STAGES - AHEAD) * STAGE_ROWS;
+constexpr int SUM_ROWS = TILE_BYTES / ROW_BYTES;
+static_assert(!COPIED || ROWS_AHEAD + 2 * SUM_ROWS >= COLUMNS * 8, "all tokens have a row");
 
 typedef word Tokens[COLUMNS][UNIT_CHUNKS][4];  // of a lane: tokens lane / 4 and eight on, inputs 8 (lane % 4) … of each chunk
 
@@ -68,6 +73,28 @@ DEVICE void load_tokens(Tokens& numbers, const half_word* x, int unit, int input
             }
         }
     }
+}
+
+DEVICE unsigned char* row_of(unsigned char* memory, int token, int warp) {
+    if (token < ROWS_AHEAD) {
+        return memory + ((AHEAD + token / STAGE_ROWS) * WARPS + warp) * PART_BYTES + token % STAGE_ROWS * ROW_BYTES;
+    }
+    int rest = token - ROWS_AHEAD;
+    return memory + SUMS_AT + (rest / SUM_ROWS * WARPS + warp) * TILE_BYTES + rest % SUM_ROWS * ROW_BYTES;
+}
+
+// The same through shared memory, whole rows at once, which do not wait for the tiles that were asked for before.
+DEVICE void copy_tokens(Tokens& numbers, const half_word* x, int unit, int tokens, int stride, unsigned char* memory, barrier_word* here, int warp, int lane) {
+    if (lane < tokens) copy_kept(row_of(memory, lane, warp), x + (long)lane * stride + unit * UNIT, UNIT * 2, here);
+    wait_for(here, 0);
+#pragma unroll
+    for (int column = 0; column < COLUMNS; column++) {
+        int token = column * 8 + lane / 4;
+        const unsigned char* row = row_of(memory, token < tokens ? token : tokens - 1, warp) + lane % 4 * 16;
+#pragma unroll
+        for (int chunk = 0; chunk < UNIT_CHUNKS; chunk++) *(uint4*)numbers[column][chunk] = *(const uint4*)(row + chunk * 64);
+    }
+    synchronize_warp();
 }
 
 // Makes up for the offsets and gives them their power of two. `factors`: what takes the sums of tokens lane % 4 * 2 and the next back.
@@ -242,13 +269,19 @@ multiply_kept(Weights weights, const half_word* x, half_word* y, const half_word
         publish_barriers();
         for (int slot = 0; slot < SLOTS; slot++) expect_bytes(sent + slot, ENTRIES * 16);
     }
+    barrier_word* here = sent + SLOTS + warp;
+    if (COPIED && lane == 0) {
+        set_barrier(here, tokens);
+        publish_barriers();
+    }
     synchronize_block();
     if (SPLITS > 1) synchronize_cluster();
     release_dependents();
     wait_for_inputs();
     Tokens numbers;
     float2 factors[COLUMNS];
-    load_tokens(numbers, x, unit, inputs, tokens, x_stride, lane);
+    if (COPIED && unit * UNIT + UNIT <= inputs) copy_tokens(numbers, x, unit, tokens, x_stride, memory, here, warp, lane);
+    else load_tokens(numbers, x, unit, inputs, tokens, x_stride, lane);
     ask_first(AHEAD, STAGES);
     scale_tokens(numbers, factors, lane);
     float4* zero_sums = (float4*)(memory + ZERO_SUMS_AT) + warp * GROUPS_OF_UNIT * PAIRS;
