@@ -8,7 +8,8 @@ another; `streamed` is the rate at which a host that reads every token gets them
 blocks' linear layers, once as products that take norm, activation and sum along, and once with these as kernels of their own.
 `sampled_ms`, with `--sampled`, is a step that draws at temperature 0.8 with top-k 50 and top-p 0.95. `difference` is that of the
 first step's logits from the model's own forward, relative to their norm; `error` and `own_error`, with `--oracle`, are those of both
-from the model in float32. Writes `decode_graph.csv` and `decode_graph.md`.
+from the model in float32. Kernels are compiled when first needed, which takes minutes for many cases, unless `--together` lets all
+cases do it side by side. Writes `decode_graph.csv` and `decode_graph.md`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import argparse
 import csv
 import dataclasses
 import gc
+import subprocess
+import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +182,27 @@ def measured(shape: str, form: str, options: argparse.Namespace) -> list[dict[st
     return rows
 
 
+def compile_together(cases: Sequence[str], options: argparse.Namespace) -> None:
+    """Run every case for two tokens in a process of its own, all at once: what they compile is kept on disk."""
+    told = [
+        sys.executable,
+        "-W",
+        "ignore",
+        __file__,
+        "--device",
+        options.device,
+        "--context",
+        str(options.context),
+        "--tokens",
+        "2",
+    ]
+    told += ["--sampled"] * options.sampled
+    running = [subprocess.Popen([*told, case], stdout=subprocess.DEVNULL) for case in cases]
+    for case, process in zip(cases, running, strict=True):
+        if process.wait():
+            print(f"{case}: compiling ended with {process.returncode}", flush=True)
+
+
 def write(folder: Path, rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Everything so far, as CSV and as a page."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -217,7 +241,12 @@ def main() -> None:
     parser.add_argument("--oracle", action="store_true", help="compare logits with those of the model in float32")
     parser.add_argument("--tune", action="store_true", help="try other cuts of the integer products first")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--together", action="store_true", help="compile the kernels of all cases side by side first")
     options = parser.parse_args()
+    if options.together:
+        started = time.perf_counter()
+        compile_together(options.cases, options)
+        print(f"compiled in {time.perf_counter() - started:.1f} s", flush=True)
     rows: list[dict[str, Any]] = []
     for case in options.cases:
         started = time.perf_counter()

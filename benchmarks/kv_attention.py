@@ -30,6 +30,7 @@ from featherweight.kv_cache.presets import read_settings
 from featherweight.kv_cache.registry import codec_settings
 
 HEADS, KEY_HEADS, DIM, EXACT = 32, 8, 128, 128
+POINTS = ",".join(f"{batch}x{tokens}" for tokens in (32768, 131072, 4096, 16384) for batch in (1, 8, 32))
 SCALING = DIM**-0.5
 
 
@@ -151,7 +152,7 @@ def compile_kernels(names: list[str]) -> None:
 def main() -> None:
     """All caches at every point, until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", default="1x4096,1x16384,1x32768,1x131072,8x4096,8x32768,8x131072,32x4096,32x32768")
+    parser.add_argument("--points", default=POINTS)
     parser.add_argument("--caches", default="qjl-plain,qjl,qjl-first,kivi-2,kivi-4,rotated-3,rotated-4,int8")
     parser.add_argument("--replays", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=600, help="begin no point after so many")

@@ -16,7 +16,7 @@ from lattice_weights import random_weight
 from sparse_multiply import read_card
 from torch.nn.functional import linear
 
-from featherweight.kernels.cuda import hadamard, lattice
+from featherweight.kernels.cuda import hadamard, lattice, lattice_blocks
 from featherweight.packed.lattice_device import to_device
 
 #: Outputs, inputs, bits, and numbers of tokens.
@@ -26,8 +26,9 @@ SHAPES = (
 )  # fmt: skip
 RANK = 128
 TEXT = """`whole`: input rotated, codes and a term of rank 128 in 4-bit factors multiplied, output rotated back, as a packed linear
-runs it; `no term` is the same without the term. `rotate input` makes what the product reads, and `R x`; `product` multiplies
-alone; `rotate back` is the output's rotation. Errors are against float64 on the values of the stored weight.
+runs it; `no term` is the same without the term. `rotate input` makes what the product reads (and `R x` where blocks do not); `product`
+multiplies alone, `rotating product` starts from the input as it comes; `rotate back` is what the product leaves of the output's
+rotation. Errors are against float64 on the values of the stored weight.
 [What binds](what-binds.md)."""
 
 
@@ -40,9 +41,10 @@ def cases_of(rows: int, inputs: int, bits: int, tokens: int) -> list[Case]:
     bare = packed.around(packed.inner.terms[0])
     dense_copies = rotated(lambda index: dense.clone(), 2 * dense.numel())
     copies = rotated(lambda index: to_device(random_weight(rows, inputs, bits, RANK, "cuda", index)), size)
-    without = [replace(each, inner=replace(each.inner, left=None), right=None) for each in copies]
+    without = [replace(each, inner=replace(each.inner, left=None, ranks=None), right=None) for each in copies]
     ready = hadamard.rotate_for_product(x, copies[0].input, copies[0].right)
     product = lattice.multiply_rotated(ready, copies[0].inner, torch.float32)
+    own = [partial(lattice.multiply_rotated, lattice.Unrotated(x, each.input), each.inner, torch.float32) for each in copies]
     flops = 2.0 * rows * inputs * tokens
     return [
         Case("bf16", [partial(linear, x, each) for each in dense_copies], 2 * dense.numel(), flops, exact),
@@ -55,14 +57,23 @@ def cases_of(rows: int, inputs: int, bits: int, tokens: int) -> list[Case]:
             bare.matmul(x.double()),
         ),
         Case("rotate input", [partial(rotate_input, x, each) for each in copies]),
+        *([Case("rotating product", own, size, flops)] if lattice.blocks_rotate(x, copies[0]) else []),
         Case("product", [partial(lattice.multiply_rotated, ready, each.inner, torch.float32) for each in copies], size, flops),
-        Case("rotate back", [partial(hadamard.rotate, product, each.output, torch.bfloat16, len(product)) for each in copies]),
+        Case("rotate back", [partial(rotate_back, product, each) for each in copies]),
     ]
 
 
 def rotate_input(x: torch.Tensor, weight: lattice.DeviceRotated) -> torch.Tensor:
     """What the product reads."""
     return hadamard.rotate_for_product(x, weight.input, weight.right).steps
+
+
+def rotate_back(product: torch.Tensor, weight: lattice.DeviceRotated) -> torch.Tensor:
+    """What follows the product."""
+    if weight.inner.blocks is not None:
+        return lattice_blocks.turn(product[0], weight.inner.blocks, torch.bfloat16)
+    assert weight.output is not None
+    return hadamard.rotate(product, weight.output, torch.bfloat16, len(product))
 
 
 def main() -> None:

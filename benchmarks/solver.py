@@ -7,7 +7,8 @@
 Per shape and method: `total` is the whole method (factor, walk, packing, what the ledger asks), `factor` and `walk` the parts inside it,
 each with the device waited for, so that the parts take a little longer than they do in the total. `solve` is factor and walk alone,
 back to back. Medians after one warm-up. `objective` is tr(E H Eᵀ) / tr(W H Wᵀ) of what was stored, in float64; `against float64` is
-its ratio to that of the textbook solver run in float64 (GPTQ only). `--profile` writes what the device and the host did meanwhile.
+its ratio to that of the textbook solver run in float64, which may decide otherwise next to a tie (not for QuIP#, nor other orders of
+GPTQ). `--profile` writes what the device and the host did meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from sweep import make_inputs
 from torch import Tensor
 
 from featherweight.grids.exact import Exact
-from featherweight.grids.uniform import UniformGrid
 from featherweight.methods.base import Method, Problem
 from featherweight.methods.gptq import GPTQ
 from featherweight.methods.quip import QuIP
@@ -35,7 +35,9 @@ from featherweight.methods.spqr import SpQR
 from featherweight.packed.dense import Dense
 from featherweight.solvers import vectors
 from featherweight.solvers.damping import factorise
-from featherweight.solvers.reference import gptq as textbook
+from featherweight.solvers.outliers import outlier_scale
+from featherweight.solvers.reference import Drops, Keeps, textbook
+from featherweight.solvers.result import Solved
 from featherweight.solvers.sweep import sweep
 from featherweight.statistics.inputs import InputStatistics
 
@@ -152,15 +154,33 @@ def measure(
     solve = solver_of(method, problem)
     if solve is not None:
         row["solve"] = median(solve, device, repeats)[0]
-    if exact is None or not isinstance(method, GPTQ) or method.order != "none":
+    if exact is None or isinstance(method, QuIP) or (isinstance(method, GPTQ) and method.order != "none"):
         return row
-    grid = method.grid_over(weight)
-    assert isinstance(grid, UniformGrid)
     if case not in exact:
-        reference = textbook(weight, hessian, grid, method.group_size, damping=method.damping, dtype=torch.float64)
-        exact[case] = objective(weight, reference.decoded, hessian)
+        exact[case] = objective(weight, solved_exactly(method, problem).decoded, hessian)
     row["against_float64"] = row["objective"] / exact[case]
     return row
+
+
+def solved_exactly(method: Method, problem: Problem) -> Solved:
+    """By the textbook, in float64."""
+    weight, hessian = problem.weights["linear"], problem.hessian("", "")[0]
+    if isinstance(method, SpQR):
+        order = method._order(weight, hessian)
+        threshold = method._threshold() * outlier_scale(weight, factorise(hessian, method.damping, order=order))
+        keeps, size = Keeps(threshold, method.outlier_bits == 8), method.group_size
+        return textbook(
+            weight, hessian, method.grid(), size, damping=method.damping, order=order, dtype=torch.float64, keeps=keeps
+        )
+    assert isinstance(method, GPTQ | SparseGPT)
+    rounding = method._rounding() if isinstance(method, SparseGPT) else method
+    grid = Exact(problem.dtype) if rounding is None else rounding.grid_over(weight)
+    drops = None
+    if isinstance(method, SparseGPT):
+        pattern = method._pattern()
+        drops = Drops(pattern.of or method.block_size, pattern.dropped, rounding is not None and method.fit_on == "kept")
+    size = None if rounding is None else method.group_size
+    return textbook(weight, hessian, grid, size, damping=method.damping, dtype=torch.float64, drops=drops)
 
 
 def profile(case: str, problem: Problem, folder: Path) -> None:

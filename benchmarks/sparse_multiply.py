@@ -3,9 +3,10 @@
     python benchmarks/sparse_multiply.py --output benchmarks/sparse-multiply        # all shapes; minutes
     python benchmarks/sparse_multiply.py --shapes 8192x8192 --tokens 1 --cuts 8,1,4,2 16,1,4,1 --output /tmp/sparse
 
-Weights are random, half of them dropped where they are sparse, 1 % outliers. Every case is checked against float64 on its own
-de-quantised values in the run that is timed. `--cuts` times other cuts of the work as well (warps that multiply, warps that
-collect, chunks in flight, blocks on a multiprocessor); `--card` takes the card's own figures from an earlier run of card.py.
+Weights are random, half of them dropped where they are sparse, 1 % outliers. More than 16 tokens are multiplied by dense values,
+made in the same call. Every case is checked against float64 on its own de-quantised values in the run that is timed. `--cuts` times
+other cuts of the work as well (warps that multiply, warps that collect, chunks in flight, blocks on a multiprocessor); `--card`
+takes the card's own figures from an earlier run of card.py.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from featherweight.errors import FeatherweightError
-from featherweight.kernels.cuda import bitmap, stream, two_level, two_of_four
+from featherweight.kernels.cuda import bitmap, bitmap_codes, stream, two_level, two_of_four
 from featherweight.kernels.cuda.sparse_list import SparseParts
 from featherweight.kernels.cuda.stream import Chunked
+from featherweight.kernels.cuda.stream_values import multiply_many
 from featherweight.kernels.cuda.two_level import TwoLevelParts
 
 SHAPES = ("28672x4096", "8192x8192", "4096x14336", "4096x4096", "57344x8192")
@@ -84,33 +86,53 @@ def two_level_storages(n: int, k: int, device: str) -> Iterator[Storage]:
         parts, sparse = draw_two_level(n, k, ordered, share, device)
         weight = two_level.encode(parts, 3, 3, sparse)
 
-        def multiply(x: Tensor, chunked: Chunked, y: Tensor, shape: stream.Shape, weight: Any = weight) -> Tensor:
-            return two_level.multiply(x, replace(weight, chunked=chunked), None, y, shape)
-
-        yield name, weight.chunked, multiply, decoded_two_level(parts, sparse)
+        yield name, weight.chunked, product(two_level, weight), decoded_two_level(parts, sparse)
 
 
-def sparse_storages(n: int, k: int, device: str) -> Iterator[Storage]:
-    """2:4 as 4-bit codes in groups of 128 and as bf16 values; half of all values in bf16 with a bitmap."""
+def product(module: Any, weight: Any) -> Callable[..., Tensor]:
+    """Of activations with copies of a weight, `(x, copy, y, shape)`; without a shape by dense values."""
+
+    def multiply(x: Tensor, chunked: Chunked, y: Tensor, shape: stream.Shape | None) -> Tensor:
+        if shape is None:
+            return multiply_many(*module.kernel(weight), x, chunked, None, y)
+        found: Tensor = module.multiply(x, replace(weight, chunked=chunked), None, y, shape)
+        return found
+
+    return multiply
+
+
+def draw_codes(n: int, k: int, device: str) -> tuple[torch.Generator, Tensor, Tensor, Tensor, Tensor]:
+    """A generator, bf16 values, 4-bit codes, their scales in groups of 128, and what they decode to."""
     generator = torch.Generator(device).manual_seed(n + k)
-    chosen = torch.rand(n, k // 4, 4, generator=generator, device=device).topk(2, -1).indices
-    mask = torch.zeros(n, k // 4, 4, dtype=torch.bool, device=device).scatter_(2, chosen, True).view(n, k)
-    places = chosen.sort(-1).values.view(n, k // 2).to(torch.uint8)
     values = torch.randn(n, k, generator=generator, device=device).bfloat16() / 64
     codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, generator=generator, device=device)
     scales = (0.002 + 0.003 * torch.rand(n, k // 128, generator=generator, device=device)).half()
-    decoded = (codes.float() - 8) * scales.float().repeat_interleave(128, 1) * mask
-    any_mask = torch.rand(n, k, generator=generator, device=device) < 0.5
+    return generator, values, codes, scales, (codes.float() - 8) * scales.float().repeat_interleave(128, 1)
 
-    def product(module: Any, weight: Any) -> Callable[..., Tensor]:
-        return lambda x, chunked, y, shape: module.multiply(x, replace(weight, chunked=chunked), None, y, shape)
 
+def two_of_four_storages(n: int, k: int, device: str) -> Iterator[Storage]:
+    """2:4 as 4-bit codes in groups of 128 and as bf16 values."""
+    generator, values, codes, scales, decoded = draw_codes(n, k, device)
+    chosen = torch.rand(n, k // 4, 4, generator=generator, device=device).topk(2, -1).indices
+    mask = torch.zeros(n, k // 4, 4, dtype=torch.bool, device=device).scatter_(2, chosen, True).view(n, k)
+    places = chosen.sort(-1).values.view(n, k // 2).to(torch.uint8)
     by_codes = two_of_four.encode_codes(codes[mask].view(n, k // 2), places, scales, None, 128)
-    yield "2:4, 4 bits", by_codes.chunked, product(two_of_four, by_codes), decoded
+    yield "2:4, 4 bits", by_codes.chunked, product(two_of_four, by_codes), decoded * mask
     by_values = two_of_four.encode_values(values[mask].view(n, k // 2), places)
     yield "2:4, bf16", by_values.chunked, product(two_of_four, by_values), values.float() * mask
-    by_bits = bitmap.encode(values, any_mask)
-    yield "bitmap 50 %, bf16", by_bits.chunked, product(bitmap, by_bits), values.float() * any_mask
+
+
+def bitmap_storages(n: int, k: int, device: str) -> Iterator[Storage]:
+    """Half of all bf16 values, and of all 4-bit codes in groups of 128, with a bitmap."""
+    generator, values, codes, scales, decoded = draw_codes(n, k, device)
+    mask = torch.rand(n, k, generator=generator, device=device) < 0.5
+    by_values = bitmap.encode(values, mask)
+    yield "bitmap 50 %, bf16", by_values.chunked, product(bitmap, by_values), values.float() * mask
+    by_codes = bitmap_codes.encode(codes, mask, scales, None, 128)
+    yield "bitmap 50 %, 4 bits", by_codes.chunked, product(bitmap_codes, by_codes), decoded * mask
+
+
+STORAGES = {"spqr": two_level_storages, "2:4": two_of_four_storages, "bitmap": bitmap_storages}
 
 
 def cases(storages: Sequence[Storage], x: Tensor, cuts: Sequence[tuple[int, ...]]) -> list[Case]:
@@ -119,7 +141,7 @@ def cases(storages: Sequence[Storage], x: Tensor, cuts: Sequence[tuple[int, ...]
     dense = rotated(lambda _: torch.randn(n, k, device=x.device, dtype=x.dtype) / 64, 2 * n * k)
     found = [Case("bf16", [partial(linear, x, each) for each in dense], 2 * n * k, reference=x.double() @ dense[0].double().T)]
     for name, chunked, multiply, values in storages:
-        product, y = x.double() @ values.double().T, x.new_empty(len(x), n)
+        expected, y = x.double() @ values.double().T, x.new_empty(len(x), n)
         copies = rotated(partial(copy_of, chunked), chunked.nbytes)
         for cut in (None, *cuts):
             try:
@@ -129,7 +151,7 @@ def cases(storages: Sequence[Storage], x: Tensor, cuts: Sequence[tuple[int, ...]
                 continue
             label = name if cut is None else f"{name}, cut {cut}"
             found.append(
-                Case(label, [partial(multiply, x, each, y, shape) for each in copies], chunked.nbytes, reference=product)
+                Case(label, [partial(multiply, x, each, y, shape) for each in copies], chunked.nbytes, reference=expected)
             )
     return found
 
@@ -139,8 +161,10 @@ def copy_of(weight: Chunked, _: int) -> Chunked:
     return replace(weight, **{name: value.clone() for name, value in vars(weight).items() if isinstance(value, Tensor)})
 
 
-def shape_of(weight: Chunked, tokens: int, cut: tuple[int, ...] | None) -> stream.Shape:
-    """The default shape, or that of one cut."""
+def shape_of(weight: Chunked, tokens: int, cut: tuple[int, ...] | None) -> stream.Shape | None:
+    """The default shape, or that of one cut; None where values are made dense."""
+    if tokens > stream.MOST_TOKENS:
+        return None
     if cut is None:
         return stream.default_shape(weight, tokens)
     return stream.shape_of(*weight.cut, tokens, weight.segment, *stream.limits(weight.chunks.device), cuts=(cut,))
@@ -159,12 +183,13 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS)
     parser.add_argument("--cuts", nargs="*", default=[], help="e.g. 16,1,4,1; for one token only")
     parser.add_argument("--card", type=Path)
+    parser.add_argument("--storages", nargs="+", default=STORAGES, choices=STORAGES)
     options = parser.parse_args()
     card = measure_card("cuda") if options.card is None else read_card(options.card)
     rows = []
     for text in options.shapes:
         n, k = map(int, text.split("x"))
-        storages = [*two_level_storages(n, k, "cuda"), *sparse_storages(n, k, "cuda")]
+        storages = [storage for name in options.storages for storage in STORAGES[name](n, k, "cuda")]
         for tokens in options.tokens:
             x = torch.randn(tokens, k, device="cuda", dtype=torch.bfloat16)
             cuts = [tuple(map(int, cut.split(","))) for cut in options.cuts] if tokens == 1 else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,29 +69,64 @@ def test_a_mask_survives_as_zeros(tmp_path: Path):
     assert any("zeros" in note for note in done.notes)
 
 
-def test_gptq_layout_decodes_to_our_values(symmetric: Path, tmp_path: Path):
-    api.export(symmetric, "gptq", tmp_path / "out")
-    stored = {key: tensor for file in (tmp_path / "out").glob("*.safetensors") for key, tensor in load_file(file).items()}
-    name = "model.layers.1.mlp.down_proj"
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
-    codes = (stored[f"{name}.qweight"][:, None, :] >> shifts[None, :, None] & 15).flatten(0, 1)  # [in, out]
-    zeros = (stored[f"{name}.qzeros"][:, :, None] >> shifts & 15).flatten(1) + 1  # v1: one too small
-    group = stored[f"{name}.g_idx"].long()
-    values = stored[f"{name}.scales"].float()[group] * (codes - zeros[group])
-    assert torch.equal(values.T, api.load(symmetric).get_submodule(name).packed.dequantize())
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"bits": 8, "group_size": None},
+        {"bits": 2, "symmetric": False},
+        {"symmetric": False, "method": "gptq", "order": "static", "group_size": 128},
+    ],
+)
+def test_gptq_layout_decodes_to_our_values(changes: dict[str, Any], tmp_path: Path):
+    folder = compressed(tmp_path / "ours", RTN | changes)
+    api.export(folder, "gptq", tmp_path / "out")
     section = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    assert (section["bits"], section["group_size"], section["checkpoint_format"]) == (4, 32, "gptq")
+    symmetric, bits = section["sym"], section["bits"]
+    assert section["checkpoint_format"] == ("gptq" if symmetric else "gptq_v2")
+    stored = {key: tensor for file in (tmp_path / "out").glob("*.safetensors") for key, tensor in load_file(file).items()}
+    name, largest = "model.layers.1.mlp.down_proj", 2**bits - 1
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    codes = (stored[f"{name}.qweight"][:, None, :] >> shifts[None, :, None] & largest).flatten(0, 1)  # [in, out]
+    zeros = (stored[f"{name}.qzeros"][:, :, None] >> shifts & largest).flatten(1) + symmetric  # v1: one too small
+    group = stored[f"{name}.g_idx"].long()
+    values = stored[f"{name}.scales"].double()[group] * (codes - zeros[group])
+    ours = api.load(folder).get_submodule(name).packed.dequantize()
+    assert torch.equal(values.T.float(), ours)
 
 
-def test_w8a8_runs_as_int_quantized(tmp_path: Path):
+def test_w8a8_differs_by_its_readers_steps_alone(tmp_path: Path):
     from transformers import AutoModelForCausalLM
 
-    folder = compressed(
-        tmp_path / "out", {"method": "rtn", "bits": 8, "group_size": None, "symmetric": True}, {"method": "round-input"}
-    )
+    step = {"method": "rtn", "bits": 8, "group_size": None, "symmetric": True, "scale_dtype": "bfloat16"}
+    folder = compressed(tmp_path / "out", step, {"method": "round-input"})
     done = api.export(folder, "vllm", tmp_path / "exported")
     ours, theirs = api.load(folder, dtype=torch.float32), AutoModelForCausalLM.from_pretrained(done.folder, dtype=torch.float32)
-    assert greedy(ours) == greedy(theirs)  # their rounding of inputs uses 127.5 steps, so logits differ a little
+    assert (logits(ours).argmax(-1) == logits(theirs).argmax(-1)).float().mean() > 0.9
+
+    def multiply(module: Any, x: torch.Tensor) -> torch.Tensor:
+        scale = x.abs().amax(-1, keepdim=True) / 127.5  # theirs; ours is max / 127
+        return (x / scale).round().clamp(-128, 127) * scale @ module.packed.dequantize().T
+
+    for module in ours.modules():
+        if hasattr(module, "packed"):
+            module.forward = partial(multiply, module)
+    assert (logits(ours) - logits(theirs)).abs().max() < 1e-5 * logits(theirs).abs().max()
+
+
+def test_packed_zero_points_are_read(tmp_path: Path):
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    folder = compressed(tmp_path / "out", RTN | {"symmetric": False})
+    done = api.export(folder, "compressed-tensors", tmp_path / "exported")
+    theirs = AutoModelForCausalLM.from_pretrained(
+        done.folder, dtype=torch.float32, quantization_config=CompressedTensorsConfig(dequantize=True)
+    )
+    ours = api.load(folder, dtype=torch.float32)
+    name = "model.layers.1.mlp.down_proj"
+    decoded = ours.get_submodule(name).packed.dequantize()
+    assert torch.equal(theirs.get_submodule(name).weight, decoded.half().float())  # decoded in the dtype of the scales
+    assert (logits(ours) - logits(theirs)).abs().max() < 1e-3 * logits(ours).abs().max()
 
 
 def test_words_hold_the_lowest_bits_first():

@@ -21,16 +21,20 @@ STEPS: dict[str, list[dict[str, Any]]] = {
     "masked": [{"method": "magnitude", "pattern": "2:4"}, {"method": "rtn", "bits": 4, "group_size": 32}],
     "low rank": [{"method": "rtn", "bits": 3, "group_size": 32}, {"method": "low-rank", "rank": 8, "factor_iterations": 1}],
     "rotated": [{"method": "quip", "bits": 2, "passes": 1}],
+    "rounded input": [{"method": "rtn", "bits": 8, "group_size": None, "symmetric": True}, {"method": "round-input"}],
+    "floating": [{"method": "rtn", "grid": "nvfp4"}],
 }
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("kind", STEPS)
-def test_the_same_tokens_as_transformers(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_same_tokens_as_transformers(kind: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     vllm = pytest.importorskip("vllm")
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # it wants a NUMA node for each rank otherwise
     folder = fw.compress(fw.plan("demo", {"name": "r", "steps": STEPS[kind]}, changes=SMALL), tmp_path / "out").folder
-    engine = vllm.LLM(str(folder), enforce_eager=True, max_model_len=128, dtype="float32")
+    engine = vllm.LLM(str(folder), enforce_eager=True, max_model_len=128, dtype="float32", tensor_parallel_size=ranks)
     asked = vllm.SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
     found = list(engine.generate({"prompt_token_ids": PROMPT}, asked)[0].outputs[0].token_ids)
     ours = fw.load(folder, dtype=torch.float32).generate(
@@ -81,3 +85,27 @@ def test_shards_of_two_ranks_make_the_whole(kind: str, tmp_path: Path):
 def test_a_shard_that_can_be_cut_holds_its_part_only():
     shard = Shard(Dense(torch.randn(8, 16)), slice(0, 4), slice(0, 8), torch.float32)
     assert shard.linear.packed.shape == (4, 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_shard_on_a_card_multiplies_as_stored(kind: str, tmp_path: Path):
+    weight = packed(kind, tmp_path)
+    rows, inputs = weight.shape
+    shard = Shard(weight, slice(0, rows // 2), slice(0, inputs), torch.bfloat16).to("cuda")
+    x = torch.randn(3, inputs, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16)
+    expected = weight.matmul(x.cpu().float()) if kind == "rounded input" else x.cpu().float() @ weight.dequantize().T
+    assert (shard(x).cpu().float() - expected[:, : rows // 2]).norm() < 0.02 * expected.norm()
+    if kind == "integer":
+        assert "cuda" in type(shard.linear.prepared_for(x)).__module__
+
+
+def test_what_is_loaded_goes_to_the_device_of_the_layer():
+    pytest.importorskip("vllm")
+    from featherweight.integrations.vllm_layers import _receive
+
+    layer = torch.nn.Module()
+    with torch.device("meta"):  # as vLLM makes a model on its device; files are read on the CPU
+        _receive(layer, ["a"], {}, torch.float32)
+    layer.weight.weight_loader(layer.weight, torch.ones(2, 3))
+    assert layer.received["a"]["weight"].is_meta

@@ -11,6 +11,18 @@ DEVICE void meet_blocks() {
     synchronize_block();
     synchronize_cluster();
 }
+DEVICE void arrive_in_cluster() { fibre_here->turn = arrive_at(cluster_barrier, cluster_threads); }
+DEVICE void wait_for_cluster() { wait_for_turn(cluster_barrier, fibre_here->turn); }
+DEVICE void expect_bytes(unsigned long long* barrier, int bytes) { *barrier = bytes; }
+DEVICE void send_to_block(float* place, unsigned long long* barrier, int rank, float value) {
+    unsigned char* there = cluster_memory[rank].data();
+    *(float*)(there + ((unsigned char*)place - fibre_here->shared)) = value;
+    *(unsigned long long*)(there + ((unsigned char*)barrier - fibre_here->shared)) -= 4;
+}
+DEVICE void wait_for_bytes(unsigned long long* barrier) {
+    while (*barrier) swapcontext(&fibre_here->context, &scheduler);
+}
+DEVICE float load_float_now(const float* address) { return *address; }
 DEVICE float load_one_from_cluster(const float* place, int rank) {
     size_t offset = (const unsigned char*)place - fibre_here->shared;
     return *(const float*)(cluster_memory[rank].data() + offset);
@@ -19,11 +31,13 @@ DEVICE float4 load_four_from_cluster(const float* place, int rank) {
     return {load_one_from_cluster(place, rank), load_one_from_cluster(place + 1, rank), load_one_from_cluster(place + 2, rank),
             load_one_from_cluster(place + 3, rank)};
 }
+DEVICE void prefetch(const void*, int) {}
 DEVICE void add_shared(int* sum, int value) { *sum += value; }
 
 DEVICE word differing_bits(word a, word b, word mask) { return (a ^ b) & mask; }
 
 DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) { multiply_byte_matrices<uint8_t>(c, a, b0, b1); }
+DEVICE void multiply_signed_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) { multiply_byte_matrices<int8_t>(c, a, b0, b1); }
 DEVICE void multiply_tf32(float (&c)[4], const word (&a)[4], word b0, word b1) {
     auto& words = fibre_here->warp->words;
     int lane = fibre_here->lane;

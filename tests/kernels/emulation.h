@@ -46,7 +46,7 @@ struct Fibre {
     Warp* warp;
     unsigned char* shared;
     std::map<int, Barrier>* barriers;
-    int threads, lane, rank;
+    int threads, lane, rank, turn;
     bool done = false;
 };
 
@@ -59,15 +59,18 @@ static std::vector<std::vector<unsigned char>> cluster_memory;
 #define threadIdx (fibre_here->thread)
 #define blockIdx (fibre_here->block)
 
-static void wait_for(Barrier& barrier, int threads) {
+static int arrive_at(Barrier& barrier, int threads) {
     int turn = barrier.turn;
     if (++barrier.waiting == threads) {
         barrier.waiting = 0;
         barrier.turn++;
-        return;
     }
+    return turn;
+}
+static void wait_for_turn(Barrier& barrier, int turn) {
     while (barrier.turn == turn) swapcontext(&fibre_here->context, &scheduler);
 }
+static void wait_for(Barrier& barrier, int threads) { wait_for_turn(barrier, arrive_at(barrier, threads)); }
 
 DEVICE void synchronize_warp() { wait_for(fibre_here->warp->barrier, 32); }
 DEVICE void synchronize_block() { wait_for((*fibre_here->barriers)[0], fibre_here->threads); }
@@ -82,6 +85,7 @@ DEVICE float load_from_block(const float* place, int rank) {
 }
 
 DEVICE uint4 load_stream(const uint4* address) { return *address; }
+DEVICE uint2 load_pair(const uint2* address) { return *address; }
 DEVICE uint4 load_now(const void* address) { return *(const uint4*)address; }
 DEVICE word load_word(const void* address) { return *(const word*)address; }
 DEVICE word load_half_word(const void* address) { return *(const half_word*)address; }

@@ -35,6 +35,7 @@ DEVICE word largest_in_warp(word value) {
     return value;
 }
 
+DEVICE void raise_shared(word* place, word value) { *place = value > *place ? value : *place; }
 DEVICE int count_arrival(int* counter) { return (*counter)++; }
 DEVICE void store_shared_sum(float* address, float value) { *address = value; }
 DEVICE float load_shared_sum(const float* address) { return *address; }

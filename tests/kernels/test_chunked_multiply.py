@@ -6,9 +6,10 @@ import pytest
 import torch
 from emulation import emulation, needs_compiler  # noqa: F401
 
-from featherweight.kernels.cuda import bitmap, compiler, stream, two_level
+from featherweight.kernels.cuda import bitmap, bitmap_codes, compiler, stream, two_level
 from featherweight.kernels.cuda import two_of_four as two_of_four_module
 from featherweight.kernels.cuda.sparse_list import SparseParts
+from featherweight.kernels.cuda.stream_values import values
 from featherweight.kernels.cuda.two_level import TwoLevelParts
 
 #: Cuts small enough for an emulated block.
@@ -166,6 +167,56 @@ def test_bitmap_layout_gives_everything_back():
     assert torch.equal(found, values * mask)
 
 
+def sparse_codes(rows, inputs, group, zeros, share, seed=0):
+    """Random codes, more of them kept in some inputs than in others unless `share` says how many."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.rand(inputs, generator=generator) if share is None else share
+    mask = torch.rand(rows, inputs, generator=generator) < kept
+    codes = torch.randint(0, 16, (rows, inputs), dtype=torch.uint8, generator=generator)
+    groups = -(-inputs // group)
+    scales = (torch.rand(rows, groups, generator=generator) + 0.5).half()
+    points = torch.randint(0, 16, (rows, groups), dtype=torch.uint8, generator=generator)
+    weight = bitmap_codes.encode(codes, mask, scales, points if zeros else None, group)
+    spread = [each.double().repeat_interleave(group, 1)[:, :inputs] for each in (scales, points if zeros else points * 0 + 8)]
+    return weight, (codes - spread[1]) * spread[0] * mask, (codes, mask, scales, points if zeros else None)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("dtype", "rows", "inputs", "tokens", "group", "zeros", "share"),
+    [
+        (torch.bfloat16, 40, 1032, 1, 128, False, None),
+        (torch.float16, 16, 512, 10, 32, True, None),
+        (torch.bfloat16, 20, 256, 1, 64, True, 1.0),
+        (torch.float16, 16, 520, 3, 512, True, 0.5),
+    ],
+)
+def test_bitmap_codes_product(emulation, dtype, rows, inputs, tokens, group, zeros, share):  # noqa: F811
+    weight, dense, _ = sparse_codes(rows, inputs, group, zeros, share)
+    generator = torch.Generator().manual_seed(2)
+    x, bias = torch.randn(tokens, inputs, generator=generator).to(dtype), torch.randn(rows, generator=generator).to(dtype)
+    check(run(bitmap_codes, weight, x, bias), x.double() @ dense.T + bias.double())
+    slab = torch.full((-(-rows // 16) * 16, -(-inputs // 256) * 256), float("nan"), dtype=dtype)
+    values(*bitmap_codes.kernel(weight), weight.chunked, slab, 0)
+    assert torch.equal(slab[:rows, :inputs], dense.to(dtype))
+
+
+@pytest.mark.parametrize(("group", "zeros"), [(32, True), (128, False), (512, True)])
+def test_bitmap_codes_layout_gives_everything_back(group, zeros):
+    weight, _, (codes, mask, scales, points) = sparse_codes(50, 1032, group, zeros, None)
+    found, there, numbers = bitmap_codes.decode(weight)
+    assert torch.equal(there, mask) and torch.equal(found[mask], codes[mask])
+    for each, given in zip(numbers, (scales, points), strict=False):
+        assert torch.equal(each[:, :: max(1, group // 256)][:, : given.shape[1]], given)
+
+
+@needs_compiler
+def test_dropped_codes_add_nothing(emulation):  # noqa: F811
+    weight, _, _ = sparse_codes(16, 256, 64, True, 0.0)
+    x = 1e4 * torch.randn(2, 256, generator=torch.Generator().manual_seed(2)).bfloat16()
+    assert not run(bitmap_codes, weight, x, None).any()
+
+
 @needs_compiler
 def test_large_activations_do_not_overflow(emulation):  # noqa: F811
     parts = two_level_parts(16, 256, 3, 3, False)
@@ -177,23 +228,25 @@ def test_large_activations_do_not_overflow(emulation):  # noqa: F811
 
 
 @needs_compiler
-def test_blocks_share_tiles(emulation):  # noqa: F811
+@pytest.mark.parametrize(("tokens", "shared"), [(1, 29_000), (3, 40_000)])
+def test_blocks_share_tiles(emulation, tokens, shared):  # noqa: F811
     parts, sparse = two_level_parts(48, 4608, 3, 3, False), sparse_parts(48, 4608, 900)
     weight = two_level.encode(parts, 3, 3, sparse)
-    shape = stream.shape_of(*weight.chunked.cut, 3, weight.chunked.segment, 3, 40_000, cuts=CUTS)
+    shape = stream.shape_of(*weight.chunked.cut, tokens, weight.chunked.segment, 3, shared, cuts=CUTS)
     assert shape.split_chunks < 18 and shape.slots > 1
     dense = values_of(parts)
     dense[sparse.rows, sparse.columns] += sparse.values.double()
-    x = torch.randn(3, 4608, generator=torch.Generator().manual_seed(4)).bfloat16()
-    check(run(two_level, weight, x, None, shared=40_000), x.double() @ dense.T)
+    x = torch.randn(tokens, 4608, generator=torch.Generator().manual_seed(4)).bfloat16()
+    check(run(two_level, weight, x, None, shared), x.double() @ dense.T)
 
 
 @pytest.mark.parametrize(
     ("source", "constants"),
     [
-        ("two_level.cu", {"BITS": 3, "SECOND_BITS": 3}),
+        ("two_level.cu", {"BITS": 3, "SECOND_BITS": 3, "LISTED": 1}),
         ("two_of_four.cu", {"BITS": 4, "GROUP": 128, "SCALE": 0, "ZEROS": 1}),
         ("bitmap.cu", {"SLOT_BYTES": 5120}),
+        ("bitmap_codes.cu", {"GROUP": 128, "SCALE": 0, "ZEROS": 1, "SLOT_BYTES": 1792}),
     ],
 )
 def test_chunked_kernels_compile_for_hopper(source, constants):

@@ -79,6 +79,26 @@ def test_product_is_that_of_the_weight(small_device, rows, inputs, bits, rank, t
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    ("rows", "inputs", "bits", "rank", "tokens", "near", "group"),
+    [(384, 128, 3, 16, 1, 1, 64), (512, 128, 2, 130, 2, 6, None), (128, 64, 2, 16, 5, 4, 16)],
+)
+def test_blocks_share_the_term_and_begin_the_rotation(small_device, monkeypatch, rows, inputs, bits, rank, tokens, near, group):
+    """Of eight multiprocessors: rows stand in another order, and come back in their own."""
+    monkeypatch.setattr(driver, "processors", lambda device: 8)
+    weight = weight_of(rows, inputs, bits, rank, group)
+    prepared = lattice_prepared.PreparedLattice(weight)
+    inner = prepared.weight.inner
+    assert inner.blocks.near == near and (inner.ranks is None) == (group == 16)
+    x = torch.randn(tokens, inputs, generator=drawn()).bfloat16()
+    assert error(prepared(x), weight.matmul(x.double())) < 2.5e-3
+    found, (plain, *_) = torch.empty(32, inputs, dtype=torch.float16), weight.inner.terms
+    lattice.values(inner, found, 64)
+    torch.testing.assert_close(found.float(), plain.dequantize()[64:96], rtol=2**-10, atol=1e-6)
+    assert all(torch.equal(tensor, weight.tensors()[name]) for name, tensor in prepared.stored().items())
+
+
+@needs_compiler
 def test_sums_are_exact_in_any_order(small_device):
     device = to_device(weight_of(64, 512, 2))
     x = hadamard.rotate_for_product(torch.randn(1, 512, generator=drawn()).bfloat16(), device.input, None)
@@ -220,7 +240,9 @@ def test_compiles_for_hopper(bits, tmp_path, monkeypatch):
     if compiler.missing():
         pytest.skip(compiler.missing())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    constants = {"BITS": bits, "COLUMNS": 1, "WARPS": 16, "DEPTH": 2, "RANK": 128}
+    constants = {"BITS": bits, "COLUMNS": 1, "WARPS": 16, "DEPTH": 2, "RANK": 128, "HELPERS": 4, "UNIT": 8}
+    constants |= {"CLUSTER": 8, "FACTOR": 28, "TWOS": 3} if bits == 2 else {"CLUSTER": 1, "FACTOR": 0, "TWOS": 0}
     assert compiler.build("lattice.cu", constants, "sm_90")[:4] == b"\x7fELF"
+    assert compiler.build("lattice_turn.cu", {"BLOCKS": 7, "OUT": bits % 2 + 1, "WARPS": 2}, "sm_90")[:4] == b"\x7fELF"
     shape = {"FACTOR": 28, "TWOS": 9, "IN": 0, "OUT": 1, "INVERTED": 1, "FOR_PRODUCT": bits % 2, "THREADS": 512, "CLUSTER": 8}
     assert compiler.build("hadamard.cu", shape, "sm_90")[:4] == b"\x7fELF"

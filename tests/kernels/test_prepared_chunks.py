@@ -6,7 +6,7 @@ from emulation import emulation, needs_compiler  # noqa: F401
 
 from featherweight.kernels.cuda import stream
 from featherweight.methods.registry import method_from
-from featherweight.packed.chunked import prepare_bitmap, prepare_two_level, prepare_two_of_four
+from featherweight.packed.chunked import prepare_bitmap, prepare_bitmap_codes, prepare_two_level, prepare_two_of_four
 from problems import make, run
 
 #: What a method makes, and who prepares it.
@@ -23,6 +23,11 @@ MADE = {
     "2:4, codes": ({"method": "sparsegpt", "pattern": "2:4", "bits": 4, "group_size": 32}, prepare_two_of_four),
     "unstructured": ({"method": "magnitude", "ratio": 0.6}, prepare_bitmap),
     "rows": ({"method": "wanda", "pattern": "row"}, prepare_bitmap),
+    "unstructured, codes": ({"method": "sparsegpt", "ratio": 0.5, "bits": 4, "group_size": 32}, prepare_bitmap_codes),
+    "4:8, codes": (
+        {"method": "sparsegpt", "pattern": "4:8", "bits": 4, "symmetric": True, "group_size": None},
+        prepare_bitmap_codes,
+    ),
     "2:4, rows": ({"method": "sparsegpt", "pattern": "2:4", "bits": 4, "group_size": None}, prepare_two_of_four),
 }
 

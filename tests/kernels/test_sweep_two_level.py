@@ -18,19 +18,28 @@ from featherweight.solvers.sweep import sweep
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
-#: Rows, inputs, rows that share a second grid, threshold, narrow residuals, whether fits leave values out.
-CASES = [(40, 48, 16, 0.02, False, True), (70, 32, 64, 0.05, True, True), (24, 32, 8, float("inf"), False, False)]
+#: Rows, inputs, rows that share a second grid, threshold, narrow residuals, whether fits leave values out, and what they go by.
+CASES = [
+    (40, 48, 16, 0.02, False, True, "minmax"),
+    (70, 32, 64, 0.05, True, True, "minmax"),
+    (24, 32, 8, float("inf"), False, False, "minmax"),
+    (40, 48, 16, 0.02, False, True, "weighted"),
+    (70, 32, 64, float("inf"), False, False, "weighted"),
+]
 
 
 def solve(kernel, case, device="cpu"):
     """Solution and decision; with the walk's own parts where there is no kernel."""
-    rows, inputs, second, threshold, narrow, leave_one_out = case
+    rows, inputs, second, threshold, narrow, leave_one_out, fit = case
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, inputs, generator=generator) @ torch.randn(inputs, inputs, generator=generator) / inputs**0.5
     weight = torch.randn(rows, inputs, generator=generator)
     weight[3] = 0
     weight, hessian = weight.to(device), (x.T @ x / 400).to(device)
-    factor, grid = factorise(hessian, order=hessian.diagonal().argsort(descending=True)), TwoLevelGrid(3, 3, 3, second)
+    factor, grid = (
+        factorise(hessian, order=hessian.diagonal().argsort(descending=True)),
+        TwoLevelGrid(3, 3, 3, second, fit_by=fit),
+    )
     decision = KeepOutliers(grid, factor, threshold, rows, leave_one_out, narrow=narrow)
     before = outliers.accelerated
     outliers.accelerated = lambda *arguments: kernel

@@ -13,7 +13,7 @@ from featherweight.models.transforms import Hadamard
 WIDTHS = {
     576: "paley1(12)xpaley1(12)x2^2", 768: "paley1(12)x2^6", 1152: "paley1(12)xpaley1(12)x2^3", 1536: "paley1(12)x2^7",
     2048: "2^11", 3072: "paley1(12)x2^8", 4096: "2^12", 4864: "paley2(76)x2^6", 5120: "paley1(20)x2^8",
-    11008: "paley1(344)x2^5", 13824: "paley1(12)xpaley1(12)xpaley1(12)x2^3", 14336: "paley1(28)x2^9",
+    11008: "williamson(172)x2^6", 13824: "paley1(12)xpaley1(12)xpaley1(12)x2^3", 14336: "paley1(28)x2^9",
     18944: "paley2(148)x2^7", 29568: "paley1(44)xpaley1(28)xpaley1(12)x2^1", 13696: "hartley(107)x2^7",
 }  # fmt: skip
 
@@ -44,15 +44,15 @@ def test_widths_of_published_models(size, name):
 
 
 def test_the_quadratic_characters_of_fields_that_are_no_primes():
-    """Paley over GF(3³), GF(3²), GF(7³) gives Hadamard matrices, so that the squares there were the right ones."""
-    for name in ("paley1(28)", "paley2(20)", "paley1(344)"):
+    """Paley over GF(3³), GF(3²), GF(7³) gives Hadamard matrices, so that the squares there were the right ones; so does Williamson."""
+    for name in ("paley1(28)", "paley2(20)", "paley1(344)", "williamson(172)"):
         matrix = construction_named(name).matrix() * math.sqrt(construction_named(name).size)
         assert torch.equal(matrix.round().abs(), torch.ones_like(matrix))
         assert float((matrix @ matrix.T - len(matrix) * torch.eye(len(matrix), dtype=torch.float64)).abs().max()) < 1e-9
 
 
 def test_names_that_are_wrong_are_refused():
-    for name in ("paley1(92)", "paley2(116)", "paley1(10)", "paley2(12)x3", "sylvester", "hartley"):
+    for name in ("paley1(92)", "paley2(116)", "williamson(92)", "paley1(10)", "paley2(12)x3", "sylvester", "hartley"):
         with pytest.raises(FeatherweightError, match="unknown construction"):
             construction_named(name)
     with pytest.raises(FeatherweightError):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from featherweight.kernels import registry
+from featherweight.kernels import registry, supports
 from featherweight.methods.registry import method_from
 from featherweight.packed import around
 from featherweight.packed.base import empty
@@ -79,3 +79,15 @@ def test_explain_says_which_kernel_runs_inside(monkeypatch):
     monkeypatch.setitem(registry.OPS, "dequantize_matmul", offered)
     reasons = {name: (runs, reason) for name, runs, reason in explain(empty(described), "cuda")}
     assert reasons["sliced"] == (True, "kept inputs gathered once: masked codes")
+
+
+def test_codes_under_a_mask_are_compacted_where_room_is_scarce(monkeypatch):
+    inner = Integer.describe((4096, 4096), 4, 128, symmetric=True, scale_dtype=torch.float16)
+    described = Masked.describe(inner, 4096 * 2048, "row")
+    reads = {"integer": "integer", "masked": "bitmap_codes"}
+    monkeypatch.setattr(supports, "on_hopper", lambda storage, signature, device: (storage == reads[signature["kind"]], "runs"))
+    for free, expected in ((80, "masked codes"), (20, "cuda, bitmap codes")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 100))
+        offered = registry.explain("dequantize_matmul", described, "cuda")
+        assert next(name for name, runs, _ in offered if runs) == expected
+        assert "3.21 bits a weight" in {name: reason for name, _, reason in offered}["cuda, bitmap codes"]

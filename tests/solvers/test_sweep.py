@@ -4,10 +4,15 @@ import pytest
 import torch
 
 from featherweight.errors import FeatherweightError
+from featherweight.grids.exact import Exact
+from featherweight.grids.two_level import TwoLevelGrid
 from featherweight.grids.uniform import UniformGrid
+from featherweight.masks.patterns import Pattern
+from featherweight.methods.dropping import Select
 from featherweight.solvers.damping import factorise
 from featherweight.solvers.nearest import round_to_nearest
-from featherweight.solvers.reference import gptq
+from featherweight.solvers.outliers import KeepOutliers, outlier_scale
+from featherweight.solvers.reference import Drops, Keeps, textbook
 from featherweight.solvers.sweep import sweep
 
 FITS = ("minmax", "weighted")
@@ -28,9 +33,44 @@ def test_equals_textbook_gptq(problem, bits, group_size, symmetric):
     weight, hessian = problem()
     grid = UniformGrid(bits, symmetric, "weighted")
     fast = sweep(weight, factorise(hessian), grid, group_size)
-    textbook = gptq(weight, hessian, grid, group_size, dtype=torch.float64)
-    agree(fast, textbook, share=0.004)
-    assert fast.scales.shape == textbook.scales.shape
+    slow = textbook(weight, hessian, grid, group_size, dtype=torch.float64)
+    agree(fast, slow, share=0.004)
+    assert fast.scales.shape == slow.scales.shape
+
+
+def ratio(factor, weight, first, second):
+    """Of the objectives of two solutions."""
+    one, other = (factor.row_energy(weight - each.decoded).sum() for each in (first, second))
+    return float(one / other)
+
+
+@pytest.mark.parametrize(("pattern", "span"), [("layer", 32), ("2:4", 4)])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_pruning_is_the_textbooks(problem, pattern, span, bits):
+    weight, hessian = problem()
+    rule, factor = Pattern.parse(pattern, 0.5 if pattern == "layer" else None), factorise(hessian)
+    grid = Exact(torch.bfloat16) if bits is None else UniformGrid(bits)
+    rows, width = weight.shape
+    decision = Select(rule, span, [rows], width, weight.device, True, None if bits is None else factor.feedback())
+    fast = sweep(weight, factor, grid, None if bits is None else 32, decision=decision)
+    drops = Drops(span, rule.dropped, bits is not None)
+    slow = textbook(weight, hessian, grid, None if bits is None else 32, dtype=torch.float64, drops=drops)
+    assert ((fast.decoded == 0) != (slow.decoded == 0)).float().mean() < 0.01
+    assert ratio(factor, weight, fast, slow) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(("fit", "narrow"), [("minmax", False), ("weighted", True)])
+def test_outliers_are_the_textbooks(problem, fit, narrow):
+    weight, hessian = problem()
+    order = hessian.diagonal().argsort(descending=True)
+    factor, grid = factorise(hessian, order=order), TwoLevelGrid(3, second_group_size=8, fit_by=fit)
+    threshold = 0.2 * outlier_scale(weight, factor)
+    decision = KeepOutliers(grid, factor, threshold, len(weight), narrow=narrow)
+    fast = sweep(weight, factor, grid, 16, decision=decision)
+    keeps = Keeps(threshold, narrow)
+    slow = textbook(weight, hessian, grid, 16, order=order, dtype=torch.float64, keeps=keeps)
+    assert decision.count > 0
+    assert ratio(factor, weight, fast, slow) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("block", [1, 8, 24, 96, 128])
@@ -128,7 +168,7 @@ def test_loss_matches_a_float64_walk(problem, objective):
     weight, hessian = problem(width=64)
     grid = UniformGrid(4)
     ours = sweep(weight, factorise(hessian), grid, 16)
-    exact = gptq(weight, hessian, grid, 16, dtype=torch.float64)
+    exact = textbook(weight, hessian, grid, 16, dtype=torch.float64)
     ratio = objective(weight, ours.decoded, hessian) / objective(weight, exact.decoded, hessian)
     assert ratio == pytest.approx(1.0, abs=0.01)
 
@@ -155,7 +195,7 @@ def test_dynamic_groups_equal_a_permuted_problem(problem):
     assert torch.equal(solved.group_index[order], torch.arange(96) // 16)
     rebuilt = solved.scales[:, solved.group_index] * (solved.codes - solved.zeros[:, solved.group_index])
     assert torch.equal(rebuilt, solved.decoded)
-    agree(solved, gptq(weight, hessian, grid, 16, order=order), 0.003)
+    agree(solved, textbook(weight, hessian, grid, 16, order=order), 0.003)
 
 
 def test_static_groups_keep_the_stored_order(problem, objective):

@@ -119,13 +119,8 @@ def finetune(
         put(free, _as_stored(folder, free, place))
         after, last = training.measure(), _share_right(model, material, training, precision)
     if journal is not None:
-        told = {
-            "settings": settings.as_dict(), "teacher": teacher.name if teacher else None, "processes": processes.count,
-            "data": {**material.description, "sha256": material.sha256, "trained_on": len(material.train),
-                     "held_out": len(material.held_out)},
-            **counted, **_losses(state, after), "accuracy": None if first is None else {"before": first, "after": last},
-            "seconds": time.perf_counter() - started,
-        }  # fmt: skip
+        told = _record(settings, teacher, processes.count, material, started) | counted | _losses(state, after)
+        told["accuracy"] = None if first is None else {"before": first, "after": last}
         finish(source, folder, journal, changed, _probe(model, source, place), told, place)
         write_card(folder)
         (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -201,6 +196,17 @@ def _counted(free: dict[str, Any], ledger: dict[str, Any], extra: int) -> dict[s
     return {
         "trained": trained, "tensors": len(free),
         "share": trained / sum(torch.Size(row["shape"]).numel() for row in ledger["rows"]), "grown_bytes": extra,
+    }  # fmt: skip
+
+
+def _record(
+    settings: Settings, teacher: ModelSource | None, processes: int, material: Material, started: float
+) -> dict[str, Any]:
+    """By what, on what and by how many was trained, and the seconds since it began."""
+    counts = {"trained_on": len(material.train), "held_out": len(material.held_out)}
+    return {
+        "settings": settings.as_dict(), "teacher": teacher.name if teacher else None, "processes": processes,
+        "data": {**material.description, "sha256": material.sha256, **counts}, "seconds": time.perf_counter() - started,
     }  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def _loader(layer: nn.Module, parts: list[str], name: str) -> Any:
     def load(holder: nn.Parameter, loaded: Tensor, shard: str | int | None = None) -> None:
         shard = getattr(loaded, "shard_id", None) if shard is None else shard
         place = _PLACES[shard] if isinstance(shard, str) else int(shard or 0)
-        layer.received[parts[place]][name] = loaded.detach().clone()
+        layer.received[parts[place]][name] = loaded.detach().to(holder.device, copy=True)  # files are read on the CPU
 
     return load
 

@@ -30,8 +30,8 @@ class Heads:
     eps: float = 0.0
 
 
-#: Values of a digit of a logit, logits of one program that counts them, and launches of a search at most.
-DIGITS, CUT_BLOCK, CUT_LAUNCHES = 64, 2048, 12
+#: Values of a digit of a logit, logits of one program that adds up by it, and launches of a search at most.
+DIGITS, CUT_BLOCK, CUT_LAUNCHES = 2048, 1024, 6
 
 
 @dataclass(frozen=True)
@@ -39,26 +39,23 @@ class Cut:
     """Scratch of the search for the smallest logit that top-k and top-p leave; see `kernels/triton/decode_cut.py`.
 
     Attributes:
-        partial, maxima: of each part, how many logits or how much mass each digit has, and its largest; two sets.
-        prefixes, left, peaks, floors: after each launch: digits known, what is still looked for, the largest logit, top-k's cut.
+        sums: `[launches, batch, digits]` int64: how many logits, or how much mass, each digit has.
+        maxima: `[batch, parts]` float32, the largest logit of each part.
+        prefixes, left, floors: `[launches, batch]` int64: digits known, what is still looked for, top-k's cut.
     """
 
-    partial: Tensor
+    sums: Tensor
     maxima: Tensor
     prefixes: Tensor
     left: Tensor
-    peaks: Tensor
     floors: Tensor
 
     @classmethod
     def make(cls, batch: int, vocabulary: int, device: torch.device) -> Cut:
         """For `batch` rows of so many logits."""
-        parts, shape = -(-vocabulary // CUT_BLOCK), (CUT_LAUNCHES, batch)
-        return cls(
-            torch.zeros(2, batch, parts, DIGITS, device=device), torch.zeros(2, batch, parts, device=device),
-            torch.zeros(shape, dtype=torch.int64, device=device), torch.zeros(shape, device=device),
-            torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.int64, device=device),
-        )  # fmt: skip
+        sums = torch.zeros(CUT_LAUNCHES, batch, DIGITS, dtype=torch.int64, device=device)
+        maxima = torch.zeros(batch, -(-vocabulary // CUT_BLOCK), device=device)
+        return cls(sums, maxima, *(torch.zeros_like(sums[..., 0]) for _ in range(3)))
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ class Fitting:
     """A uniform grid with integer zero points, fitted group by group; see `featherweight.grids.uniform`.
 
     Attributes:
-        by: "minmax" or "weighted".
+        by: "minmax", "weighted" or "mse".
         symmetric: whether the zero point is the middle code.
         largest_code: codes run from 0 to this.
         scale_dtype: in which scales are stored.
         apply: scale and zero `[rows]` of `values [rows, width]`, `importance [width]`: the definition, in plain torch.
     """
 
-    by: Literal["minmax", "weighted"]
+    by: Literal["minmax", "weighted", "mse"]
     symmetric: bool
     largest_code: int
     scale_dtype: torch.dtype

@@ -25,3 +25,7 @@ class Keeping:
     narrow: bool
     kept: Tensor
     residual: Tensor
+
+    def of(self, columns: slice) -> Keeping:
+        """That of some columns."""
+        return Keeping(self.threshold, self.narrow, self.kept[columns], self.residual[columns])

@@ -79,12 +79,21 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel(
             "cuda, 2:4", "featherweight.packed.chunked", "prepare_two_of_four", supports.in_chunks("two_of_four"), prepares=True
         ),
-        Kernel("cuda, bitmap", "featherweight.packed.chunked", "prepare_bitmap", supports.in_chunks("bitmap"), prepares=True),
+        Kernel("cuda, bitmap", "featherweight.packed.chunked", "prepare_bitmap", supports.in_bits("bitmap"), prepares=True),
+        Kernel(
+            "cuda, bitmap codes",
+            "featherweight.packed.chunked",
+            "prepare_bitmap_codes",
+            supports.in_little_room("bitmap_codes"),
+            prepares=True,
+        ),
         Kernel(
             "masked codes",
             "featherweight.packed.around",
             "prepare_masked_codes",
-            supports.inside("masked", "values", "all codes, dropped ones on their zero point"),
+            supports.inside(
+                "masked", "values", "all codes, dropped ones on their zero point, stay on the card beside the mask"
+            ),
             prepares=True,
         ),
         Kernel(

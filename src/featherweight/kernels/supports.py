@@ -13,6 +13,10 @@ from featherweight.kernels.kernel import Signature, Support
 LATTICE = "featherweight.packed.lattice"
 
 
+#: Share of a card's memory below which what is smaller is preferred to what is faster.
+SCARCE = 0.25
+
+
 def always(signature: Signature, device: torch.device) -> tuple[bool, str]:
     """Everywhere."""
     return True, "plain torch: the reference, on every device"
@@ -39,6 +43,35 @@ def cuda_integer(signature: Signature, device: torch.device) -> tuple[bool, str]
 def in_chunks(storage: str) -> Support:
     """Weights that a module of `kernels/cuda` reads in chunks."""
     return lambda signature, device: on_hopper(storage, signature, device)
+
+
+def in_bits(storage: str) -> Support:
+    """The same, where the module knows how many bits a weight takes on the card."""
+
+    def supports(signature: Signature, device: torch.device) -> tuple[bool, str]:
+        runs, reason = on_hopper(storage, signature, device)
+        module = importlib.import_module(f"featherweight.kernels.cuda.{storage}")
+        return runs, f"{reason}; {module.resident_bits(signature):.2f} bits a weight stay on the card" if runs else reason
+
+    return supports
+
+
+def in_little_room(storage: str) -> Support:
+    """The same of masked codes, where all of them have no kernel or would leave a card too little room."""
+
+    def supports(signature: Signature, device: torch.device) -> tuple[bool, str]:
+        runs, reason = in_bits(storage)(signature, device)
+        if not runs or not cuda_integer(signature["values"], device)[0]:
+            return runs, reason
+        free, total = torch.cuda.mem_get_info(device)
+        if free >= SCARCE * total:
+            return (
+                False,
+                f"slower than all codes, for cards of which less than {SCARCE:.0%} is free, not {free / total:.0%}; {reason}",
+            )
+        return True, reason
+
+    return supports
 
 
 def on_hopper(storage: str, signature: Signature, device: torch.device) -> tuple[bool, str]:
@@ -93,10 +126,13 @@ def cuda_walk(signature: Signature, device: torch.device) -> tuple[bool, str]:
     if device.type != "cuda":
         return False, f"written for CUDA, not for {device.type}"
     size, of = signature.get("group_size", 0), signature.get("of", 0)
-    if size and not signature.get("scattered") and not (0 < size <= 128 and size % 16 == 0):
+    if size and not (0 < size <= 128 and size % 16 == 0):
         return False, f"groups of a multiple of 16 columns up to 128, not {size}"
     if signature.get("inputs", 0) % 4:
         return False, f"inputs in fours, not {signature['inputs']}"
+    second = signature.get("second_group_size", 1)
+    if second not in (1, 2, 4, 8, 16, 32, 64):
+        return False, f"second groups of a power of two of rows up to 64, not {second}"
     if of not in (0, 2, 4, 8, 16):
         return False, f"N of 2, 4, 8 or 16, not of {of}"
     if signature.get("how") == "least" and (any(rows % 32 for rows in signature["linears"]) or (size and 128 % size)):
@@ -193,6 +229,8 @@ def cpu_fit(signature: Signature, device: torch.device) -> tuple[bool, str]:
 
     if device.type != "cpu":
         return False, f"written for CPUs, not for {device.type}"
+    if signature.get("fit") == "mse":
+        return False, "by the extremes or weighted, not by mse"
     reason = missing("fit")
     return not reason, reason or "every candidate of a group tried while it lies in the first cache"
 

@@ -29,15 +29,21 @@ class SecondLevel:
         """That of some groups."""
         return SecondLevel(self.scale_codes[groups], self.zero_codes[groups], self.scale_grids[groups], self.zero_grids[groups])
 
+    def take(self, other: SecondLevel) -> None:
+        """Copy what `other` holds."""
+        for name, tensor in vars(self).items():
+            tensor.copy_(getattr(other, name))
+
 
 @dataclass(frozen=True)
 class TwoLevelFitting:
-    """A two-level grid by the extremes, with real zeros; see `featherweight.grids.two_level`.
+    """A two-level grid with real zeros; see `featherweight.grids.two_level`.
 
     Attributes:
         largest_code: codes run from 0 to this.
         scale_levels, zero_levels: largest code of a scale, and of a zero.
         second: consecutive rows that share a second grid.
+        weighted: whether ranges and codes are searched; else the extremes tell.
         gain: values that gain more than this by being left out of the fit are left out; None for none.
         apply: scales and zeros `[rows]` of `values [rows, width]`, `importance [width]`, then the second level of this one
             group: the definition, in plain torch.
@@ -47,5 +53,6 @@ class TwoLevelFitting:
     scale_levels: int
     zero_levels: int
     second: int
+    weighted: bool
     gain: float | None
     apply: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, SecondLevel]]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.fitting import Fitting
+from featherweight.kernels.keeping import Keeping
+from featherweight.kernels.two_level import SecondLevel, TwoLevelFitting
 
 #: Columns of a block, at most; those that are selected together where all of a linear's weights compete.
 MOST = 128
@@ -30,6 +32,8 @@ class Walking:
         fitting: of every group; None where values are rounded to `dtype` and there is no grid.
         dtype: of the values.
         group_index: of every column, `[in]` int32, where groups are not runs of columns; their grids are then given.
+        second_level: written, where `fitting` is of two levels.
+        keeping: which weights are kept beside their codes; only with two levels.
     """
 
     target: Tensor
@@ -41,9 +45,11 @@ class Walking:
     codes: Tensor
     loss: Tensor
     size: int
-    fitting: Fitting | None
+    fitting: Fitting | TwoLevelFitting | None
     dtype: torch.dtype
     group_index: Tensor | None = None
+    second_level: SecondLevel | None = None
+    keeping: Keeping | None = None
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from featherweight.kernels.bits import pack, unpack
-from featherweight.kernels.cuda import bitmap, two_level, two_of_four
+from featherweight.kernels.cuda import bitmap, bitmap_codes, two_level, two_of_four
 from featherweight.kernels.cuda.sparse_list import SparseParts
 from featherweight.kernels.cuda.stream import ACTIVATIONS, MOST_TOKENS, Chunked, multiply
 from featherweight.kernels.cuda.stream_values import multiply_many
 from featherweight.kernels.cuda.two_level import TwoLevelParts
 from featherweight.packed.dense import Dense
 from featherweight.packed.dtypes import dtype_from
+from featherweight.packed.integer import Integer
 from featherweight.packed.masked import PREFIX, Masked
 from featherweight.packed.sparse_rows import VALUE_DTYPES, SparseRows
 from featherweight.packed.sum import Sum
@@ -140,6 +141,28 @@ def prepare_bitmap(weight: Masked) -> PreparedChunks:
     return _proven(PreparedChunks(encoded.chunked, bitmap.kernel(encoded), rebuild, (encoded.dtype,)))
 
 
+def prepare_bitmap_codes(weight: Masked) -> PreparedChunks:
+    """4-bit codes with any mask; the kernel for one token is compiled, as a proof.
+
+    Raises:
+        FeatherweightError: the compiler or the driver refuses.
+    """
+    described, leaf = weight.description(), weight.values
+    assert isinstance(leaf, Integer)
+    inner, inputs = described["values"], leaf.inputs
+    zeros = None if leaf.symmetric else leaf.unpacked_zeros()
+    codes = unpack(leaf.codes, leaf.bits, inputs)
+    encoded = bitmap_codes.encode(codes, weight.support, leaf.scales, zeros, two_of_four.group_of(inner))
+
+    def rebuild() -> dict[str, Tensor]:
+        codes, mask, numbers = bitmap_codes.decode(encoded)
+        scales, *zeros = _without_repeats(numbers, inner)
+        found = Integer.from_codes(codes, scales, zeros[0] if zeros else None, inner["bits"], inner["group_size"])
+        return Masked.of(found, mask, described).tensors()
+
+    return _proven(PreparedChunks(encoded.chunked, bitmap_codes.kernel(encoded), rebuild))
+
+
 def _proven(prepared: PreparedChunks) -> PreparedChunks:
     device = prepared.chunked.chunks.device
     prepared(torch.zeros(1, prepared.chunked.inputs, dtype=prepared._dtypes[0], device=device))
@@ -190,9 +213,14 @@ def _masked_tensors(described: dict[str, Any], kept: Tensor, places: Tensor, num
     mask.scatter_(2, places.long().view(rows, -1, 2), True)
     stored = {f"{PREFIX}values": kept} if inner["kind"] == "dense" else {f"{PREFIX}codes": pack(kept, 4)}
     if inner["kind"] != "dense":
-        apart = max(1, two_of_four.group_of(inner) // two_of_four.GROUPS[-1])
-        scales, *zeros = (each[:, ::apart][:, : inner["groups"]].contiguous() for each in numbers)
+        scales, *zeros = _without_repeats(numbers, inner)
         stored[f"{PREFIX}scales"] = scales
         if zeros:
             stored[f"{PREFIX}zeros"] = pack(zeros[0], 4)
     return {**stored, "mask": Masked.written_mask(mask.view(rows, inputs), described)}
+
+
+def _without_repeats(numbers: list[Tensor], inner: Mapping[str, Any]) -> list[Tensor]:
+    """Scales and zero points of so described codes, without those that a large group has in every chunk."""
+    apart = max(1, two_of_four.group_of(inner) // two_of_four.GROUPS[-1])
+    return [each[:, ::apart][:, : inner["groups"]].contiguous() for each in numbers]

@@ -12,8 +12,9 @@ from torch import Tensor
 from featherweight.grids.e8 import RESIDUAL_SCALE
 from featherweight.grids.e8_codebook import codebook, small_codebook, table_on
 from featherweight.kernels.bits import unpack
-from featherweight.kernels.cuda import hadamard, lattice
+from featherweight.kernels.cuda import driver, hadamard, lattice
 from featherweight.kernels.cuda import lattice_layout as layout
+from featherweight.kernels.cuda.lattice_blocks import LANE_BITS, DeviceBlocks, near_bits
 from featherweight.models.axis import ORTHOGONAL, SCALED
 from featherweight.models.hadamard import construction_named
 from featherweight.packed.base import PackedWeight
@@ -87,26 +88,52 @@ def to_device(weight: Rotated) -> lattice.DeviceRotated:
     if maps["output"] is not None:  # outputs are mapped back
         described = weight.described["output"]
         maps["output"] = replace(maps["output"], inverted=not described["inverted"], factor=_factor(weight, "output", True))
-    rounded = _lattice(terms[0])
+    blocks = _blocks(weight)
+    order = None if blocks is None else layout.block_order(blocks.size >> blocks.twos, blocks.twos, blocks.near)
+    rounded = replace(_lattice(terms[0], order), blocks=blocks)
     if len(terms) == 1:
         return lattice.DeviceRotated(rounded, maps["input"], maps["output"])
-    term = terms[1]
-    assert isinstance(term, LowRank)
-    left, right = _codes(term.left), _codes(term.right)
-    outer = lattice.DeviceLeft(
+    assert isinstance(terms[1], LowRank)
+    rounded = replace(rounded, left=_left(terms[1], order))
+    right = terms[1].right
+    codes, scales, group = _codes(right), _scales(right), _group(right)
+    if blocks is not None and (group % 64 == 0 or group >= right.shape[1]):
+        group = -(-group // 64) * 64
+        ranks = lattice.DeviceRanks(group, layout.encode_ranks(codes), layout.encode_left_scales(scales))
+        return lattice.DeviceRotated(replace(rounded, ranks=ranks), maps["input"], maps["output"])
+    term = hadamard.DeviceRight(len(codes), group, layout.encode_right(codes), scales)
+    return lattice.DeviceRotated(rounded, maps["input"], maps["output"], term)
+
+
+def _blocks(weight: Rotated) -> DeviceBlocks | None:
+    """The output's rotation for blocks of the product, where it can be cut so."""
+    described = weight.described["output"]
+    if described is None or described["inverted"]:
+        return None
+    made = construction_named(described["made"])
+    signs = _signs(weight, "output")
+    near = near_bits(made.size, made.twos, driver.processors(signs.device))
+    if near is None:
+        return None
+    matrix = replace(made, twos=near - min(near, LANE_BITS)).matrix()
+    return DeviceBlocks(made.size, made.twos, near, signs, layout.encode_signs(matrix.T).to(signs.device))
+
+
+def _left(term: LowRank, order: Tensor | None) -> lattice.DeviceLeft:
+    codes = _codes(term.left)
+    return lattice.DeviceLeft(
         -(-term.rank // layout.RANKS) * layout.RANKS,
         _group(term.left),
-        layout.encode_left(left),
+        layout.encode_left(codes if order is None else codes[:, order.to(codes.device)]),
         layout.encode_left_scales(_scales(term.left)),
     )
-    return lattice.DeviceRotated(
-        replace(rounded, left=outer), maps["input"], maps["output"],
-        hadamard.DeviceRight(term.rank, _group(term.right), layout.encode_right(right), _scales(term.right)),
-    )  # fmt: skip
 
 
-def _lattice(weight: Lattice) -> lattice.DeviceLattice:
-    stored, bits, device = weight.stored, weight.bits, weight.stored["codes"].device
+def _lattice(weight: Lattice, order: Tensor | None) -> lattice.DeviceLattice:
+    bits, device = weight.bits, weight.stored["codes"].device
+    stored = {
+        name: each if order is None or name == "scale" else each[order.to(device)] for name, each in weight.stored.items()
+    }
     small = table_on(small_codebook, device) if bits == 3 else None
     return lattice.DeviceLattice(
         *weight.shape, bits, layout.encode_codes(stored["codes"], stored.get("residual")),
@@ -119,10 +146,17 @@ def _rotation(weight: Rotated, side: str) -> hadamard.DeviceRotation | None:
     if described is None:
         return None
     twos = construction_named(described["made"]).twos
+    return hadamard.DeviceRotation(
+        described["size"], twos, described["inverted"], _signs(weight, side), _factor(weight, side, False)
+    )
+
+
+def _signs(weight: Rotated, side: str) -> Tensor:
     signs = weight.stored.get(f"{side}_signs")
-    if signs is None:  # real ones, which follow
-        signs = torch.zeros(-(-described["size"] // 8), dtype=torch.uint8, device=weight.stored[f"{side}_factors"].device)
-    return hadamard.DeviceRotation(described["size"], twos, described["inverted"], signs, _factor(weight, side, False))
+    if signs is not None:
+        return signs
+    size = -(-weight.described[side]["size"] // 8)  # real ones follow
+    return torch.zeros(size, dtype=torch.uint8, device=weight.stored[f"{side}_factors"].device)
 
 
 def _factor(weight: Rotated, side: str, mapped_back: bool) -> Tensor | None:

@@ -49,7 +49,9 @@ class PreparedLattice:
         if len(flat) > FEW_TOKENS:
             y = self._multiply_values(flat)
         else:
-            parts = [lattice.multiply(part, self.weight) for part in flat.split(lattice.MOST_TOKENS) if len(part)]
+            parts = [
+                lattice.multiply(part, self.weight) for part in flat.split(lattice.most_tokens(self.weight.inner)) if len(part)
+            ]
             y = parts[0] if len(parts) == 1 else torch.cat([flat.new_empty(0, self.weight.inner.rows), *parts])
         y = y if self.factors is None else y.mul_(self.factors)
         y = y if bias is None else y + bias.to(y.dtype)
@@ -75,6 +77,8 @@ class PreparedLattice:
         first, *others = terms_of(self.description["inner"])
         device = self.weight.inner
         codes, residual = layout.decode_codes(device.codes, device.rows, -(-device.inputs // layout.VECTOR))
+        codes, residual = (self._in_order(each) for each in (codes, residual))
+        assert codes is not None
         planes = {"codes": codes, "scale": device.scale} | ({} if residual is None else {"residual": residual})
         inner: PackedWeight = Lattice.from_tensors(first, planes)
         if self.description["inner"]["kind"] == "sum":
@@ -89,15 +93,30 @@ class PreparedLattice:
 
     def _term(self) -> LowRank | None:
         """The low-rank term as it is stored."""
-        left, right = self.weight.inner.left, self.weight.right
-        if left is None or right is None:
+        inner, right = self.weight.inner, self.weight.right
+        if inner.left is None:
             return None
         described: Mapping[str, Any] = terms_of(self.description["inner"])[1]
-        rank, rows, inputs = described["rank"], self.weight.inner.rows, self.weight.inner.inputs
+        rank = described["rank"]
+        outer = self._in_order(layout.decode_left(inner.left.codes, rank, inner.rows).T)
+        assert outer is not None
+        if inner.ranks is not None:
+            codes, scales = layout.decode_ranks(inner.ranks.codes, rank, inner.inputs), inner.ranks.scales.T[:rank]
+        else:
+            assert right is not None
+            codes, scales = layout.decode_right(right.codes, inner.inputs), right.scales
         return LowRank(
-            _integer(described["left"], layout.decode_left(left.codes, rank, rows), left.scales.T[:rank]),
-            _integer(described["right"], layout.decode_right(right.codes, inputs), right.scales),
+            _integer(described["left"], outer.T.contiguous(), inner.left.scales.T[:rank]),
+            _integer(described["right"], codes, scales),
         )
+
+    def _in_order(self, rows: Tensor | None) -> Tensor | None:
+        """Rows `[out, ...]` that stand in the order of blocks, in their own."""
+        blocks = self.weight.inner.blocks
+        if blocks is None or rows is None:
+            return rows
+        order = layout.block_order(blocks.size >> blocks.twos, blocks.twos, blocks.near)
+        return torch.empty_like(rows).index_copy_(0, order.to(rows.device), rows)
 
     def tensors(self) -> dict[str, Tensor]:
         """What lies on the device in their place."""
@@ -106,7 +125,7 @@ class PreparedLattice:
         for side, rotation in (("input", weight.input), ("output", weight.output)):
             if rotation is not None:
                 named |= {f"{side}_signs": rotation.signs, f"{side}_factor": rotation.factor}
-        for side, factor in (("left", inner.left), ("right", weight.right)):
+        for side, factor in (("left", inner.left), ("right", inner.ranks or weight.right)):
             if factor is not None:
                 named |= {f"{side}_codes": factor.codes, f"{side}_scales": factor.scales}
         return {name: tensor for name, tensor in named.items() if tensor is not None}

@@ -10,6 +10,7 @@ import torch
 from featherweight.errors import FeatherweightError
 from featherweight.grids.base import Grid
 from featherweight.kernels.registry import accelerated
+from featherweight.kernels.two_level import TwoLevelFitting
 from featherweight.kernels.walking import WalkBlock, Walking
 from featherweight.solvers.decision import Decision
 
@@ -26,8 +27,10 @@ def open_blocks(decision: Decision, grid: Grid, walking: Walking) -> WalkBlock |
     if not decision.in_blocks or (walking.fitting is None and grid.rounding not in DTYPES):
         return None
     dropping, (inputs, rows) = decision.dropping(), walking.target.shape
-    signature: dict[str, Any] = {"inputs": inputs, "rows": rows, "group_size": walking.size if walking.fitting else 0}
-    signature["scattered"] = walking.group_index is not None
+    fits = walking.fitting is not None and walking.group_index is None
+    signature: dict[str, Any] = {"inputs": inputs, "rows": rows, "group_size": walking.size if fits else 0}
+    if isinstance(walking.fitting, TwoLevelFitting):
+        signature["second_group_size"] = walking.fitting.second
     if dropping is not None:
         signature |= {"how": dropping.how, "of": dropping.of, "linears": list(dropping.linears)}
     kernel = accelerated("walk_block", signature, walking.target.device)
@@ -38,4 +41,5 @@ def open_blocks(decision: Decision, grid: Grid, walking: Walking) -> WalkBlock |
     except FeatherweightError as problem:  # it does not compile here
         warnings.warn(f"blocks of columns are walked by slower kernels: {problem}", RuntimeWarning, stacklevel=2)
         return None
+    decision.walked_by_kernel(walking)
     return opened

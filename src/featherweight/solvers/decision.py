@@ -12,7 +12,8 @@ from featherweight.grids.base import Grid, GridParameters
 from featherweight.kernels.fitting import Fitting
 from featherweight.kernels.keeping import Keeping
 from featherweight.kernels.registry import accelerated
-from featherweight.kernels.walking import Dropping
+from featherweight.kernels.two_level import SecondLevel, TwoLevelFitting
+from featherweight.kernels.walking import Dropping, Walking
 from featherweight.solvers.fitting import fit_grid, fitting_of
 from featherweight.solvers.groups import Groups
 
@@ -90,6 +91,13 @@ class Decision:
     def dropping(self) -> Dropping | None:
         """What is dropped, as block kernels are told; None for nothing."""
         return None
+
+    def two_levels(self, groups: Groups) -> tuple[TwoLevelFitting, SecondLevel] | None:
+        """How kernels fit a grid of two levels, and where they write the second one; None for other grids."""
+        return None
+
+    def walked_by_kernel(self, walking: Walking) -> None:
+        """Learn that a kernel will walk all blocks, and write what `walking` names."""
 
     def whole_blocks(self, grid: Grid, groups: Groups, block: int) -> Callable[[Block], None] | None:
         """What fits and decides the groups of a whole block at once, where a kernel does; None for one after the other.

@@ -16,7 +16,7 @@ from featherweight.kernels.vectors import Vectors
 
 def fitting_of(grid: Grid) -> Fitting | None:
     """How kernels fit this grid; None if they cannot."""
-    if not isinstance(grid, UniformGrid) or grid.fit_by not in ("minmax", "weighted"):
+    if not isinstance(grid, UniformGrid) or grid.fit_by == "clipped":
         return None
 
     def apply(values: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -48,9 +48,21 @@ def fit_grid(grid: Grid, values: Tensor, importance: Tensor | None = None) -> Gr
     return GridParameters(scale, zero)
 
 
+def fit_runs(weight: Tensor, importance: Tensor | None, size: int, grid: Grid) -> GridParameters:
+    """The grids of all runs of `size` columns of `weight [rows, in]`, `[rows · groups, 1]`; `importance` is `[in]`, `size` divides it."""
+    (rows, width), fitting = weight.shape, fitting_of(grid)
+    groups = width // size
+    if fitting is not None:
+        scale, zero = fit_groups(weight, importance, size, fitting)
+        return GridParameters(scale.view(-1, 1), zero.view(-1, 1))
+    if importance is not None and groups > 1:
+        importance = importance.view(groups, size).repeat(rows, 1)
+    return grid.fit(weight.reshape(rows * groups, size), importance)
+
+
 def fit_groups(weight: Tensor, importance: Tensor | None, size: int, fitting: Fitting) -> tuple[Tensor, Tensor]:
     """Scales and zeros `[rows, groups]` of all groups of `size` columns; `size` divides the columns of `weight [rows, in]`."""
-    signature = {"rows": len(weight), "columns": weight.shape[1], "group_size": size}
+    signature = {"rows": len(weight), "columns": weight.shape[1], "group_size": size, "fit": fitting.by}
     run = choose("fit_groups", signature, weight.device)
     importance = None if importance is None else importance.to(torch.float32).contiguous()
     scale, zero = run(weight.to(torch.float32), importance, size, fitting)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from featherweight.grids.base import GridParameters
+from featherweight.kernels.walking import MOST
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Groups:
     def width(self) -> int:
         """Columns."""
         return len(self.order)
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether all columns are one group, and more than a kernel holds at once."""
+        return len(self.scale) == 1 and self.width > MOST
 
     def put(self, group: int, parameters: GridParameters) -> None:
         """Enter the fitted grid of a group."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from featherweight.grids.base import Grid, GridParameters
-from featherweight.solvers.fitting import fit_groups, fitting_of
+from featherweight.solvers.fitting import fit_runs
 from featherweight.solvers.result import Solved
 
 
@@ -56,14 +56,7 @@ def _round_groups(weight: Tensor, grid: Grid, size: int, importance: Tensor | No
     """Codes `[rows, in]`, scales and zeros `[rows, groups]`, values `[rows, in]`, where `size` divides the width."""
     rows, width = weight.shape
     groups = width // size
-    values, fitting = weight.reshape(rows * groups, size), fitting_of(grid)
-    if fitting is None:
-        if importance is not None:
-            importance = importance.view(groups, size).repeat(rows, 1) if groups > 1 else importance
-        parameters = grid.fit(values, importance)
-    else:
-        scale, zero = fit_groups(weight, importance, size, fitting)
-        parameters = GridParameters(scale.view(-1, 1), zero.view(-1, 1))
+    values, parameters = weight.reshape(rows * groups, size), fit_runs(weight, importance, size, grid)
     codes = grid.encode(values, parameters)
     decoded = grid.decode(codes, parameters)
     scales, zeros = parameters.scale.view(rows, groups), parameters.zero.view(rows, groups)

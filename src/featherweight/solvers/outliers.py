@@ -13,6 +13,7 @@ from featherweight.grids.two_level import Quantized, TwoLevelGrid, TwoLevelParam
 from featherweight.kernels.keeping import LIMITS, Keeping
 from featherweight.kernels.registry import accelerated
 from featherweight.kernels.two_level import GROUP, SecondLevel, TwoLevelFitting
+from featherweight.kernels.walking import Walking
 from featherweight.solvers.damping import Factor
 from featherweight.solvers.decision import Block, Decision
 from featherweight.solvers.groups import Groups
@@ -50,7 +51,7 @@ class KeepOutliers(Decision):
         self.looks_at_columns = budget is not None
         self.fitted: list[TwoLevelParameters] = []
         shape, device = (len(factor.order), rows), factor.order.device
-        self.stored_groups: tuple[Groups, SecondLevel] | None = None
+        self.written: tuple[Tensor, Tensor, SecondLevel] | None = None
         self.kept = torch.zeros(shape, dtype=torch.bool, device=device)
         self.residuals = torch.zeros(shape, dtype=torch.float16, device=device)
 
@@ -61,26 +62,41 @@ class KeepOutliers(Decision):
         self.fitted.append(self.grid.fit(values, importance))
         return self.fitted[-1]
 
-    def whole_blocks(self, grid: Grid, groups: Groups, block: int) -> Callable[[Block], None] | None:
-        """By the kernel for two-level grids that are fitted by the extremes."""
-        own, rows = self.grid, groups.scale.shape[1]
-        plain = own.fit_by == "minmax" and not (own.round_zero or own.symmetric or own.zero_symmetric)
-        if not plain or self.looks_at_columns or own.scale_bits is None or own.zero_bits is None:
-            return None
-        signature = {"columns": block, "inputs": groups.width, "group_size": groups.size}
-        signature["second_group_size"] = own.second_group_size
-        device = groups.scale.device
-        kernel = accelerated("sweep_two_level", signature, device)
-        if kernel is None:
+    @property
+    def in_blocks(self) -> bool:  # type: ignore[override]
+        """Whether kernels fit this grid: real zeros, both levels in codes, and as many outliers as there are."""
+        own = self.grid
+        plain = not (own.round_zero or own.symmetric or own.zero_symmetric or self.looks_at_columns)
+        return plain and own.scale_bits is not None and own.zero_bits is not None
+
+    def two_levels(self, groups: Groups) -> tuple[TwoLevelFitting, SecondLevel] | None:
+        """Of this grid, where kernels fit it."""
+        own, (numbers, rows), device = self.grid, groups.scale.shape, groups.scale.device
+        if not self.in_blocks or own.scale_bits is None or own.zero_bits is None:
             return None
         gain = None if self.fits_all else self.threshold
         levels = (2**own.scale_bits - 1, 2**own.zero_bits - 1)
-        fitting = TwoLevelFitting(own.largest_code, *levels, own.second_group_size, gain, self._fit)
-        numbers = len(groups.scale)
+        fitting = TwoLevelFitting(own.largest_code, *levels, own.second_group_size, own.fit_by == "weighted", gain, self._fit)
         codes = torch.empty(2, numbers, rows, dtype=torch.uint8, device=device)
         grids = torch.empty(2, numbers, -(-rows // own.second_group_size), 2, dtype=torch.float16, device=device)
-        self.stored_groups = groups, SecondLevel(codes[0], codes[1], grids[0], grids[1])
-        return partial(self._block, kernel, fitting, self.stored_groups[1])
+        second = SecondLevel(codes[0], codes[1], grids[0], grids[1])
+        return fitting, second
+
+    def walked_by_kernel(self, walking: Walking) -> None:
+        """Both levels will be there."""
+        if walking.second_level is not None:
+            self.written = walking.scale, walking.zero, walking.second_level
+
+    def whole_blocks(self, grid: Grid, groups: Groups, block: int) -> Callable[[Block], None] | None:
+        """By the kernel for two-level grids in groups of 16."""
+        signature = {"columns": block, "inputs": groups.width, "group_size": groups.size}
+        signature["second_group_size"] = self.grid.second_group_size
+        kernel = accelerated("sweep_two_level", signature, groups.scale.device)
+        told = None if kernel is None else self.two_levels(groups)
+        if kernel is None or told is None:
+            return None
+        self.written = groups.scale, groups.zero, told[1]
+        return partial(self._block, kernel, *told)
 
     def _fit(self, values: Tensor, importance: Tensor) -> tuple[Tensor, Tensor, SecondLevel]:
         """One group, as kernels are told."""
@@ -137,11 +153,11 @@ class KeepOutliers(Decision):
 
     def parameters(self) -> tuple[Quantized, Quantized | None]:
         """Scales and zeros of all groups."""
-        if self.stored_groups is not None:
-            groups, second = self.stored_groups
+        if self.written is not None:
+            scale, zero, second = self.written
             return (
-                Quantized(groups.scale.T.contiguous(), second.scale_codes.T.contiguous(), _beside(second.scale_grids)),
-                Quantized(groups.zero.T.contiguous(), second.zero_codes.T.contiguous(), _beside(second.zero_grids)),
+                Quantized(scale.T.contiguous(), second.scale_codes.T.contiguous(), _beside(second.scale_grids)),
+                Quantized(zero.T.contiguous(), second.zero_codes.T.contiguous(), _beside(second.zero_grids)),
             )
         zeros = [group.zeros for group in self.fitted if group.zeros is not None]
         return Quantized.join([group.scales for group in self.fitted]), Quantized.join(zeros) if zeros else None

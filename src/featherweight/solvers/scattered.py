@@ -8,7 +8,7 @@ from torch import Tensor
 from featherweight.grids.base import Grid
 from featherweight.solvers.damping import Factor
 from featherweight.solvers.decision import Decision
-from featherweight.solvers.fitting import fit_groups, fitting_of
+from featherweight.solvers.fitting import fit_runs
 from featherweight.solvers.groups import Groups
 
 
@@ -19,13 +19,13 @@ def fit_scattered(weight: Tensor, walked: Tensor, factor: Factor, grid: Grid, gr
         weight: `[rows, in]` as stored.
         walked: the same in walked order, dead inputs zeroed, `[in, rows]`.
     """
-    order, fitting, importance = factor.order, fitting_of(grid), factor.importance()
+    order, importance, (numbers, rows) = factor.order, factor.importance(), groups.scale.shape
     values = decision.fitted_on(torch.where(factor.dead, 0.0, weight))
-    if fitting is not None and values is not None and len(order) % groups.size == 0:
+    if values is not None and len(order) % groups.size == 0:
         stored = torch.empty_like(importance).index_copy_(0, order, importance)
-        scale, zero = fit_groups(values, stored, groups.size, fitting)
-        groups.scale.copy_(scale.T)
-        groups.zero.copy_(zero.T)
+        fitted = fit_runs(values, stored, groups.size, grid)
+        groups.scale.copy_(fitted.scale.view(rows, numbers).T)
+        groups.zero.copy_(fitted.zero.view(rows, numbers).T)
         return
     for group in range(len(groups.scale)):
         members = groups.members(group)

@@ -117,6 +117,8 @@ class _Walk:
         self.in_blocks = None
         if (runs or self.groups.scattered) and self.block == MOST:
             self.in_blocks = open_blocks(self.decision, self.grid, self._all())
+            if self.in_blocks is not None and self.groups.whole_rows:
+                self._fit(starts[:1], 0)
         sizes = [] if self.stale else [self.groups.size] * bool(starts)
         sizes += [] if self.decision.span is None else [self.decision.span]
         if self.in_blocks is not None:  # what fills blocks evenly cuts none
@@ -179,10 +181,13 @@ class _Walk:
     def _all(self) -> Walking:
         """All columns, as kernels of whole blocks see them."""
         dtype, groups = self.grid.rounding, self.groups
+        fitting, second_level = self.decision.two_levels(groups) or (fitting_of(self.grid), None)
+        known = groups.scattered or (groups.whole_rows and fitting is not None and second_level is None)  # before the walk
         return Walking(
             self.target, self.original, self.feedback, self.importance, groups.scale, groups.zero, self.codes, self.loss,
-            groups.size, fitting_of(self.grid), dtype if isinstance(dtype, torch.dtype) else torch.float32,
-            groups.of_walked.to(torch.int32) if groups.scattered else None,
+            groups.size, fitting, dtype if isinstance(dtype, torch.dtype) else torch.float32,
+            groups.of_walked.to(torch.int32) if known else None, second_level,
+            self.decision.keeping(0, len(self.target)),
         )  # fmt: skip
 
     def _cut_out(self, start: int, stop: int, error: Tensor) -> Block:
@@ -190,17 +195,9 @@ class _Walk:
         part, size = slice(start, stop), self.groups.size
         groups = slice(start // size, -(-stop // size))
         return Block(
-            start,
-            self.target[part],
-            self.original[part],
-            self.feedback[part, part],
-            self.importance[part],
-            self.groups.scale[groups],
-            self.groups.zero[groups],
-            self.codes[part],
-            error,
-            self.loss,
-        )
+            start, self.target[part], self.original[part], self.feedback[part, part], self.importance[part],
+            self.groups.scale[groups], self.groups.zero[groups], self.codes[part], error, self.loss,
+        )  # fmt: skip
 
     def _fit(self, starts: list[int], now: int) -> None:
         """Fit the grids of the groups that start at `starts`, on the weights as they stand before column `now`."""

@@ -80,7 +80,7 @@ def decode(weight: DeviceBitmap) -> tuple[Tensor, Tensor]:
     """The inverse: values, 0 where none is kept, and the mask, `[out, in]` both."""
     chunked = weight.chunked
     assert chunked.chunk_starts is not None
-    tiles, chunks, _ = chunked.cut
+    tiles, chunks, *_ = chunked.cut
     blob, first = chunked.chunks.view(torch.int16), chunked.chunk_starts[:-1].long() * 8
     words = blob[first[:, None] + torch.arange(16, HEAD, device=blob.device)].view(torch.int32).view(tiles, chunks, 32, 4, 1)
     bits = (words >> torch.arange(32, device=blob.device, dtype=torch.int32) & 1).bool().view(tiles, chunks, 32, 4, 8, 4)
@@ -92,6 +92,15 @@ def decode(weight: DeviceBitmap) -> tuple[Tensor, Tensor]:
     kept[there] = blob[place + torch.arange(len(place), device=blob.device)]
     dense, mask = (_from_operands(each)[: chunked.rows, : chunked.inputs].contiguous() for each in (kept, there))
     return dense.view(weight.dtype), mask
+
+
+def resident_bits(description: Mapping[str, Any]) -> float:
+    """Bits of a weight so described on the card, for each of its entries."""
+    rows, inputs = description["shape"]
+    chunks = -(-rows // ROWS) * -(-inputs // CHUNK)
+    return (
+        16 * (description["kept"] + chunks * (HEAD + 4 + 2)) / (rows * inputs)
+    )  # half of the last 16 bytes, and where it lies
 
 
 def reason_against(description: Mapping[str, Any]) -> str:

@@ -116,7 +116,7 @@ def attend(
     shape, parts, apart = _cut(max(lengths.most, values.coded), owners, shape, stage, sides[0], query.device)
     out = torch.empty(batch, heads, 1, head_dim, dtype=query.dtype, device=query.device)
     partial = torch.empty(owners * (parts + 1) * HEADS * (head_dim + _STATE), dtype=torch.float32, device=query.device)
-    tickets = _tickets(owners, query.device)
+    tickets = _tickets(2 * owners, query.device)
     hidden = None if mask is None else mask[:, 0, -1].expand(batch, -1).contiguous().view(torch.uint8)
     rings = [part.exact.shape[2] - 1 if lengths.rings else 0 for part in (keys, values)]
     given = Arguments(
@@ -160,8 +160,8 @@ def _prepare(
         projection = keys.constants["projection"]
         constant, length = unbiased(keys.settings, len(projection)), side.constants["SKETCH"]
         if side.constants["OUTLIERS"]:
-            given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], constant).data_ptr()
-        constant, reach = constant / length, 6.0 * (2 if side.constants["OUTLIERS"] else 128)
+            given.table = qjl_table(projection, side.constants["OUTLIER_SKETCH"], keys.exact.dtype).data_ptr()
+        constant, reach = constant / length, 6.0
     elif side.constants["KEYS"] == 3:
         projection, tables = keys.constants["rotation"], rotated_tables(keys.constants, keys.exact.dtype)
         given.table, constant, reach = tables.keys.data_ptr(), tables.unit / 2, 1.0

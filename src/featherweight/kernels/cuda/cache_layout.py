@@ -17,6 +17,9 @@ from featherweight.kernels.cache_part import CachePart
 #: Tokens that a warp reads at once, query heads of a program: `STAGE`, `HEADS` of `cache.cuh`.
 STAGE, HEADS = 32, 4
 
+#: Bits of a sketched query: `PLANES` of `cache_keys_qjl.cuh`.
+_PLANES = 12
+
 NUMBERS = {torch.bfloat16: 0, torch.float16: 1}
 
 
@@ -72,17 +75,19 @@ def key_side(part: CachePart, head_dim: int) -> Side:
         constants = {"KEYS": 1, "SKETCH": sketch, "OUTLIERS": settings["outliers"], "OUTLIER_SKETCH": apart}
         stage = STAGE * (sketch // 8 + 2) + (STAGE * (apart // 8 + 2) if apart else 0)
         names = ("signs", "norm", *(("outlier_signs", "outlier_norm", "outliers") if apart else ()))
-        return Side(constants, names, stage, 8 * sketch + 8 * HEADS + 4 * HEADS * head_dim)
+        lane = -(-sketch // 128 * _PLANES // 2 // 4) * 16
+        entries = (head_dim * 8 * HEADS * (2 if apart == sketch else 4)) if apart else 0
+        return Side(constants, names, stage, 32 * lane + 8 * HEADS + entries)
     if settings["codec"] == "rotated":
         group, packed = settings["group_size"] or 0, part.codes["codes"].shape[-1]
         constants = {"KEYS": 3, "KEY_BITS": settings["bits"], "KEY_GROUP": group}
         names = ("codes", "gain", *(("mean",) if group else ()))
         stage = STAGE * (packed + 2) + (2 * head_dim if group else 0)
-        return Side(constants, names, stage, 1024 + 8 * HEADS + 4 * HEADS * head_dim)
+        return Side(constants, names, stage, 1024 + 8 * HEADS)
     if settings["axis"] == "token":
         stage = STAGE * (head_dim + 4 * (head_dim // settings["group_size"]))
         constants = {"KEYS": 4, "KEY_GROUP": settings["group_size"]}
-        return Side(constants, ("codes", "scale", "minimum"), stage, 1024 + 8 * HEADS + 4 * HEADS * head_dim)
+        return Side(constants, ("codes", "scale", "minimum"), stage, 1024 + 8 * HEADS)
     constants = {"KEYS": 2, "KEY_BITS": settings["bits"], "KEY_GROUP": settings["group_size"]}
     return Side(constants, ("codes", "scale", "minimum"), STAGE * head_dim * settings["bits"] // 8 + 4 * head_dim)
 
@@ -215,34 +220,34 @@ def row_sums(projection: Tensor) -> Tensor:
     return _SUMS[projection]
 
 
-def qjl_table(projection: Tensor, apart: int, constant: float) -> Tensor:
-    """Rows of `S` in bytes, as the columns of a product with signs: see the table in `cache_keys_qjl.cuh`; made once.
+def qjl_table(projection: Tensor, apart: int, dtype: torch.dtype) -> Tensor:
+    """Rows of `S` in 8 bits, plane by plane, their sums and units: the table of `cache_keys_qjl.cuh`; made once for a dtype.
 
     Args:
         projection: `S [head_dim, m]`.
         apart: signs of the outliers' sketch.
-        constant: `c`.
     """
-    if projection not in _TABLES:
-        made = [_columns(projection[:, :length], constant / length) for length in (projection.shape[1], apart)]
-        units = torch.cat([units for _, units in made], 1).to(torch.float32)
-        _TABLES[projection] = torch.cat([*(codes.flatten() for codes, _ in made), units.flatten().view(torch.int8)])
-    return _TABLES[projection]
+    made = _TABLES.setdefault(projection, {})
+    if (apart, dtype) not in made:
+        unit = projection.abs().amax(1, keepdim=True) / 127
+        whole = (projection / unit).round().to(torch.int32)
+        sums = torch.stack([whole.sum(1), whole[:, :apart].sum(1)], 1).to(torch.float32)
+        high = sums.to(dtype)
+        parts = (
+            _planes(whole),
+            _planes(whole[:, :apart]),
+            torch.stack([high, (sums - high).to(dtype)], 2),
+            unit.to(torch.float32),
+        )
+        made[apart, dtype] = torch.cat([part.contiguous().view(torch.uint8).flatten() for part in parts])
+    table: Tensor = made[apart, dtype]
+    return table
 
 
-def _columns(rows: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Entries of rows as bytes `[head_dim, ...]`, the largest 127; and `[head_dim, 2]`: `factor (2 s / 128, Σ s)` of these entries.
-
-    A sign is counted as 128, and of signs ±1 the sum with entries s is twice that of the set ones less that of all.
-    """
-    head_dim, length = rows.shape
-    unit = rows.abs().amax(1, keepdim=True) / 127
-    whole = (rows / unit).round().to(torch.int32)
-    units = factor * unit * torch.cat([torch.full_like(unit, 2 / 128), whole.sum(1, keepdim=True)], 1)
-    words = length // 128  # of a quarter: [quarter, word, byte, bit]
-    split = whole.view(head_dim, 4, words, 4, 8).flip(-1)
-    if words == 1:  # [quarter, byte, two products, half, product]
-        ordered = split.reshape(head_dim, 4, 4, 2, 2, 2).permute(0, 3, 1, 5, 4, 2)
-    else:  # [quarter, pair of words, half, byte, two products, product]
-        ordered = split.reshape(head_dim, 4, words // 2, 2, 4, 4, 2).permute(0, 2, 5, 1, 6, 3, 4)
-    return ordered.to(torch.int8).contiguous(), units
+def _planes(whole: Tensor) -> Tensor:
+    """Bits of integers `[head_dim, m]`: 32-bit words `[head_dim, chunk, quarter, 4]`, a quarter's by planes and then as signs lie."""
+    head_dim, length = whole.shape
+    bits = whole[:, None] >> torch.arange(8, device=whole.device)[:, None] & 1
+    words = (bits.view(head_dim, 8, length // 128, 4, 32).to(torch.int64) << torch.arange(32, device=whole.device)).sum(-1)
+    signed = torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)  # [head_dim, plane, ..., quarter]
+    return signed.permute(0, 3, 1, 2).reshape(head_dim, 4, -1, 4).transpose(1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.util
-import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -33,9 +33,9 @@ def build(source: str, constants: Mapping[str, int], architecture: str) -> bytes
     code = _compile(library, source, options)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f"{kept.name}.{os.getpid()}")
-        partial.write_bytes(code)
-        partial.replace(kept)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, prefix=kept.name, delete=False) as partial:  # other threads do the same
+            partial.write(code)
+        Path(partial.name).replace(kept)
     except OSError:
         pass  # a folder that cannot be written costs a second at the next start, no more
     return code

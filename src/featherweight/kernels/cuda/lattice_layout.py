@@ -123,6 +123,31 @@ def decode_right(words: Tensor, inputs: int) -> Tensor:
     return (_nibbles(words).flatten(1)[:, :inputs] ^ 8).contiguous()
 
 
+def encode_ranks(codes: Tensor) -> Tensor:
+    """4-bit codes of `R [rank, in]` uint8 to `[tiles of ranks, slices, 4, 32, 4]` int32, nibbles with a sign; filled up with 0."""
+    rank, inputs = codes.shape
+    filled = torch.nn.functional.pad(codes, (0, -inputs % SLICE, 0, -rank % RANKS), value=8)
+    return encode_left((filled ^ 8).T).view(len(filled) // ROWS, -1, 4, 32, 4)
+
+
+def decode_ranks(words: Tensor, rank: int, inputs: int) -> Tensor:
+    """The inverse of `encode_ranks`: codes `[rank, inputs]` uint8."""
+    return (decode_left(words.flatten(1, 2), inputs, rank).T ^ 8).contiguous()
+
+
+def block_order(factor: int, twos: int, near: int) -> Tensor:
+    """Rows of `A [factor] ⊗ Sylvester(2^twos)` by blocks: `f 2^twos + b 2^near + j` stands at `(b factor + f) 2^near + j`."""
+    rows = torch.arange(factor << twos).view(factor, 1 << twos - near, 1 << near)
+    return rows.transpose(0, 1).flatten()
+
+
+def encode_signs(matrix: Tensor) -> Tensor:
+    """Signs of a square matrix of ±1, `[size, words]` int32, a set bit for −1."""
+    size = len(matrix)
+    negative = torch.nn.functional.pad((matrix < 0).to(torch.int64), (0, -size % 32)).view(size, -1, 32)
+    return _wrapped((negative << torch.arange(32)).sum(-1)).contiguous()
+
+
 def encode_factor(matrix: Tensor) -> Tensor:
     """Signs of a square matrix of ±1 as the matrix unit's operands, `[tiles, words, 32]` int32, four operands to a word."""
     size = len(matrix)

@@ -21,7 +21,7 @@ BUFFERS = {1: 4, 2: 2}
 
 #: Warps of a block that multiply, warps that collect, chunks in flight for each, blocks on a multiprocessor: the first that fits is
 #: taken.
-CUTS = ((8, 2, 4, 2), (8, 2, 3, 2), (16, 2, 4, 1), (16, 2, 3, 1), (16, 2, 2, 1), (14, 2, 2, 1), (8, 2, 2, 1))
+CUTS = ((8, 2, 4, 2), (8, 2, 3, 2), (16, 2, 4, 1), (16, 2, 3, 1), (16, 2, 2, 1), (14, 2, 2, 1), (12, 2, 2, 1), (8, 2, 2, 1))
 
 #: Whole tiles to a block are worth so much more work for some.
 UNEVEN = 1.1
@@ -73,7 +73,7 @@ class Shape:
 
 @cache
 def shape_of(
-    tiles: int, chunks: int, chunk_bytes: int, tokens: int, segment: int, processors: int, shared: int,
+    tiles: int, chunks: int, chunk_bytes: int, single_bytes: int, tokens: int, segment: int, processors: int, shared: int,
     cuts: tuple[tuple[int, int, int, int], ...] = CUTS,
 ) -> Shape:  # fmt: skip
     """The cut for so many tiles of so many chunks on a device of so many processors with so many bytes of shared memory.
@@ -88,7 +88,7 @@ def shape_of(
     for splits in range(1, segments + 1):
         split = min(chunks, -(-segments // splits) * segment)
         for warps, collectors, stages, resident in cuts:
-            need = _shared_bytes(warps, stages, chunk_bytes, tokens, split)
+            need = _shared_bytes(warps, stages, chunk_bytes, tokens, split, single_bytes)
             if need <= shared // resident - 1024:
                 most = max(2 * -(-chunks // split), min(resident * processors, tiles * chunks // warps))
                 rounds = -(-tiles // most)
@@ -101,12 +101,13 @@ def shape_of(
     )
 
 
-def _shared_bytes(warps: int, stages: int, chunk_bytes: int, tokens: int, split: int) -> int:
+def _shared_bytes(warps: int, stages: int, chunk_bytes: int, tokens: int, split: int, single_bytes: int) -> int:
     columns = -(-tokens // 8)
     pairs = 4 if columns == 2 else -(-tokens // 2)
     ring = warps * stages * (chunk_bytes + 8)
     exchange = BUFFERS[columns] * (16 + warps * columns * 8 * pairs * 16)
-    return ring + exchange + 32 * columns * split + 2 * tokens * (split * (CHUNK + CHUNK // 16) + PADDING)
+    zeros = 2 * CHUNK + split * single_bytes if tokens == 1 and single_bytes else 0
+    return ring + exchange + 64 * columns + 2 * tokens * (split * (CHUNK + CHUNK // 16) + PADDING) + zeros
 
 
 def _slots(tiles: int, chunks: int, split: int, blocks: int) -> int:
@@ -130,9 +131,10 @@ class Chunked:
         chunk_starts: of chunks that differ in length, in 16s of bytes, and the end; or None.
         gather: input at every place, int32, `inputs` for none; or None.
         list_starts, records: of a sparse list, int32; or None.
-        segment: chunks of a segment of that list.
+        segment: chunks that are not split between blocks.
         factor: of all sums.
         slot_bytes: room for the longest of chunks that differ in length.
+        single_bytes: of shared memory that the inputs of a chunk take beyond their own with one token, by columns of groups; or 0.
     """
 
     rows: int
@@ -146,15 +148,16 @@ class Chunked:
     segment: int = 16
     factor: float = 1.0
     slot_bytes: int = 0
+    single_bytes: int = 0
 
     @property
-    def cut(self) -> tuple[int, int, int]:
-        """Tiles, chunks of a tile, bytes of the longest chunk."""
+    def cut(self) -> tuple[int, int, int, int]:
+        """Tiles, chunks of a tile, bytes of the longest chunk, `single_bytes`."""
         if self.chunk_starts is None:
             tiles, chunks, size = self.chunks.shape
-            return tiles, chunks, size
+            return tiles, chunks, size, self.single_bytes
         tiles = len(self.arrivals)
-        return tiles, (len(self.chunk_starts) - 1) // tiles, self.slot_bytes
+        return tiles, (len(self.chunk_starts) - 1) // tiles, self.slot_bytes, self.single_bytes
 
     @property
     def nbytes(self) -> int:
@@ -177,7 +180,7 @@ def multiply(
         y: `[tokens, out]`, written.
         overlapped: let the launch begin before the kernel ahead of it is done.
     """
-    tiles, chunks, _ = weight.cut
+    tiles, chunks, *_ = weight.cut
     gather, inputs, tokens = weight.gather, weight.inputs, x.shape[0]
     if gather is not None and tokens > 1:  # once, instead of in every block
         x = (torch.nn.functional.pad(x, (0, 1)) if len(gather) > inputs else x).index_select(1, gather)

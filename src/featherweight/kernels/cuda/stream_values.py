@@ -11,8 +11,8 @@ from torch import Tensor
 from featherweight.kernels.cuda import driver
 from featherweight.kernels.cuda.stream import ACTIVATIONS, CHUNK, ROWS, Chunked, Work
 
-#: Bytes of the dense values made at a time.
-SLAB_BYTES = 32 << 20
+#: Bytes of the dense values made at a time: fewer cost more launches than the second-level cache saves.
+SLAB_BYTES = 128 << 20
 
 
 def multiply_many(
@@ -42,7 +42,7 @@ def multiply_many(
 
 def values(source: str, constants: Mapping[str, int], weight: Chunked, slab: Tensor, first: int) -> Tensor:
     """The values of tiles `first` and on, as many as `slab [outputs, places]` has room for, inputs in the order of `gather`."""
-    tiles, chunks, _ = weight.cut
+    tiles, chunks, *_ = weight.cut
     count = min(len(slab) // ROWS, tiles - first)
     fixed = {
         "ACTIVATION": ACTIVATIONS[slab.dtype], "COLUMNS": 2, "WARPS": 4, "COLLECTORS": 1, "STAGES": 1, "RESIDENT": 1, "VALUES": 1,

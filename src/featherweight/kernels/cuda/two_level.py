@@ -15,9 +15,9 @@ from featherweight.kernels.cuda.sparse_list import GROUP, MOST_PLACES, SEGMENT, 
 from featherweight.kernels.cuda.stream import CHUNK, ROWS, Chunked, Shape
 
 #: Of the layout; a device copy of another version is thrown away and made again.
-VERSION = 2
+VERSION = 3
 
-#: Place in its half of a code that was taken out of a word: of the first and the last two groups of a block; see `two_level.cuh`.
+#: Place in its half of a code that was taken out of a word, of a tile's upper eight rows and of the lower; see `two_level.cuh`.
 PLACES = {2: (4, 6), 3: (3, 6), 4: (4, 4)}
 
 #: Scales are brought below 2^15 of what codes are multiplied by, so that those are fp16 numbers.
@@ -60,7 +60,8 @@ class DeviceTwoLevel:
 
 def kernel(weight: DeviceTwoLevel) -> tuple[str, dict[str, int]]:
     """Source of its kernels, and what that wants fixed."""
-    return "two_level.cu", {"BITS": weight.bits, "SECOND_BITS": weight.second_bits}
+    listed = weight.chunked.records is not None
+    return "two_level.cu", {"BITS": weight.bits, "SECOND_BITS": weight.second_bits, "LISTED": int(listed)}
 
 
 def multiply(x: Tensor, weight: DeviceTwoLevel, bias: Tensor | None, y: Tensor, shape: Shape | None = None) -> Tensor:
@@ -85,7 +86,9 @@ def encode(parts: TwoLevelParts, bits: int, second_bits: int, sparse: SparsePart
     starts, records = (None, None) if sparse is None else encode_list(sparse, gather, len(padded) // ROWS)
     arrivals = torch.zeros(len(padded) // ROWS, dtype=torch.int32, device=codes.device)
     order = None if own_order else torch.where(gather < 0, inputs, gather).to(torch.int32)
-    chunked = Chunked(rows, inputs, torch.cat(blobs, -1), arrivals, None, order, starts, records, SEGMENT, 2.0**exponent)
+    single = 2 * CHUNK // GROUP + (0 if sparse is None else 2 * CHUNK)  # sums of groups as float32, activations once more
+    blob = torch.cat(blobs, -1)
+    chunked = Chunked(rows, inputs, blob, arrivals, None, order, starts, records, SEGMENT, 2.0**exponent, single_bytes=single)
     return DeviceTwoLevel(bits, second_bits, chunked)
 
 
@@ -105,28 +108,30 @@ def group_order(index: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
 
 
 def code_places(bits: int) -> list[list[tuple[int, int, int, int]]]:
-    """Of pair 0 … 15 of a block: `(first bit of the code, number of bits, word, bit in the half)` of every piece."""
+    """Of pair 0 … 15 of a group: `(first bit of the code, number of bits, word, bit in the half)` of every piece."""
     if bits == 4:
-        return [[(0, 4, pair // 4, pair % 4 * 4)] for pair in range(16)]
+        return [[(0, 4, pair % 4, pair // 4 * 4)] for pair in range(16)]
     if bits == 2:
-        return [[(0, 2, pair % 8 // 4, pair % 4 * 4 + (0 if pair < 8 else 2))] for pair in range(16)]
-    fields = [(word, 3) for word in range(3)] + [(word, 9) for word in range(3)] + [(0, 0), (1, 0)]
-    fields += [(word, 6) for word in range(3)] + [(word, 12) for word in range(3)] + [(2, 0)]
-    return [[(0, 3, word, place)] for word, place in fields] + [[(bit, 1, bit, 15) for bit in range(3)]]
+        fields = [(pair % 2, pair // 2 * 2) for pair in range(6)]
+        pairs = [*fields, (0, 6), (0, 8), *((word, place + 10) for word, place in fields), (1, 6), (1, 8)]
+        return [[(0, 2, word, place)] for word, place in pairs]
+    fields = [(pair % 3, pair // 3 * 3) for pair in range(6)]
+    pairs = [*fields, (0, 6), (2, 6), *((word, place + 9) for word, place in fields), (1, 6)]
+    return [[(0, 3, word, place)] for word, place in pairs] + [[(bit, 1, bit, 15) for bit in range(3)]]
 
 
 def _code_bytes(codes: Tensor, bits: int) -> Tensor:
     """`[rows, inputs]` to `[tiles, chunks, 512 · bits]` uint8."""
     tiles, chunks = codes.shape[0] // ROWS, codes.shape[1] // CHUNK
-    # tile, half, row, chunk, block, step, part, high input, odd → tile, chunk, block, row, part, step, high input, half, odd
-    split = codes.view(tiles, 2, 8, chunks, 4, 4, 4, 2, 2).permute(0, 3, 4, 2, 6, 5, 7, 1, 8)
+    # tile, half, row, chunk, group, lane of four, step, odd → tile, chunk, group, row, lane, half, step, odd
+    split = codes.view(tiles, 2, 8, chunks, 4, 4, 8, 2).permute(0, 3, 4, 2, 5, 1, 6, 7)
     split = split.reshape(tiles, chunks, 4, 32, 16, 2).to(torch.int32)
     words = torch.zeros(*split.shape[:4], bits, dtype=torch.int32, device=codes.device)
     for pair, pieces in enumerate(code_places(bits)):
         for first, count, word, place in pieces:
             for odd in range(2):
                 words[..., word] |= (split[..., pair, odd] >> first & 2**count - 1) << (place + 16 * odd)
-    # tile, chunk, block, lane, word → tile, chunk, load, lane, word of the load
+    # tile, chunk, group, lane, word → tile, chunk, load, lane, word of the load
     lanes = words.permute(0, 1, 3, 2, 4).reshape(tiles, chunks, 32, bits, 4)
     return lanes.permute(0, 1, 3, 2, 4).contiguous().view(torch.uint8).reshape(tiles, chunks, -1)
 
@@ -134,10 +139,10 @@ def _code_bytes(codes: Tensor, bits: int) -> Tensor:
 def _constant_bytes(parts: TwoLevelParts, groups: Tensor, bits: int, exponent: int) -> Tensor:
     """`[tiles, chunks, 128]` uint8: of every group the step and minus the zero of its scales' own grid, then of its zeros'."""
     scale, zero = (_take_groups(grids[::ROWS], groups, pad=False) for grids in (parts.scale_grids, parts.zero_grids))
-    steps = _steps(len(groups), bits, scale.device) - exponent
-    step = scale[..., 0] * torch.exp2(steps.to(torch.float32))
+    step = scale[..., 0] * 2.0 ** (24 - PLACES[bits][0] - exponent)
     constants = torch.stack([step, -scale[..., 1], zero[..., 0], -zero[..., 1]], -1).to(torch.float16)
-    return constants.view(len(constants), -1, CHUNK // GROUP * 4).view(torch.uint8)
+    lanes = constants.view(len(constants), -1, 4, 4, 4).transpose(2, 3)
+    return lanes.reshape(len(constants), -1, CHUNK // GROUP * 4).view(torch.uint8)
 
 
 def _second_bytes(scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
@@ -145,8 +150,8 @@ def _second_bytes(scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
     split = []
     for codes in (scales, zeros):
         tiles, chunks = codes.shape[0] // ROWS, codes.shape[1] // 16
-        # tile, half, row, chunk, upper groups, part, group → tile, chunk, lane, half, group
-        lanes = codes.to(torch.int32).view(tiles, 2, 8, chunks, 2, 4, 2).permute(0, 3, 2, 5, 1, 4, 6)
+        # tile, half, row, chunk, group, lane of four → tile, chunk, row, lane, half, group
+        lanes = codes.to(torch.int32).view(tiles, 2, 8, chunks, 4, 4).permute(0, 3, 2, 5, 1, 4)
         split.append(lanes.reshape(tiles, chunks, 32, 2, 4))
     s, z = split
     group = torch.arange(4, device=scales.device, dtype=torch.int32)
@@ -191,9 +196,9 @@ def decode(weight: DeviceTwoLevel, index: Tensor | None = None) -> tuple[TwoLeve
     pieces = torch.zeros(int(index.max()) + 1, dtype=torch.int64, device=gather.device)
     pieces[groups[groups >= 0]] = (groups >= 0).nonzero()[:, 0]
     scales, zeros = (each[:rows, pieces] for each in _read_second(chunked.chunks[..., 512 * bits + 128 :], weight.second_bits))
-    constants = chunked.chunks[..., 512 * bits : 512 * bits + 128].contiguous().view(torch.float16).view(tiles, -1, 4).float()
-    steps = _steps(len(groups), bits, gather.device) - round(math.log2(chunked.factor))
-    constants[..., 0] *= torch.exp2(-steps.to(torch.float32))
+    constants = chunked.chunks[..., 512 * bits : 512 * bits + 128].contiguous().view(torch.float16)
+    constants = constants.view(tiles, -1, 4, 4, 4).transpose(2, 3).reshape(tiles, -1, 4).float()
+    constants[..., 0] *= chunked.factor * 2.0 ** (PLACES[bits][0] - 24)
     constants[..., 1::2] *= -1
     grids = constants[:, pieces].repeat_interleave(ROWS, 0)[:rows]
     parts = TwoLevelParts(codes, scales, zeros, grids[..., :2], grids[..., 2:], index)
@@ -210,8 +215,8 @@ def _read_codes(blob: Tensor, bits: int) -> Tensor:
         for first, count, word, place in pieces:
             for odd in range(2):
                 split[..., pair, odd] |= ((words[..., word] >> (place + 16 * odd) & 2**count - 1) << first).to(torch.uint8)
-    # tile, chunk, block, row, part, step, high input, half, odd → tile, half, row, chunk, block, step, part, high input, odd
-    parts = split.view(tiles, chunks, 4, 8, 4, 4, 2, 2, 2).permute(0, 7, 3, 1, 2, 5, 4, 6, 8)
+    # tile, chunk, group, row, lane, half, step, odd → tile, half, row, chunk, group, lane, step, odd
+    parts = split.view(tiles, chunks, 4, 8, 4, 2, 8, 2).permute(0, 5, 3, 1, 2, 4, 6, 7)
     return parts.reshape(tiles * ROWS, chunks * CHUNK)
 
 
@@ -232,16 +237,10 @@ def _read_second(blob: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         zeros = torch.stack([halves >> 12 & 7, byte & 7, byte >> 3 & 7, byte >> 6 | (halves >> 15) << 2], -1)
 
     def ordered(lanes: Tensor) -> Tensor:
-        split = lanes.view(tiles, chunks, 8, 4, 2, 2, 2).permute(0, 4, 2, 1, 5, 3, 6)
+        split = lanes.view(tiles, chunks, 8, 4, 2, 4).permute(0, 4, 2, 1, 5, 3)
         return split.reshape(tiles * ROWS, chunks * 16).to(torch.uint8)
 
     return ordered(scales), ordered(zeros)
-
-
-def _steps(groups: int, bits: int, device: torch.device) -> Tensor:
-    """Of every group, 24 less the place to which its codes are brought."""
-    first, second = PLACES[bits]
-    return 24 - torch.tensor([first, first, second, second], device=device).repeat(groups // 4)
 
 
 def second_bits(description: Mapping[str, Any]) -> int:

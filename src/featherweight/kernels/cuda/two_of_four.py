@@ -72,9 +72,9 @@ def encode_codes(codes: Tensor, places: Tensor, scales: Tensor, zeros: Tensor | 
     pairs = _operands(_padded(codes, 0).to(torch.int32))  # tile, chunk, step, lane, element, kept
     words = (pairs << _shifts(codes.device)).sum((-2, -1), dtype=torch.int32)
     words = words.unflatten(2, (2, 4)).transpose(-1, -2).contiguous()
-    tensors = [words.view(torch.uint8), _places(places), _groups(scales, group, 2 * codes.shape[1])]
+    tensors = [words.view(torch.uint8), _places(places), put_groups(scales, group, 2 * codes.shape[1])]
     if zeros is not None:
-        tensors.append(_groups(zeros, group, 2 * codes.shape[1]))
+        tensors.append(put_groups(zeros, group, 2 * codes.shape[1]))
     return DeviceTwoOfFour(4, width, scales.dtype, zeros is not None, _chunked(codes.shape, tensors))
 
 
@@ -104,8 +104,8 @@ def _places(places: Tensor) -> Tensor:
     return words.reshape(tiles, chunks, 32, CHUNK // 64).contiguous().view(torch.uint8)
 
 
-def _groups(values: Tensor, group: int, inputs: int) -> Tensor:
-    """`[out, groups]` to tile, chunk, group, row, half; a group larger than a chunk is repeated."""
+def put_groups(values: Tensor, group: int, inputs: int) -> Tensor:
+    """`[out, groups]` as bytes of tile, chunk, group, row, half; a group larger than a chunk is repeated."""
     if group > CHUNK:
         each = torch.arange(0, inputs, CHUNK, device=values.device).div(group, rounding_mode="floor")
         values, group = values[:, each], CHUNK
@@ -113,6 +113,11 @@ def _groups(values: Tensor, group: int, inputs: int) -> Tensor:
     values = torch.nn.functional.pad(values, (0, -values.shape[1] % per_chunk, 0, -len(values) % ROWS))
     split = values.view(-1, 2, 8, values.shape[1] // per_chunk, per_chunk).permute(0, 3, 4, 2, 1)
     return split.contiguous().view(torch.uint8)
+
+
+def take_groups(lanes: Tensor) -> Tensor:
+    """The inverse, from `[tile, chunk, group, row, half]`; padding and repetitions stay."""
+    return lanes.permute(0, 4, 3, 1, 2).reshape(len(lanes) * ROWS, -1)
 
 
 def _chunked(shape: torch.Size, tensors: list[Tensor]) -> Chunked:
@@ -146,7 +151,7 @@ def decode(weight: DeviceTwoOfFour) -> tuple[Tensor, Tensor, list[Tensor]]:
         if wanted:
             size = groups * ROWS * dtype.itemsize
             lanes = chunked.chunks[..., at : at + size].contiguous().view(dtype).view(tiles, chunks, groups, 8, 2)
-            numbers.append(lanes.permute(0, 4, 3, 1, 2).reshape(tiles * ROWS, -1)[: chunked.rows])
+            numbers.append(take_groups(lanes)[: chunked.rows])
             at += size
     return kept, places, numbers
 

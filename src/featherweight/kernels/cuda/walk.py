@@ -10,15 +10,18 @@ from torch import Tensor
 
 from featherweight.errors import FeatherweightError
 from featherweight.kernels.cuda import driver
+from featherweight.kernels.keeping import Keeping
+from featherweight.kernels.two_level import TwoLevelFitting
 from featherweight.kernels.walking import MOST, Dropping, WalkBlock, Walking
 
-#: Rows of a tile (a block of threads), its threads, and warps.
-ROWS, THREADS, WARPS = 32, 128, 4
+#: Rows of a tile (a block of threads) at least, and threads of a row.
+ROWS, WARPS = 32, 4
 
 #: Digits of a score: as many values as the first has, as the others have, and as all have together.
 FIRST_DIGITS, NEXT_DIGITS, DIGITS = 2048, 1024, 4096
 
-FITS = {"minmax": 1, "weighted": 2}
+FITS = {"minmax": 1, "weighted": 2, "mse": 3}
+TWO_LEVELS = {"minmax": 4, "weighted": 5}
 SCALES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 ROUNDINGS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 DROPS = {"given": 1, "n of m": 2, "least": 3}
@@ -29,9 +32,10 @@ class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
             "target", "original", "feedback", "importance", "scale", "zero", "codes", "halves", "loss", "dropped", "scores",
-            "counts", "tile_counts", "group_index", "linear",
+            "counts", "tile_counts", "group_index", "linear", "scale_codes", "zero_codes", "scale_grids", "zero_grids", "residual",
         )),
         *((name, ctypes.c_int) for name in ("inputs", "rows", "first", "columns", "group", "size")),
+        *((name, ctypes.c_float) for name in ("gain", "threshold")),
     )  # fmt: skip
 
 
@@ -61,6 +65,8 @@ class _Blocks:
             given.group_index = walking.group_index.data_ptr()
         if dropping is not None:
             given.dropped = dropping.dropped.data_ptr()
+        if isinstance(walking.fitting, TwoLevelFitting):
+            _tell_two_levels(given, walking, walking.fitting)
         self.competing = _Competing(dropping, inputs, rows, device) if dropping and dropping.how == "least" else None
         self.constants = _constants(walking, dropping)
         kernels = [(driver.load("walk.cu", "walk", driver.constants_of(self.constants), device), _shared_bytes(self.constants))]
@@ -69,8 +75,9 @@ class _Blocks:
             alone = {**self.constants, "ROUND": 3, "FIT": 0, "DROPS": 0, "FITTED": 0, "SCORES": 1, "LARGEST": 0, "SCATTERED": 0}
             count = [driver.load("walk_count.cu", "walk_count", (("DIGIT", digit),), device) for digit in (1, 2)]
             score = driver.load("walk.cu", "walk", driver.constants_of(alone), device), _shared_bytes(alone)
-            kernels = [score, *((each, 4 * (NEXT_DIGITS + THREADS + 3)) for each in count), *kernels]
-        grid, block = (-(-rows // ROWS), 1, 1), (THREADS, 1, 1)
+            kernels = [score, *((each, 4 * (NEXT_DIGITS + WARPS * ROWS + 3)) for each in count), *kernels]
+        tile = self.constants["TILE"]
+        grid, block = (-(-rows // tile), 1, 1), (WARPS * tile, 1, 1)
         self.launches = [each.bind(grid, block, shared, [given]) for each, shared in kernels]
         # feedback is read before the kernel ahead is waited for: the first must not begin before what wrote it has ended
         self.first = kernels[0][0].bind(grid, block, kernels[0][1], [given], overlapped=False)
@@ -113,10 +120,33 @@ class _Competing:
         return counts, self.linear[columns].data_ptr()
 
 
+def _tell_two_levels(given: _Arguments, walking: Walking, fitting: TwoLevelFitting) -> None:
+    """Where the second level is written, and what is kept."""
+    assert walking.second_level is not None
+    for name, tensor in vars(walking.second_level).items():
+        setattr(given, name, tensor.data_ptr())
+    given.gain = 0.0 if fitting.gain is None else fitting.gain
+    if walking.keeping is not None:
+        given.threshold, given.dropped = walking.keeping.threshold, walking.keeping.kept.data_ptr()
+        given.residual = walking.keeping.residual.data_ptr()
+
+
+def _two_level_constants(fitting: TwoLevelFitting, keeping: Keeping | None) -> dict[str, int]:
+    """What the source wants defined of a grid with two levels."""
+    by = "weighted" if fitting.weighted else "minmax"
+    return {
+        "ROUND": 0, "FIT": TWO_LEVELS[by], "LARGEST": fitting.largest_code, "SECOND": fitting.second,
+        "SCALE_LEVELS": fitting.scale_levels, "ZERO_LEVELS": fitting.zero_levels, "LEAVES_OUT": int(fitting.gain is not None),
+        "TILE": max(ROWS, fitting.second), "OUTLIERS": int(keeping is not None), "NARROW": int(keeping is not None and keeping.narrow),
+    }  # fmt: skip
+
+
 def _constants(walking: Walking, dropping: Dropping | None) -> dict[str, int]:
     """As the source wants them defined."""
     fitting = walking.fitting
     constants = {
+        "TILE": ROWS,
+        "OUTLIERS": 0,
         "SUB": 16,
         "ROUND": ROUNDINGS[walking.dtype],
         "FIT": 0,
@@ -125,7 +155,9 @@ def _constants(walking: Walking, dropping: Dropping | None) -> dict[str, int]:
         "SCALE": 0,
         "SCATTERED": 0,
     }
-    if fitting is not None:
+    if isinstance(fitting, TwoLevelFitting):
+        constants |= _two_level_constants(fitting, walking.keeping)
+    elif fitting is not None:
         constants |= {"ROUND": 0, "FIT": FITS[fitting.by], "SYMMETRIC": int(fitting.symmetric)}
         constants |= {"LARGEST": fitting.largest_code, "SCALE": SCALES[fitting.scale_dtype]}
     if walking.group_index is not None:
@@ -141,12 +173,12 @@ def _constants(walking: Walking, dropping: Dropping | None) -> dict[str, int]:
 
 def _shared_bytes(constants: dict[str, int]) -> int:
     """Feedback, three numbers for every weight, and the largest of the buffers that take turns."""
-    sub = constants["SUB"]
+    sub, rows = constants["SUB"], constants["TILE"]
     subs = MOST // sub
-    turns = [sub * ROWS, THREADS + 3]
-    if constants["FIT"] == 2:
-        turns.append(WARPS * (18 if constants["SYMMETRIC"] else 9) * ROWS)
+    turns = [sub * rows, WARPS * rows + 3]
+    if constants["FIT"] > 1:
+        turns.append(WARPS * (25 if constants["FIT"] == 5 else 18 if constants["SYMMETRIC"] else 9) * rows)
     if constants["SCORES"]:
         turns.append(FIRST_DIGITS)
-    grids = 3 * sub * ROWS if constants["SCATTERED"] else 0
-    return 4 * (grids + sub * sub * subs * (subs + 1) // 2 + 3 * MOST * ROWS + MOST + 4 * ROWS + max(turns))
+    grids = 3 * sub * rows if constants["SCATTERED"] else 0
+    return 4 * (grids + sub * sub * subs * (subs + 1) // 2 + 3 * MOST * rows + MOST + 4 * rows + max(turns))

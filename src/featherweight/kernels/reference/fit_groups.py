@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from featherweight.kernels.fitting import Fitting
@@ -15,7 +14,8 @@ def fit_groups(weight: Tensor, importance: Tensor | None, size: int, fitting: Fi
         importance: weighs squared errors, `[in]`; None weighs all alike.
         fitting: of each group.
     """
-    parts = weight.split(size, 1)
-    weighs = [None] * len(parts) if importance is None else list(importance.split(size))
-    fitted = [fitting.apply(part.contiguous(), weigh) for part, weigh in zip(parts, weighs, strict=True)]
-    return torch.stack([scale for scale, _ in fitted], 1), torch.stack([zero for _, zero in fitted], 1)
+    rows, groups = len(weight), weight.shape[1] // size
+    if importance is not None and groups > 1:
+        importance = importance.view(groups, size).repeat(rows, 1)
+    scale, zero = fitting.apply(weight.reshape(rows * groups, size), importance)
+    return scale.view(rows, groups), zero.view(rows, groups)

@@ -42,12 +42,8 @@ def sweep_two_level(
             error[part], nothing[0].clone(), torch.float32,
         )  # fmt: skip
         scale[number], zero[number], found = fitting.apply(standing.T.contiguous(), importance[part])
-        own = second_level.of(slice(number, number + 1))
-        for name, tensor in vars(own).items():
-            tensor.copy_(getattr(found, name))
-        kept = None
-        if keeping is not None:
-            kept = Keeping(keeping.threshold, keeping.narrow, keeping.kept[part], keeping.residual[part])
+        second_level.of(slice(number, number + 1)).take(found)
+        kept = None if keeping is None else keeping.of(part)
         sweep_block(
             target[part], original[part], inside, importance[part], scale[number : number + 1], zero[number : number + 1],
             index, None, fitting.largest_code, codes[part], error[part], loss, "real", kept,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from featherweight.kernels.reference.sweep_block import sweep_block
 from featherweight.kernels.split import halves
+from featherweight.kernels.two_level import TwoLevelFitting
 from featherweight.kernels.walking import Dropping, WalkBlock, Walking
 
 
@@ -32,8 +33,12 @@ def _walk_block(walking: Walking, dropping: Dropping | None, first: int, last: i
         group = slice(begin, min(begin + size, last))
         _correct(walking, first, group, error)
         if walking.fitting is not None and walking.group_index is None:
-            scale, zero = walking.fitting.apply(_fitted_on(walking, dropping, group), walking.importance[group])
-            walking.scale[begin // walking.size], walking.zero[begin // walking.size] = scale, zero
+            number, values = begin // walking.size, _fitted_on(walking, dropping, group)
+            scale, zero, *second = walking.fitting.apply(values, walking.importance[group])
+            walking.scale[number], walking.zero[number] = scale, zero
+            for found in second:
+                assert walking.second_level is not None
+                walking.second_level.of(slice(number, number + 1)).take(found)
         step = dropping.of if dropping is not None and dropping.how == "n of m" else group.stop - begin
         for start in range(begin, group.stop, step):
             part = slice(start, start + step)
@@ -53,11 +58,13 @@ def _decide(walking: Walking, dropping: Dropping | None, part: slice, error: Ten
         dropping.dropped[part] = _select(dropping, _standing(walking, part, None), walking.importance[part])
     index = torch.full((part.stop - part.start,), part.start // walking.size, dtype=torch.int32, device=error.device)
     index = index if walking.group_index is None else walking.group_index[part]
+    real = isinstance(walking.fitting, TwoLevelFitting)
     sweep_block(
         walking.target[part], walking.original[part], walking.feedback[part, part], walking.importance[part], walking.scale,
         walking.zero, index, None if dropping is None else dropping.dropped[part],
         0 if walking.fitting is None else walking.fitting.largest_code, walking.codes[part], error, walking.loss,
-        walking.dtype if walking.fitting is None else "integer",
+        walking.dtype if walking.fitting is None else "real" if real else "integer",
+        None if walking.keeping is None else walking.keeping.of(part),
     )  # fmt: skip
 
 

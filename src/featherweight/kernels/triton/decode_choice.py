@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from featherweight.kernels.decoding import Chosen
-from featherweight.kernels.triton.decode_cut import count_digits, next_digit, ordered
+from featherweight.kernels.triton.decode_cut import BINS, find_cut, next_digit, ordered
 from featherweight.kernels.triton.dependent import launch_options, wait_for_inputs
 
 #: Logits of one program, and its warps.
@@ -18,8 +18,7 @@ BLOCK, WARPS = 1024, 4
 def _choose(
     logits, temperature, seed, position, token, history, best, where, ticket, vocabulary, length, batch: tl.constexpr,
     parts: tl.constexpr, block: tl.constexpr, padded: tl.constexpr, dependent: tl.constexpr, has_cut: tl.constexpr = False,
-    partial=None, maxima=None, prefixes=None, left=None, peaks=None, aim=None, by_mass: tl.constexpr = False,
-    digit: tl.constexpr = 0, cut_parts: tl.constexpr = 1, cut_padded: tl.constexpr = 1,
+    sums=None, prefixes=None, left=None, aim=None, last=0, digit: tl.constexpr = 0, sums_of: tl.constexpr = 0,
 ):  # fmt: skip
     """A program finds the largest of its part of one row; the last of all finds the largest of the parts, and moves on."""
     wait_for_inputs(dependent)
@@ -34,9 +33,9 @@ def _choose(
         value = value / heat - tl.log(-tl.log(tl.maximum(uniform, 1e-30)))
     value = tl.where(lane < vocabulary, value, float("-inf"))
     if has_cut:
-        smallest, _, _ = next_digit(
-            partial, maxima, prefixes, left, peaks, aim, heat, row, cut_parts, digit, by_mass, cut_padded
-        )
+        smallest, _ = next_digit(sums, prefixes, left, aim, last, row, digit, sums_of)
+        if part == 0:  # for the next token
+            tl.store(sums + row * BINS + tl.arange(0, BINS), tl.zeros([BINS], tl.int64))
         value = tl.where(ordered(raw) >= smallest, value, float("-inf"))
     value = tl.where(broken, float("inf"), value)
     most, index = tl.max(value, axis=0, return_indices=True)
@@ -60,7 +59,7 @@ def choose_token(logits: Tensor, chosen: Chosen, by: tuple[bool, bool] = (False,
     """As `featherweight.kernels.reference.decode_choice.choose_token`; a draw is by noise of its own (Gumbel), seeded alike."""
     batch, vocabulary = logits.shape
     parts = triton.cdiv(vocabulary, BLOCK)
-    cut = {"has_cut": True, **count_digits(logits, chosen, by)} if any(by) else {}
+    cut = {"has_cut": True, **find_cut(logits, chosen, by)} if any(by) else {}
     _choose[(batch, parts)](
         logits, chosen.temperature, chosen.seed, chosen.position, chosen.token, chosen.history, chosen.best, chosen.where,
         chosen.ticket, vocabulary, chosen.history.shape[1], batch, parts, BLOCK, triton.next_power_of_2(parts),

@@ -17,6 +17,15 @@ STEP: Any = tl.constexpr(0.08)
 SMALLEST_SHRINK: Any = tl.constexpr(0.05)
 REFITS: Any = tl.constexpr(2)
 
+#: `NORM`, and the shrink factors `1 − i / STEPS` that are tried by it, so many at once.
+NORM: Any = tl.constexpr(2.4)
+FINE_STEP: Any = tl.constexpr(0.01)
+FINE_SHRINKS: Any = tl.constexpr(80)
+TRIED: Any = tl.constexpr(8)
+
+#: What `fit` goes by.
+HOW = {"minmax": 0, "weighted": 1, "mse": 2}
+
 #: Columns read at once.
 AT_ONCE: Any = tl.constexpr(4)
 
@@ -24,10 +33,10 @@ AT_ONCE: Any = tl.constexpr(4)
 SCALES = {torch.bfloat16: BFLOAT16.value, torch.float16: FLOAT16.value, torch.float32: 4}
 
 
-def constants(fitting: Fitting) -> tuple[bool, bool, int, int, float, float]:
-    """The compile-time arguments of `fit`: weighted, symmetric, largest code, scale dtype, smallest and largest scale."""
+def constants(fitting: Fitting) -> tuple[int, bool, int, int, float, float]:
+    """The compile-time arguments of `fit`: what it goes by, symmetric, largest code, scale dtype, smallest and largest scale."""
     return (
-        fitting.by == "weighted",
+        HOW[fitting.by],
         fitting.symmetric,
         fitting.largest_code,
         SCALES[fitting.scale_dtype],
@@ -81,9 +90,9 @@ def ends(values, stride, first, last, row, inside, symmetric: tl.constexpr):
 @triton.jit
 def errors_of(
     values, stride, first, last, row, inside, importance, has_importance: tl.constexpr, scales, zeros, count: tl.constexpr,
-    largest_code: tl.constexpr,
+    largest_code: tl.constexpr, by_norm: tl.constexpr = False,
 ):  # fmt: skip
-    """`Σ importance (ŵ − w)²` of each of `count` candidates."""
+    """`Σ importance (ŵ − w)²` of each of `count` candidates, or `Σ |ŵ − w|^NORM`."""
     inverses, sums = (), ()
     for c in tl.static_range(count):
         inverses, sums = inverses + (1.0 / scales[c],), sums + (tl.zeros(row.shape, dtype=tl.float32),)
@@ -98,7 +107,11 @@ def errors_of(
                 level = tl.minimum(tl.maximum(columns[k] * inverses[c], -zeros[c]), largest_code - zeros[c])
                 level = (level + ROUNDER) - ROUNDER
                 away = level * scales[c] - columns[k]
-                added = added + (sums[c] + weigh * away * away,)
+                if by_norm:
+                    cost = tl.where(start + k < last, tl.exp2(tl.log2(tl.abs(away)) * NORM), 0.0)
+                else:
+                    cost = weigh * away * away
+                added = added + (sums[c] + cost,)
             sums = added
     return sums
 
@@ -137,14 +150,31 @@ def better_of(best, tried, count: tl.constexpr):
 
 @triton.jit
 def fit(
-    values, stride, first, last, row, inside, importance, has_importance: tl.constexpr, weighted: tl.constexpr,
+    values, stride, first, last, row, inside, importance, has_importance: tl.constexpr, how: tl.constexpr,
     symmetric: tl.constexpr, largest_code: tl.constexpr, dtype: tl.constexpr, smallest: tl.constexpr, largest: tl.constexpr,
 ):  # fmt: skip
-    """Scale and zero of columns `first … last` of `values`, by "minmax" or by the search of `featherweight.grids.search`."""
+    """Scale and zero of columns `first … last` of `values`, by "minmax" or by a search of `featherweight.grids.search`."""
     low, high = ends(values, stride, first, last, row, inside, symmetric)
     width = tl.div_rn(high - low, tl.zeros_like(low) + largest_code)
-    if not weighted:
+    if how == 0:
         return with_scale(width, low, symmetric, largest_code, dtype, smallest, largest)
+    ones = tl.zeros_like(low) + 1.0
+    best = (ones * float("inf"), ones, ones - 1.0, ones)
+    if how == 2:
+        for tried in range(0, FINE_SHRINKS, TRIED):
+            scales, zeros, marks = (), (), ()
+            for c in tl.static_range(TRIED):
+                shrink = ones - FINE_STEP * (tried + c)
+                bottom, top = shrink * low, shrink * high
+                s, z = with_scale(
+                    tl.div_rn(top - bottom, ones * largest_code), bottom, symmetric, largest_code, dtype, smallest, largest
+                )
+                scales, zeros, marks = scales + (s,), zeros + (z,), marks + (shrink,)
+            errors = errors_of(
+                values, stride, first, last, row, inside, importance, False, scales, zeros, TRIED, largest_code, True
+            )
+            best = better_of(best, (errors, scales, zeros, marks), TRIED)
+        return best[1], best[2]
     signs: tl.constexpr = 2 if symmetric else 1
     scales, zeros, marks = (), (), ()
     for sign in tl.static_range(signs):
@@ -155,8 +185,7 @@ def fit(
     errors = errors_of(
         values, stride, first, last, row, inside, importance, has_importance, scales, zeros, SHRINKS * signs, largest_code
     )
-    ones = tl.zeros_like(low) + 1.0
-    best = better_of((ones * float("inf"), ones, ones - 1.0, ones), (errors, scales, zeros, marks), SHRINKS * signs)
+    best = better_of(best, (errors, scales, zeros, marks), SHRINKS * signs)
     if not symmetric:
         both = best[3]
         for end in tl.static_range(2):

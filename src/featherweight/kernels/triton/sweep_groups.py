@@ -37,7 +37,7 @@ def stand(
 def _fit_and_walk(
     target, original, feedback, importance, scale, zero, codes, error, loss, standing, columns, rows, size, target_stride,
     original_stride, feedback_stride, codes_stride, error_stride, standing_stride, scale_stride, rows_each: tl.constexpr,
-    width: tl.constexpr, even: tl.constexpr, weighted: tl.constexpr, symmetric: tl.constexpr, largest_code: tl.constexpr,
+    width: tl.constexpr, even: tl.constexpr, how: tl.constexpr, symmetric: tl.constexpr, largest_code: tl.constexpr,
     dtype: tl.constexpr, smallest: tl.constexpr, largest: tl.constexpr,
 ):  # fmt: skip
     """The arguments of `sweep_groups` as pointers; the strides are those of the first dimension."""
@@ -53,7 +53,7 @@ def _fit_and_walk(
                 standing, standing_stride, columns, row, inside, rows_each, width, even,
             )  # fmt: skip
         s, z = fit(
-            standing, standing_stride, first, last, row, inside, importance, True, weighted, symmetric, largest_code, dtype,
+            standing, standing_stride, first, last, row, inside, importance, True, how, symmetric, largest_code, dtype,
             smallest, largest,
         )  # fmt: skip
         tl.store(scale + number * scale_stride + row, s, mask=inside)
@@ -71,7 +71,7 @@ def _fit_and_walk(
 @triton.jit
 def _fit_all(
     weight, importance, scale, zero, rows, size, groups, weight_stride, has_importance: tl.constexpr, rows_each: tl.constexpr,
-    weighted: tl.constexpr, symmetric: tl.constexpr, largest_code: tl.constexpr, dtype: tl.constexpr, smallest: tl.constexpr,
+    how: tl.constexpr, symmetric: tl.constexpr, largest_code: tl.constexpr, dtype: tl.constexpr, smallest: tl.constexpr,
     largest: tl.constexpr,
 ):  # fmt: skip
     """Some rows of one group of `weight [rows, in]`."""
@@ -79,7 +79,7 @@ def _fit_all(
     group = tl.program_id(1)
     s, z = fit(
         weight, 1, group * size, group * size + size, row.to(tl.int64) * weight_stride, row < rows, importance, has_importance,
-        weighted, symmetric, largest_code, dtype, smallest, largest,
+        how, symmetric, largest_code, dtype, smallest, largest,
     )  # fmt: skip
     tl.store(scale + row * groups + group, s, mask=row < rows)
     tl.store(zero + row * groups + group, z, mask=row < rows)

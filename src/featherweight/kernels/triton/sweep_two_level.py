@@ -13,24 +13,15 @@ from featherweight.kernels.keeping import LIMITS, Keeping
 from featherweight.kernels.triton.columns import FLOAT16, ROUNDER, apart, correct, feed, load_tile, store_columns, to_dtype
 from featherweight.kernels.triton.fitting import store_scale
 from featherweight.kernels.triton.sweep_block import ROWS, keep
+from featherweight.kernels.triton.two_level_search import between, search_codes, search_range
 from featherweight.kernels.two_level import GROUP, SecondLevel, TwoLevelFitting
 
 #: As in `featherweight.grids.two_level`.
-SMALLEST_SCALE: Any = tl.constexpr(1e-9)
 SMALLEST_SPREAD: Any = tl.constexpr(2.0**-10)
 
 #: The numbers of float16.
 SMALLEST_HALF: Any = tl.constexpr(2.0**-24)
 LARGEST_HALF: Any = tl.constexpr(65504.0)
-
-
-@triton.jit
-def between(low, high, largest_code):
-    """`TwoLevelGrid.between` with a real zero."""
-    flat = low == high
-    low, high = tl.where(flat, tl.minimum(low, 0.0), low), tl.where(flat, tl.maximum(high, 0.0), high)
-    scale = tl.maximum(tl.div_rn(high - low, tl.zeros_like(low) + largest_code), SMALLEST_SCALE)
-    return scale, tl.div_rn(-low, scale)
 
 
 @triton.jit
@@ -93,8 +84,8 @@ def spread(blocks, rows: tl.constexpr, second: tl.constexpr):
 
 
 @triton.jit
-def second_grid(values, inside, levels: tl.constexpr, codes, grids, row, rows, rows_each: tl.constexpr, second: tl.constexpr):
-    """`TwoLevelGrid._store`: `values` as their codes give them back; codes and grids are written."""
+def second_grid(values, inside, levels: tl.constexpr, grids, rows, rows_each: tl.constexpr, second: tl.constexpr):
+    """`TwoLevelGrid._store`: codes of `values`, and the scale and zero of their second grids, which are written."""
     low = tl.min(tl.reshape(tl.where(inside, values, float("inf")), [rows_each // second, second]), 1)
     high = tl.max(tl.reshape(tl.where(inside, values, -float("inf")), [rows_each // second, second]), 1)
     flat = high - low <= tl.maximum(high, -low) * SMALLEST_SPREAD
@@ -107,16 +98,14 @@ def second_grid(values, inside, levels: tl.constexpr, codes, grids, row, rows, r
     tl.store(grids + 2 * block + 1, zero.to(tl.float16), mask=there)
     own_scale, own_zero = spread(scale, rows_each, second), spread(zero, rows_each, second)
     code = tl.minimum(tl.maximum(tl.div_rn(values, own_scale) + own_zero, 0.0), levels)
-    code = (code + ROUNDER) - ROUNDER
-    tl.store(codes + row, code.to(tl.uint8), mask=inside)
-    return (code - own_zero) * own_scale
+    return (code + ROUNDER) - ROUNDER, own_scale, own_zero
 
 
 @triton.jit
 def group_grid(
     standing, weighs, gain, inside, scale_codes, zero_codes, scale_grids, zero_grids, row, rows, largest_code,
-    scale_levels: tl.constexpr, zero_levels: tl.constexpr, leaves_out: tl.constexpr, rows_each: tl.constexpr,
-    second: tl.constexpr, width: tl.constexpr,
+    scale_levels: tl.constexpr, zero_levels: tl.constexpr, leaves_out: tl.constexpr, weighted: tl.constexpr,
+    rows_each: tl.constexpr, second: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """`KeepOutliers.start_group`: scale and zero of the columns `standing` as they are stored; the stored form is written."""
     if leaves_out:
@@ -124,16 +113,25 @@ def group_grid(
     low, high = standing[0], standing[0]
     for k in tl.static_range(1, width):
         low, high = tl.minimum(low, standing[k]), tl.maximum(high, standing[k])
-    s, z = between(low, high, largest_code)
+    if weighted:
+        s, z = search_range(standing, weighs, low, high, largest_code, width)
+    else:
+        s, z = between(low, high, largest_code)
     full = (((low != 0) | (high != 0)) & inside).to(tl.float32)  # rows of zeros take the mean of those that share a grid
     count = tl.maximum(tl.sum(tl.reshape(full, [rows_each // second, second]), 1), 1.0)
     mean_s = tl.div_rn(tl.sum(tl.reshape(full * s, [rows_each // second, second]), 1), count)
     mean_z = tl.div_rn(tl.sum(tl.reshape(full * z, [rows_each // second, second]), 1), count)
     s = tl.where(full > 0, s, spread(mean_s, rows_each, second))
     z = tl.where(full > 0, z, spread(mean_z, rows_each, second))
-    s = second_grid(s, inside, scale_levels, scale_codes, scale_grids, row, rows, rows_each, second)
-    z = second_grid(z, inside, zero_levels, zero_codes, zero_grids, row, rows, rows_each, second)
-    return s, z
+    s, scale_unit, scale_zero = second_grid(s, inside, scale_levels, scale_grids, rows, rows_each, second)
+    z, zero_unit, zero_zero = second_grid(z, inside, zero_levels, zero_grids, rows, rows_each, second)
+    if weighted:
+        s, z = search_codes(
+            standing, weighs, s, z, scale_unit, scale_zero, zero_unit, zero_zero, largest_code, scale_levels, zero_levels, width
+        )
+    tl.store(scale_codes + row, s.to(tl.uint8), mask=inside)
+    tl.store(zero_codes + row, z.to(tl.uint8), mask=inside)
+    return (s - scale_zero) * scale_unit, (z - zero_zero) * zero_unit
 
 
 @triton.jit
@@ -141,8 +139,8 @@ def _fit_and_walk(
     target, original, feedback, importance, scale, zero, scale_codes, zero_codes, scale_grids, zero_grids, codes, error, loss,
     kept, residual, columns, rows, target_stride, original_stride, feedback_stride, codes_stride, error_stride, kept_stride,
     residual_stride, gain, threshold, limit, largest_code: tl.constexpr, scale_levels: tl.constexpr,
-    zero_levels: tl.constexpr, leaves_out: tl.constexpr, has_keeping: tl.constexpr, narrow: tl.constexpr,
-    rows_each: tl.constexpr, second: tl.constexpr, width: tl.constexpr,
+    zero_levels: tl.constexpr, leaves_out: tl.constexpr, weighted: tl.constexpr, has_keeping: tl.constexpr,
+    narrow: tl.constexpr, rows_each: tl.constexpr, second: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """The arguments of `sweep_two_level` as pointers; the strides are those of the first dimension."""
     row = tl.program_id(0) * rows_each + tl.arange(0, rows_each)
@@ -188,7 +186,7 @@ def _fit_and_walk(
                 s, z = group_grid(
                     standing, weighs, gain, inside, scale_codes + number * rows, zero_codes + number * rows,
                     scale_grids + 2 * number * blocks, zero_grids + 2 * number * blocks, row, rows, largest_code, scale_levels,
-                    zero_levels, leaves_out, rows_each, second, width,
+                    zero_levels, leaves_out, weighted, rows_each, second, width,
                 )  # fmt: skip
             tl.debug_barrier()
         tl.store(scale + number * rows + row, s, mask=inside)
@@ -220,6 +218,6 @@ def sweep_two_level(
         second_level.scale_grids, second_level.zero_grids, codes, error, loss, kept, residual, columns, rows, target.stride(0),
         original.stride(0), feedback.stride(0), codes.stride(0), error.stride(0), kept.stride(0), residual.stride(0),
         0.0 if fitting.gain is None else fitting.gain, threshold, LIMITS[narrow], fitting.largest_code, fitting.scale_levels,
-        fitting.zero_levels, fitting.gain is not None, keeping is not None, narrow, rows_each, fitting.second, GROUP,
+        fitting.zero_levels, fitting.gain is not None, fitting.weighted, keeping is not None, narrow, rows_each, fitting.second, GROUP,
         num_warps=rows_each // ROWS,
     )  # fmt: skip

@@ -14,7 +14,7 @@
 constexpr int STRIDE = UNIT + 32;  // of a token's activations in shared memory: no bank conflicts
 constexpr int WIDTH = COLUMNS * 8;
 #if BYTES
-#include "planes.cuh"
+#include "byte_planes.cuh"
 #endif
 
 // Of the numbers of a stage.

@@ -4,7 +4,7 @@
 #include "stream.cuh"
 
 #if VALUES
-#include "stream_values.cuh"
+#include "bitmap_values.cuh"
 #else
 EXPORT(multiply_stream)
 #endif

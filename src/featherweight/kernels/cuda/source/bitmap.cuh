@@ -4,16 +4,10 @@
 // A chunk: of each step the number of values before it, 16 half words; then for every lane four words: bit 4 e + s of word w tells
 // whether element e of the lane's operand of step 4 w + s is kept, where e 2 a and 2 a + 1 are the halves of its word a; then the values.
 // Chunks differ in length, `chunk_starts` tells where they lie; SLOT_BYTES is room for the longest.
-constexpr int MASKS_AT = 32, KEPT_AT = MASKS_AT + 512, CHUNK_BYTES = SLOT_BYTES;
-constexpr int SPAN_BLOCKS = 1;
-constexpr bool HELD = true;
+#include "digits.cuh"
 
-// Of one step, a digit for each element: whether it is kept, and how many before it are.
-struct Digits {
-    word there, before;
-    DEVICE Digits(word masks, int step) : there(masks >> step & 0x11111111u), before(there * 0x11111110u) {}
-    DEVICE word through() const { return before + there; }  // the element itself counted
-};
+constexpr int MASKS_AT = 32, KEPT_AT = MASKS_AT + 512, CHUNK_BYTES = SLOT_BYTES;
+constexpr bool HELD = true;
 
 struct Chunk {
     const unsigned char* bytes;
@@ -28,7 +22,7 @@ struct Chunk {
         for (int four = 0; four < 4; four++) {
             word own = 0;
 #pragma unroll
-            for (int step = 3; step >= 0; step--) own = own * 256 + (Digits(masks[four], step).through() >> 28);
+            for (int step = 3; step >= 0; step--) own = append_byte(own, count_bits(masks[four] & 0x11111111u << step));
             before[four] = own;
 #pragma unroll
             for (int apart = 1; apart < 32; apart *= 2) before[four] = add_lane_before(before[four], apart);
@@ -36,33 +30,38 @@ struct Chunk {
         }
     }
 
-    // Four elements of both bytes as two operand words.
-    static DEVICE void place_four(word& first, word& second, const word (&low)[2], const word (&high)[2], word places) {
-        word lower = pick_bytes(low[0], low[1], places), upper = pick_bytes(high[0], high[1], places);
+    // Four elements as two operand words, from their lower and their upper bytes.
+    static DEVICE void widen(word& first, word& second, word lower, word upper) {
         first = pick_bytes(lower, upper, 0x5140u);
         second = pick_bytes(lower, upper, 0x7362u);
     }
 
+    // Operand of a step.
+    template <int STEP>
+    DEVICE void decode(word (&a)[4]) const {
+        constexpr int four = STEP / 4, within = STEP % 4;
+        word at = add_byte<within>(before[four], take_half<STEP % 2>(starts[STEP / 2]));
+        const uint2* values = (const uint2*)(bytes + KEPT_AT + (2 * at & ~7u));
+        uint2 loaded[3] = {values[0], values[1], values[2]};
+        word low[2] = {shift_pair(loaded[0].x, loaded[1].x, 8 * at), shift_pair(loaded[1].x, loaded[2].x, 8 * at)};
+        word high[2] = {shift_pair(loaded[0].y, loaded[1].y, 8 * at), shift_pair(loaded[1].y, loaded[2].y, 8 * at)};
+        word there = within == 3 ? masks[four] >> 3 & 0x11111111u : masks[four] & 0x11111111u << within;
+        word places = there * (0x1111110Cu >> within % 3) + 0x44444444u;  // before every element, and 4 more if it is not there
+        word last = take_upper(places), kept = pick_bytes(masks[four] << (7 - within), masks[four] << (3 - within), 0xFBEAu);
+        widen(a[0], a[1], pick_bytes(low[0], 0, places), pick_bytes(high[0], 0, places));
+        widen(a[2], a[3], pick_bytes(low[0], low[1], last) & kept, pick_bytes(high[0], high[1], last) & kept);
+    }
+
     template <int STEP>
     DEVICE void multiply_step(Sums& sums, const uint4 (&x)[COLUMNS][2]) const {
-        Digits digits(masks[STEP / 4], STEP % 4);
-        word at = pick_bytes(before[STEP / 4], 0, 0x4440u | STEP % 4) + pick_bytes(starts[STEP / 2], 0, STEP % 2 ? 0x4432u : 0x4410u);
-        const uint2* kept = (const uint2*)(bytes + KEPT_AT) + at / 4;
-        uint2 loaded[3] = {kept[0], kept[1], kept[2]};
-        word full = (word)((int)digits.through() >> 31) | 0x00FFFFFFu;  // the eighth byte is there, or must be the zero of dropped ones
-        word low[2] = {shift_pair(loaded[0].x, loaded[1].x, 8 * at), shift_pair(loaded[1].x, loaded[2].x, 8 * at) & full};
-        word high[2] = {shift_pair(loaded[0].y, loaded[1].y, 8 * at), shift_pair(loaded[1].y, loaded[2].y, 8 * at) & full};
-        word places = digits.before | (0x77777777u - 7 * digits.there), a[4];
-        place_four(a[0], a[1], low, high, places);
-        place_four(a[2], a[3], low, high, places >> 16);
+        word a[4];
+        decode<STEP>(a);
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
             const uint4& both = x[column][STEP % 4 / 2];
             multiply_tile(STEP % 2 ? sums.odd[column] : sums.value[column], a, STEP % 2 ? both.z : both.x, STEP % 2 ? both.w : both.y);
         }
     }
-
-    DEVICE void finish(Sums&, const uint2 (&)[COLUMNS]) const {}
 
     template <int BLOCK>
     DEVICE void multiply(Sums& sums, const uint4 (&x)[COLUMNS][2], int) const {
@@ -81,5 +80,7 @@ DEVICE int pair_place(int input, int pair) {
 
 #define NORMALIZED 0
 #define GROUP_SUMS 0
+#define DIAGONAL 0
+constexpr float LOWER = 1.0f, GROUP_FACTOR = 1.0f;
 #include "inputs.cuh"
 #include "nothing.cuh"

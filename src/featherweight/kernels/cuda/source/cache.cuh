@@ -93,25 +93,35 @@ DEVICE void read_words(word (&words)[WORDS], const unsigned char* shared) {
     }
 }
 
-// Rows of BYTES bytes a token on their way to shared memory, a stage at a time: where this lane's first 16 bytes come from.
-template <int BYTES>
+// Where the chunk of 16 bytes with this number lies, of rows of CHUNKS (1, 2, 4, 8): the same of eight rows in a row in different banks.
+template <int CHUNKS>
+DEVICE constexpr int spread(int chunk) { return chunk ^ (chunk >> 3 & CHUNKS - 1); }
+
+// Rows of BYTES bytes a token on their way to shared memory, a stage at a time: where this lane's first 16 bytes of the first come from.
+template <int BYTES, bool SPREAD = false>
 struct Feed {
     const unsigned char* source;
 
-    DEVICE void begin(const Rows& rows, int sequence, int head, int base, int lane) {
-        source = rows.of(sequence, head) + (long long)base * BYTES + 16 * lane;
+    int place;  // and where it goes
+
+    DEVICE void begin(const Rows& rows, int sequence, int head, int lane) {
+        source = rows.of(sequence, head) + 16 * lane;
+        place = 16 * (SPREAD ? spread<BYTES / 16>(lane) : lane);
+        hold(source);
+        if (SPREAD) hold(place);
     }
 
-    // The next stage, to `shared`; unless it is WHOLE, zeros where rows from `left` on begin.
+    // Stage `at`, to `shared`; unless it is WHOLE, zeros where rows from `left` on begin.
     template <bool WHOLE>
-    DEVICE void copy(unsigned char* shared, int left, int lane) {
+    DEVICE void copy(unsigned char* shared, int at, int left, int lane) {
+        const unsigned char* from = source + (unsigned long long)at * (STAGE * BYTES);
 #pragma unroll
         for (int chunk = 0; chunk < STAGE * BYTES; chunk += 512) {
             if (STAGE * BYTES - chunk >= 512 || 16 * lane < STAGE * BYTES - chunk) {
-                copy_to_shared(shared + 16 * lane + chunk, source + chunk, WHOLE || chunk + 16 * lane < left * BYTES);
+                const int turned = SPREAD && BYTES == 128 && chunk % 1024 ? place ^ 64 : place;
+                copy_to_shared(shared + turned + chunk, from + chunk, WHOLE || chunk + 16 * lane < left * BYTES);
             }
         }
-        source += STAGE * BYTES;
     }
 };
 

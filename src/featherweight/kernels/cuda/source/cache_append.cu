@@ -58,6 +58,7 @@ DEVICE void encode_one(const Rows (&codes)[3], const unsigned char* row, int seq
 KERNEL void __launch_bounds__(HEAD_DIM) cache_append(const __grid_constant__ Appending a) {
     SHARED_MEMORY(room);
     wait_for_inputs();
+    release_dependents();
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, head = blockIdx.x, sequence = blockIdx.y, heads = gridDim.x;
     const int here = *a.position, total = here + 1;
     const half_word* row = a.qkv + (long long)sequence * heads * (a.group + 2) * HEAD_DIM;

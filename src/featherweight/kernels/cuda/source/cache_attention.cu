@@ -1,8 +1,8 @@
 // Softmax attention of one token over keys and values of which the oldest are in code, all query heads of a key head together.
 //
 // Grid: parts, key heads times blocks of HEADS query heads, sequences. Part 0 reads the tokens whose values are exact, and the
-// first ones; all parts, or all others, share the rest, a run of stages to each warp. A warp keeps its own maximum and sums and copies its
-// next stages in the background. Warps are added up in shared memory, parts by the last of them to finish.
+// first ones; all parts, or all others, share the rest. A warp keeps its own maximum and sums and copies its next stages in the
+// background. Warps are added up in shared memory, parts by the last of them to finish.
 //
 // Fixed when compiled: WARPS, DEPTH (stages of a warp in shared memory), RESIDENT, MASKED, KEYS and VALUES (which codec).
 #if KEYS == 1
@@ -21,9 +21,10 @@
 #endif
 #include "cache_combine.cuh"
 #include "cache_exact.cuh"
+#include "cache_runs.cuh"
 
 constexpr int STAGE_BYTES = (KEY_STAGE + 15) / 16 * 16 + (VALUE_STAGE + 15) / 16 * 16, VALUES_AT = (KEY_STAGE + 15) / 16 * 16;
-constexpr int EXACT_COST = 2;  // stages in code that 32 exact tokens take the time of
+constexpr bool BESIDE = WARPS * RESIDENT <= MOST_BESIDE;
 constexpr int QUERY_BYTES = 2 * HEADS * HEAD_DIM * 2;  // columns: each head twice
 
 // Where a warp is, and what it has.
@@ -46,8 +47,9 @@ struct Walk {
         return true;
     }
 
+    // Scores become weights, two to a word, as products with values take them.
     template <class Sums>
-    DEVICE void add(Sums& sums, const unsigned char* values, const float (&x)[2][2]) {
+    DEVICE void weigh(word (&weights)[2][2], Sums& sums, const float (&x)[2][2]) {
         float factor;
         if (raise(x, factor)) sums.rescale(factor);
         const float shift = (float)EXTRA - best;
@@ -55,8 +57,15 @@ struct Walk {
         for (int tile = 0; tile < 2; tile++) {
             const float low = power(x[tile][0] + shift), high = power(x[tile][1] + shift);
             weight += low + high;
-            sums.add(values, tile, transpose(pair(low, low)), transpose(pair(high, high)), row, quarter);
+            weights[tile][0] = transpose(pair(low, low)), weights[tile][1] = transpose(pair(high, high));
         }
+    }
+    template <class Sums>
+    DEVICE void add(Sums& sums, const float (&x)[2][2]) {
+        word weights[2][2];
+        weigh(weights, sums, x);
+#pragma unroll
+        for (int tile = 0; tile < 2; tile++) sums.add(nullptr, tile, weights[tile][0], weights[tile][1], row, quarter);
     }
 
     // Tokens outside [begin, end), and those that the mask hides, get no weight.
@@ -90,23 +99,22 @@ struct Ring {
     KeyFeed keys;
     ValueFeed values;
     unsigned char *first, *next;  // the ring, and the place to be filled next
-    int left;                     // coded values of the stages that were not asked for yet
 
-    DEVICE void begin(const Walk& walk, const Arguments& a, unsigned char* ring, int stage) {
-        first = next = ring, left = walk.coded_values - stage * STAGE;
-        keys.begin(a, walk.sequence, walk.head, stage * STAGE, walk.lane);
-        values.begin(a, walk.sequence, walk.head, stage * STAGE, walk.lane);
+    DEVICE void begin(const Walk& walk, const Arguments& a, unsigned char* ring) {
+        first = next = ring;
+        keys.begin(a, walk.sequence, walk.head, walk.lane);
+        values.begin(a, walk.sequence, walk.head, walk.lane);
     }
-    DEVICE void fetch(const Walk& walk, bool more) {
-        if (more) {
+    DEVICE void fetch(const Walk& walk, int stage) {
+        if (stage >= 0) {
+            const int left = walk.coded_values - stage * STAGE;
             if (left >= STAGE) {
-                keys.copy<true>(next, STAGE, walk.lane);
-                values.copy<true>(next + VALUES_AT, STAGE, walk.lane);
+                keys.copy<true>(next, stage, STAGE, walk.lane);
+                values.copy<true>(next + VALUES_AT, stage, STAGE, walk.lane);
             } else {
-                keys.copy<false>(next, left + walk.coded_keys - walk.coded_values, walk.lane);
-                values.copy<false>(next + VALUES_AT, left, walk.lane);
+                keys.copy<false>(next, stage, left + walk.coded_keys - walk.coded_values, walk.lane);
+                values.copy<false>(next + VALUES_AT, stage, left, walk.lane);
             }
-            left -= STAGE;
         }
         next = after(next);
         close_copies();
@@ -116,34 +124,50 @@ struct Ring {
     }
 };
 
-// Stages [begin, end) of coded values by one warp; `shared` holds DEPTH stages.
-DEVICE void walk_coded(Walk& walk, Values& values, const Arguments& a, unsigned char* shared, int begin, int end) {
+// A warp's stages of coded values; `shared` holds DEPTH. Where registers allow (BESIDE), values of a stage are added while the next
+// one's scores are made, neither of which waits for the other.
+DEVICE void walk_coded(Walk& walk, Values& values, const Arguments& a, unsigned char* shared, Runs runs) {
     Ring ring;
-    ring.begin(walk, a, shared, begin);
-    for (int ahead = 0; ahead < DEPTH - 1; ahead++) ring.fetch(walk, begin + ahead < end);
+    ring.begin(walk, a, shared);
+    int stages[DEPTH];  // this one, and those after it
+#pragma unroll
+    for (int ahead = 0; ahead < DEPTH - 1; ahead++) ring.fetch(walk, stages[ahead] = runs.take(walk.lane));
     if (PREPARED) wait_for_inputs();
+    if (stages[0] < 0) return;
     Keys keys;
     keys.begin(a, walk.prepared, walk.asked + walk.row * HEAD_DIM, walk.lane, walk.row, walk.quarter);
-    if (begin < end) keys.seek(a, walk.sequence, walk.head, begin, walk.row, walk.quarter);
-    unsigned char* place = shared;
-    int left = walk.coded_values - begin * STAGE;
-    for (int stage = begin; stage < end; stage++) {
-        keys.fetch(a, walk.prepared, stage + 1 < end, walk.row, walk.quarter);
+    keys.seek(a, walk.sequence, walk.head, stages[0]);
+    unsigned char *place = shared, *before = shared;
+    word weights[2][2] = {};  // of the stage before, none at first
+    const auto add = [&](int tile) { values.add(before + VALUES_AT, tile, weights[tile][0], weights[tile][1], walk.row, walk.quarter); };
+    while (stages[0] >= 0) {
+        stages[DEPTH - 1] = runs.take(walk.lane);
+        keys.fetch(stages[1], walk.row, walk.quarter);
         wait_for_copies<DEPTH - 2>();
         synchronize_warp();
-        ring.fetch(walk, stage + DEPTH - 1 < end);  // into the place of the stage before this one, which all lanes have read
-        const bool edge = MASKED || left < STAGE || stage * STAGE < walk.first;
+        if (!BESIDE) ring.fetch(walk, stages[DEPTH - 1]);  // into the place of the stage before, which all lanes have read
+        const int base = stages[0] * STAGE, left = walk.coded_values - base;
+        const bool edge = MASKED || left < STAGE || base < walk.first;
         if (edge && left < STAGE) {
             Values::clear(place + VALUES_AT, left, walk.lane);
             synchronize_warp();
         }
         float x[2][2];
-        keys.score(x, place, a, walk.prepared, walk.row, walk.quarter);
-        if (edge) walk.hide(x, stage * STAGE, walk.first, walk.coded_values);
-        walk.add(values, place + VALUES_AT, x);
-        place = ring.after(place);
-        left -= STAGE;
+        if constexpr (BESIDE) {
+            keys.score(x, place, a, walk.prepared, walk.row, walk.quarter, add);
+            synchronize_warp();
+            ring.fetch(walk, stages[DEPTH - 1]);
+        } else {
+            keys.score(x, place, a, walk.prepared, walk.row, walk.quarter, [](int) {});
+        }
+        if (edge) walk.hide(x, base, walk.first, walk.coded_values);
+        walk.weigh(weights, values, x);
+        before = place, place = ring.after(place);
+        if (!BESIDE) add(0), add(1);
+#pragma unroll
+        for (int ahead = 0; ahead < DEPTH - 1; ahead++) stages[ahead] = stages[ahead + 1];
     }
+    if (BESIDE) add(0), add(1);
 }
 
 // The first tokens, and those from the first exact value on, of which the oldest keys may be in code.
@@ -158,21 +182,21 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
             score_exact(x, {a.first_keys.of(walk.sequence, walk.head), 0, walk.first, 0}, walk.asked, base, a.scaling, walk.row, walk.quarter);
             walk.hide(x, base, 0, walk.first);
             values.at({a.first_values.of(walk.sequence, walk.head), 0, walk.first, 0}, base);
-            walk.add(values, nullptr, x);
+            walk.add(values, x);
         }
     }
     for (int stage = begin + warp; stage < end; stage += WARPS) {
         const int base = stage * STAGE;
         if (base < walk.coded_keys) {
-            keys.seek(a, walk.sequence, walk.head, stage, walk.row, walk.quarter);
-            keys.fetch(a, walk.prepared, false, walk.row, walk.quarter);
+            keys.seek(a, walk.sequence, walk.head, stage);
+            keys.fetch(Runs::NONE, walk.row, walk.quarter);
             KeyFeed feed;
-            feed.begin(a, walk.sequence, walk.head, base, walk.lane);
-            feed.copy<false>(ring, walk.coded_keys - base, walk.lane);
+            feed.begin(a, walk.sequence, walk.head, walk.lane);
+            feed.copy<false>(ring, stage, walk.coded_keys - base, walk.lane);
             close_copies();
             wait_for_copies<0>();
             synchronize_warp();
-            keys.score(x, ring, a, walk.prepared, walk.row, walk.quarter);
+            keys.score(x, ring, a, walk.prepared, walk.row, walk.quarter, [](int) {});
             synchronize_warp();
         }
         if (base + STAGE > walk.coded_keys && walk.tokens > walk.coded_keys) {
@@ -187,17 +211,8 @@ DEVICE void walk_exact(Walk& walk, ExactValues& values, const Arguments& a, unsi
         }
         walk.hide(x, base, walk.coded_values > walk.first ? walk.coded_values : walk.first, walk.tokens);
         values.at({a.exact_values.of(walk.sequence, walk.head), walk.coded_values, walk.tokens, a.value_ring}, base);
-        walk.add(values, nullptr, x);
+        walk.add(values, x);
     }
-}
-
-// The stage at which warp `mine` of `coding` parts begins. Where part 0 reads exact tokens as well, it has as much less in code.
-DEVICE int share_of(const Walk& walk, const Arguments& a, int coding, int mine) {
-    const int stages = (walk.coded_values + STAGE - 1) / STAGE, exact = (walk.tokens - walk.coded_values + STAGE - 1) / STAGE;
-    const int less = a.apart ? 0 : EXACT_COST * ((exact + WARPS - 1) / WARPS);
-    const long long even = ((long long)stages + less * WARPS) * mine / (coding * WARPS);
-    const long long begin = even - less * (mine < WARPS ? mine : WARPS);
-    return begin > 0 ? (int)begin : 0;
 }
 
 // What the warps of this part have of some tokens, added up and left in `slot` for the last part.
@@ -208,9 +223,8 @@ DEVICE void keep(const Walk& walk, const Sums& sums, float* states, float* slot,
     synchronize_block();
     if (warp < HEADS) {
         Total total;
-        total.add(states + warp * STATE, 0, WARPS, 1, HEADS * STATE, walk.lane, [](const float* at) { return *(const float4*)at; });
+        total.template add<WARPS>(states + warp * STATE, 0, WARPS, 1, HEADS * STATE, walk.lane, [](const float* at) { return *(const float4*)at; });
         total.store(slot + warp * STATE, walk.lane);
-        publish();
     }
     synchronize_block();
 }
@@ -218,6 +232,7 @@ DEVICE void keep(const Walk& walk, const Sums& sums, float* states, float* slot,
 KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid_constant__ Arguments a) {
     SHARED_MEMORY(shared);
     if (!PREPARED) wait_for_inputs();  // else the kernel before, which prepares the query, has waited for all others
+    release_dependents();
     const int warp = threadIdx.x / 32, part = blockIdx.x, parts = gridDim.x, blocks = (a.group + HEADS - 1) / HEADS;
     Walk walk;
     walk.lane = threadIdx.x % 32, walk.row = walk.lane / 4, walk.quarter = walk.lane % 4;
@@ -250,15 +265,19 @@ KERNEL void __launch_bounds__(WARPS * 32, RESIDENT) cache_attention(const __grid
         walk.best = LOWEST, walk.weight = 0;
     }
     if (part >= a.apart) {
-        const int mine = (part - a.apart) * WARPS + warp;
         Values values;
-        values.begin(a);
-        walk_coded(walk, values, a, ring, share_of(walk, a, coding, mine), share_of(walk, a, coding, mine + 1));
+        values.begin(a, walk.row, walk.quarter);
+        Runs runs;
+        runs.begin(a.tickets + 2 * owner + 1, walk.coded_values, coding * WARPS, (part - a.apart) * WARPS + warp, walk.lane);
+        walk_coded(walk, values, a, ring, runs);
         wait_for_copies<0>();
         keep(walk, values, states, partial + (1 + part - a.apart) * HEADS * STATE, warp);
     }
     word* last = (word*)shared;
-    if (threadIdx.x == 0) *last = take_ticket(a.tickets + owner, parts);
+    if (threadIdx.x == 0) {
+        *last = take_ticket(a.tickets + 2 * owner, parts);
+        if (*last) a.tickets[2 * owner + 1] = 0;
+    }
     synchronize_block();
     if (!*last) return;
     half_word* out = a.out + ((long long)walk.sequence * (gridDim.y / blocks) * a.group + base_head) * HEAD_DIM;

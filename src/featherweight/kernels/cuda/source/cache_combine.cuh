@@ -11,12 +11,20 @@ struct Total {
     float4 sums = {0, 0, 0, 0};
     float best = LOWEST, weight = 0;
 
-    // Every `step`-th of the states before `end`, `stride` floats apart.
-    template <class Load>
+    // Every `step`-th of the states before `end`, `stride` floats apart, EARLY of them asked for at once.
+    template <int EARLY, class Load>
     DEVICE void add(const float* states, int begin, int end, int step, int stride, int lane, const Load& load) {
         for (int first = begin; first < end; first += 32 * step) {
             const int mine = first + lane * step;
             const float4 own = mine < end ? load(states + (long long)mine * stride + HEAD_DIM) : float4{LOWEST, 0, 0, 0};
+            const int count = (end - first + step - 1) / step < 32 ? (end - first + step - 1) / step : 32;
+            const auto state = [&](int part) {
+                const bool there = part < count && 4 * lane < HEAD_DIM;
+                return there ? load(states + (long long)(first + part * step) * stride + 4 * lane) : float4{0, 0, 0, 0};
+            };
+            float4 early[EARLY];  // on their way while the factors are found
+#pragma unroll
+            for (int part = 0; part < EARLY; part++) early[part] = state(part);
             float top = fmaxf(best, own.x);
             for (int lanes = 1; lanes < 32; lanes *= 2) top = fmaxf(top, exchange(top, lanes));
             const float before = power(best - top), factor = power(own.x - top);
@@ -24,14 +32,14 @@ struct Total {
             for (int lanes = 1; lanes < 32; lanes *= 2) whole += exchange(whole, lanes);
             best = top, weight = weight * before + whole;
             sums = {sums.x * before, sums.y * before, sums.z * before, sums.w * before};
-            const int count = (end - first + step - 1) / step < 32 ? (end - first + step - 1) / step : 32;
-#pragma unroll 16
-            for (int part = 0; part < count; part++) {
-                const float by = broadcast(factor, part);
-                const float4 four = 4 * lane < HEAD_DIM ? load(states + (long long)(first + part * step) * stride + 4 * lane) : float4{0, 0, 0, 0};
-                sums = {sums.x + by * four.x, sums.y + by * four.y, sums.z + by * four.z, sums.w + by * four.w};
-            }
+#pragma unroll
+            for (int part = 0; part < EARLY; part++) take(early[part], broadcast(factor, part));
+#pragma unroll 8
+            for (int part = EARLY; part < count; part++) take(state(part), broadcast(factor, part));
         }
+    }
+    DEVICE void take(const float4& four, float by) {
+        sums = {sums.x + by * four.x, sums.y + by * four.y, sums.z + by * four.z, sums.w + by * four.w};
     }
     DEVICE void store(float* state, int lane) const {
         if (4 * lane < HEAD_DIM) *(float4*)(state + 4 * lane) = sums;
@@ -60,8 +68,8 @@ DEVICE void combine(const Arguments& a, const float* states, float* room, int pa
     const bool works = share < SHARES;
     Total total, exact;
     if (works) {
-        total.add(states + head * STATE, share + (ROTATED_VALUES ? 1 : 0), parts, SHARES, HEADS * STATE, lane, fresh);
-        if (ROTATED_VALUES && share == 0) exact.add(states + head * STATE, 0, 1, 1, HEADS * STATE, lane, fresh);
+        total.template add<16>(states + head * STATE, share + (ROTATED_VALUES ? 1 : 0), parts, SHARES, HEADS * STATE, lane, fresh);
+        if (ROTATED_VALUES && share == 0) exact.template add<1>(states + head * STATE, 0, 1, 1, HEADS * STATE, lane, fresh);
         total.store(room + (share * HEADS + head) * STATE, lane);
     }
     synchronize_block();
@@ -70,7 +78,7 @@ DEVICE void combine(const Arguments& a, const float* states, float* room, int pa
         float4 turned = {0, 0, 0, 0};
         float* mixed = room + (SHARES + share) * HEADS * STATE + head * STATE;  // this warp's copy of its head's mixture
         if (works) {
-            whole.add(room + head * STATE, 0, SHARES, 1, HEADS * STATE, lane, near);
+            whole.template add<SHARES>(room + head * STATE, 0, SHARES, 1, HEADS * STATE, lane, near);
             whole.store(mixed, lane);
             synchronize_warp();
             turned = rotate(mixed, a.rotation, share, lane);
@@ -95,7 +103,7 @@ DEVICE void combine(const Arguments& a, const float* states, float* room, int pa
         }
     } else if (works && share == 0) {
         total = Total();
-        total.add(room + head * STATE, 0, SHARES, 1, HEADS * STATE, lane, near);
+        total.template add<SHARES>(room + head * STATE, 0, SHARES, 1, HEADS * STATE, lane, near);
     }
     if (works && share == 0 && head < heads && 4 * lane < HEAD_DIM) {
         const float scale = 1.0f / total.weight;

@@ -5,6 +5,7 @@
 #pragma once
 #include "cache.cuh"
 
+constexpr int MOST_BESIDE = 16;  // warps whose registers hold the making of scores and the adding of values at once
 constexpr int KEY_WORDS = HEAD_DIM * KEY_BITS / 32, MY_WORDS = KEY_WORDS / 4, FIELDS = 16 / KEY_BITS, PAIRS = MY_WORDS * FIELDS;
 constexpr int KEY_CODES = 0, KEY_SCALES = STAGE * 4 * KEY_WORDS, KEY_MINIMA = KEY_SCALES + 2 * HEAD_DIM;
 constexpr int KEY_STAGE = KEY_MINIMA + 2 * HEAD_DIM;
@@ -14,23 +15,19 @@ constexpr int KEY_EXTRA = NUMBER == 0 ? 96 : 4;
 struct KeyFeed {
     Feed<4 * KEY_WORDS> codes;
     const unsigned char *scales, *minima;
-    int stage_of_group;
 
-    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
-        codes.begin(a.keys[0], sequence, head, base, lane);
-        scales = a.keys[1].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM + 16 * lane;
-        minima = a.keys[2].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM + 16 * lane;
-        stage_of_group = base % KEY_GROUP / STAGE;
+    DEVICE void begin(const Arguments& a, int sequence, int head, int lane) {
+        codes.begin(a.keys[0], sequence, head, lane);
+        scales = a.keys[1].of(sequence, head) + 16 * lane;
+        minima = a.keys[2].of(sequence, head) + 16 * lane;
     }
     template <bool WHOLE>
-    DEVICE void copy(unsigned char* stage, int left, int lane) {
-        codes.template copy<WHOLE>(stage + KEY_CODES, left, lane);
+    DEVICE void copy(unsigned char* stage, int at, int left, int lane) {
+        codes.template copy<WHOLE>(stage + KEY_CODES, at, left, lane);
         if (16 * lane < 2 * HEAD_DIM) {
-            copy_to_shared(stage + KEY_SCALES + 16 * lane, scales, true);
-            copy_to_shared(stage + KEY_MINIMA + 16 * lane, minima, true);
-        }
-        if (KEY_GROUP == STAGE || ++stage_of_group == KEY_GROUP / STAGE) {
-            scales += 2 * HEAD_DIM, minima += 2 * HEAD_DIM, stage_of_group = 0;
+            const unsigned long long group = (unsigned)at / (KEY_GROUP / STAGE) * (2ull * HEAD_DIM);
+            copy_to_shared(stage + KEY_SCALES + 16 * lane, scales + group, true);
+            copy_to_shared(stage + KEY_MINIMA + 16 * lane, minima + group, true);
         }
     }
 };
@@ -69,10 +66,11 @@ struct Keys {
         }
     }
 
-    DEVICE void seek(const Arguments&, int, int, int, int, int) {}
-    DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
+    DEVICE void seek(const Arguments&, int, int, int) {}
+    DEVICE void fetch(int, int, int) {}
 
-    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter) {
+    template <class Between>
+    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter, const Between& between) {
         word numbers[PAIRS];
         read_pairs(numbers, stage + KEY_MINIMA, quarter);
         float bias[4] = {};
@@ -98,6 +96,7 @@ struct Keys {
                 const word codes[4] = {field(upper, at), field(lower, at), field(upper, at + 1), field(lower, at + 1)};
                 multiply_tile(sums, codes, numbers[at], numbers[at + 1]);
             }
+            between(tile);
             x[tile][0] = sums[0] * unit + offset;
             x[tile][1] = sums[2] * unit + offset;
         }

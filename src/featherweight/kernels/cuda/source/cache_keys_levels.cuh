@@ -5,18 +5,17 @@
 #include "cache_levels.cuh"
 
 static_assert(HEAD_DIM == 128, "a lane's words fill four products");
+constexpr int MOST_BESIDE = 16;  // warps whose registers hold the making of scores and the adding of values at once
 constexpr int KEY_BYTES = HEAD_DIM * KEY_BITS / 8, PRODUCTS = 4;
 constexpr int KEY_CODES = 0, KEY_GAINS = STAGE * KEY_BYTES, KEY_MEANS = KEY_GAINS + STAGE * 2;
 constexpr int KEY_STAGE = KEY_MEANS + (KEY_GROUP ? 2 * HEAD_DIM : 0);
 constexpr int LANE_BYTES = PRODUCTS * 2 * 4, SKETCH = HEAD_DIM;
-constexpr int PREPARED_FACTORS = 32 * LANE_BYTES, PREPARED_QUERY = PREPARED_FACTORS + HEADS * 2 * 4;
-constexpr int PREPARED = PREPARED_QUERY + HEADS * 2 * HEAD_DIM * 2;
-constexpr float BYTE = 1.0f;  // what a unit of a level counts
+constexpr int PREPARED_FACTORS = 32 * LANE_BYTES, PREPARED = PREPARED_FACTORS + HEADS * 2 * 4;
+constexpr float LARGEST = 32500.0f, UNIT = 1.0f;  // of the query's integers; what one of a sum counts
 
 // Where coordinate `index` of the rotated query goes: lane quarter, and its byte.
 struct Place {
     int quarter, byte;
-    float times = 1.0f;
     DEVICE explicit Place(int index) {
         if (KEY_BITS == 3) {  // field f of word w: product f % 4, half f / 8, byte 2 (f / 4 % 2) + w % 2
             const int field = index / 8, word_at = index % 8;
@@ -32,23 +31,21 @@ struct KeyFeed {
     Feed<KEY_BYTES> codes;
     Feed<2> gains;
     const unsigned char* means;
-    int stage_of_group;
 
-    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
-        codes.begin(a.keys[0], sequence, head, base, lane);
-        gains.begin(a.keys[1], sequence, head, base, lane);
+    DEVICE void begin(const Arguments& a, int sequence, int head, int lane) {
+        codes.begin(a.keys[0], sequence, head, lane);
+        gains.begin(a.keys[1], sequence, head, lane);
         if constexpr (KEY_GROUP > 0) {
-            means = a.keys[2].of(sequence, head) + (long long)(base / KEY_GROUP) * 2 * HEAD_DIM + 16 * lane;
-            stage_of_group = base % KEY_GROUP / STAGE;
+            means = a.keys[2].of(sequence, head) + 16 * lane;
         }
     }
     template <bool WHOLE>
-    DEVICE void copy(unsigned char* stage, int left, int lane) {
-        codes.copy<WHOLE>(stage + KEY_CODES, left, lane);
-        gains.copy<WHOLE>(stage + KEY_GAINS, left, lane);
+    DEVICE void copy(unsigned char* stage, int at, int left, int lane) {
+        codes.copy<WHOLE>(stage + KEY_CODES, at, left, lane);
+        gains.copy<WHOLE>(stage + KEY_GAINS, at, left, lane);
         if constexpr (KEY_GROUP > 0) {
-            if (16 * lane < 2 * HEAD_DIM) copy_to_shared(stage + KEY_MEANS + 16 * lane, means, true);
-            if (++stage_of_group == KEY_GROUP / STAGE) means += 2 * HEAD_DIM, stage_of_group = 0;
+            const unsigned long long group = (unsigned)at / (KEY_GROUP / STAGE) * (2ull * HEAD_DIM);
+            if (16 * lane < 2 * HEAD_DIM) copy_to_shared(stage + KEY_MEANS + 16 * lane, means + group, true);
         }
     }
 };
@@ -65,10 +62,11 @@ struct Keys {
         asked = columns;
     }
 
-    DEVICE void seek(const Arguments&, int, int, int, int, int) {}
-    DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
+    DEVICE void seek(const Arguments&, int, int, int) {}
+    DEVICE void fetch(int, int, int) {}
 
-    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter) {
+    template <class Between>
+    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments& a, const unsigned char*, int row, int quarter, const Between& between) {
         float bias = 0;
         if constexpr (KEY_GROUP > 0) bias = product_with_means(stage + KEY_MEANS, quarter) * a.scaling;
         const half_word* gains = (const half_word*)(stage + KEY_GAINS);
@@ -77,6 +75,7 @@ struct Keys {
             const int token = 16 * tile + token_of(row);
             int sums[4] = {};
             multiply(sums, stage + KEY_CODES + token * KEY_BYTES, quarter);
+            between(tile);
             x[tile][0] = from_number(gains[token]) * ((float)(sums[0] * 256 + sums[1]) * factor) + bias;
             x[tile][1] = from_number(gains[token + 8]) * ((float)(sums[2] * 256 + sums[3]) * factor) + bias;
         }

@@ -5,18 +5,17 @@
 #include "cache.cuh"
 
 static_assert(HEAD_DIM == 128, "a lane's words fill four products");
+constexpr int MOST_BESIDE = 16;  // warps whose registers hold the making of scores and the adding of values at once
 constexpr int PRODUCTS = 4, KEY_GROUPS = HEAD_DIM / KEY_GROUP;
 constexpr int KEY_CODES = 0, KEY_SCALES = STAGE * HEAD_DIM, KEY_MINIMA = KEY_SCALES + STAGE * 2 * KEY_GROUPS;
 constexpr int KEY_STAGE = KEY_MINIMA + STAGE * 2 * KEY_GROUPS;
 constexpr int LANE_BYTES = PRODUCTS * 2 * 4, SKETCH = HEAD_DIM;
-constexpr int PREPARED_FACTORS = 32 * LANE_BYTES, PREPARED_QUERY = PREPARED_FACTORS + HEADS * 2 * 4;
-constexpr int PREPARED = PREPARED_QUERY + HEADS * 2 * HEAD_DIM * 2;
-constexpr float BYTE = 1.0f;  // what a unit of a code counts
+constexpr int PREPARED_FACTORS = 32 * LANE_BYTES, PREPARED = PREPARED_FACTORS + HEADS * 2 * 4;
+constexpr float LARGEST = 32500.0f, UNIT = 1.0f;  // of the query's integers; what one of a sum counts
 
 // Where channel `index` of the query goes: product index / 32, of which a quarter has 8 channels, half by half.
 struct Place {
     int quarter, byte;
-    float times = 1.0f;
     DEVICE explicit Place(int index) : quarter(index % 32 / 8), byte((index / 32 * 2 + index % 8 / 4) * 4 + index % 4) {}
 };
 
@@ -24,16 +23,16 @@ struct KeyFeed {
     Feed<HEAD_DIM> codes;
     Feed<2 * KEY_GROUPS> scales, minima;
 
-    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
-        codes.begin(a.keys[0], sequence, head, base, lane);
-        scales.begin(a.keys[1], sequence, head, base, lane);
-        minima.begin(a.keys[2], sequence, head, base, lane);
+    DEVICE void begin(const Arguments& a, int sequence, int head, int lane) {
+        codes.begin(a.keys[0], sequence, head, lane);
+        scales.begin(a.keys[1], sequence, head, lane);
+        minima.begin(a.keys[2], sequence, head, lane);
     }
     template <bool WHOLE>
-    DEVICE void copy(unsigned char* stage, int left, int lane) {
-        codes.copy<WHOLE>(stage + KEY_CODES, left, lane);
-        scales.copy<WHOLE>(stage + KEY_SCALES, left, lane);
-        minima.copy<WHOLE>(stage + KEY_MINIMA, left, lane);
+    DEVICE void copy(unsigned char* stage, int at, int left, int lane) {
+        codes.copy<WHOLE>(stage + KEY_CODES, at, left, lane);
+        scales.copy<WHOLE>(stage + KEY_SCALES, at, left, lane);
+        minima.copy<WHOLE>(stage + KEY_MINIMA, at, left, lane);
     }
 };
 
@@ -55,10 +54,11 @@ struct Keys {
         }
     }
 
-    DEVICE void seek(const Arguments&, int, int, int, int, int) {}
-    DEVICE void fetch(const Arguments&, const unsigned char*, bool, int, int) {}
+    DEVICE void seek(const Arguments&, int, int, int) {}
+    DEVICE void fetch(int, int, int) {}
 
-    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments&, const unsigned char*, int row, int quarter) {
+    template <class Between>
+    DEVICE void score(float (&x)[2][2], const unsigned char* stage, const Arguments&, const unsigned char*, int row, int quarter, const Between& between) {
 #pragma unroll
         for (int tile = 0; tile < 2; tile++) {
             const int token = 16 * tile + token_of(row);
@@ -70,6 +70,7 @@ struct Keys {
                 const word bytes[4] = {upper.x, lower.x, upper.y, lower.y};
                 multiply_unsigned(sums[32 * product / KEY_GROUP], bytes, query[product][0], query[product][1]);
             }
+            between(tile);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const half_word* scales = (const half_word*)(stage + KEY_SCALES) + (token + 8 * half) * KEY_GROUPS;

@@ -14,14 +14,14 @@ struct ValueFeed {
     Feed<VALUE_BYTES> codes;
     Feed<2> gains;
 
-    DEVICE void begin(const Arguments& a, int sequence, int head, int base, int lane) {
-        codes.begin(a.values[0], sequence, head, base, lane);
-        gains.begin(a.values[1], sequence, head, base, lane);
+    DEVICE void begin(const Arguments& a, int sequence, int head, int lane) {
+        codes.begin(a.values[0], sequence, head, lane);
+        gains.begin(a.values[1], sequence, head, lane);
     }
     template <bool WHOLE>
-    DEVICE void copy(unsigned char* stage, int left, int lane) {
-        codes.copy<WHOLE>(stage + VALUE_CODES, left, lane);
-        gains.copy<WHOLE>(stage + VALUE_GAINS, left, lane);
+    DEVICE void copy(unsigned char* stage, int at, int left, int lane) {
+        codes.copy<WHOLE>(stage + VALUE_CODES, at, left, lane);
+        gains.copy<WHOLE>(stage + VALUE_GAINS, at, left, lane);
     }
 };
 
@@ -31,7 +31,7 @@ struct Values {
     word table[4];              // 3 bits: lower bytes of the levels, upper bytes; 4 bits: positive levels
     float unit;
 
-    DEVICE void begin(const Arguments& a) {
+    DEVICE void begin(const Arguments& a, int, int) {
 #pragma unroll
         for (int index = 0; index < 4; index++) table[index] = ((const word*)a.levels)[index];
         unit = ((const float*)a.levels)[4];

@@ -45,6 +45,10 @@ KERNEL void __launch_bounds__(THREADS) hadamard(Arguments given) {
     Codes codes;
     codes.load(given, first_rank(), threadIdx.x & 31);  // R is on its way meanwhile
 #endif
+#if FACTOR > 1
+    Operands operands;
+    operands.load(given.factor, Operands::first());
+#endif
     if (!INVERTED) synchronize_block();
     wait_for_inputs();
     int row = blockIdx.x;
@@ -52,7 +56,7 @@ KERNEL void __launch_bounds__(THREADS) hadamard(Arguments given) {
     half_word* raw = (half_word*)(shared + SIGNS);
     float* values = (float*)(shared + SIGNS + (HELD ? 0 : RAW));
     load_raw(raw, signs, given, row);
-    dense_step(values, raw, given.factor);
+    dense_step(values, raw, given.factor, operands);
 #else
     float* values = (float*)(shared + SIGNS);
     first_step(values, signs, given, row);

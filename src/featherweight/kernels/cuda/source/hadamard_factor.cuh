@@ -62,13 +62,27 @@ DEVICE void store_tile(float* values, const float (&d)[2][4], int tile, int colu
         }
 }
 
+// Signs of A that a warp takes: all tiles of a small one; two tiles of rows of a large one. They are asked for before the row is there.
+struct Operands {
+    static constexpr int UNITS = COLUMNS / 16, WORDS = (TILES + 3) / 4, HEIGHT = HELD ? TILES : 2;
+    static constexpr int WIDE = UNITS % 2 ? 1 : 2, SETS = UNITS / WIDE, SHARE = WARPS > SETS ? WARPS / SETS : 1;  // of a large one
+    word signs[HEIGHT][WORDS];
+
+    static DEVICE int first() { return HELD ? 0 : threadIdx.x / 32 % SHARE * 2; }
+    DEVICE void load(const word* factor, int from) {
+#pragma unroll
+        for (int m = 0; m < HEIGHT; m++)
+#pragma unroll
+            for (int k = 0; k < WORDS; k++) signs[m][k] = load_word(factor + (min(from + m, TILES - 1) * WORDS + k) * 32 + (threadIdx.x & 31));
+    }
+};
+
 // A applied to all columns. A small one in place: a warp first takes all its columns to registers. A large one to `values`,
 // several warps to the same columns.
-DEVICE void dense_step(float* values, const half_word* raw, const word* factor) {
-    constexpr int units = COLUMNS / 16, words = (TILES + 3) / 4;
+DEVICE void dense_step(float* values, const half_word* raw, const word* factor, Operands& operands) {
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
 #if FACTOR <= 64
-    constexpr int each = (units + WARPS - 1) / WARPS;
+    constexpr int units = Operands::UNITS, each = (units + WARPS - 1) / WARPS;
     word b[each][INPUTS][TILES][4];
 #pragma unroll
     for (int i = 0; i < each; i++)
@@ -80,8 +94,7 @@ DEVICE void dense_step(float* values, const half_word* raw, const word* factor) 
                     load_columns(b[i][plane][k], raw + plane * TILES * 16 * PITCH, k, (warp + i * WARPS) * 16, lane);
     synchronize_block();
 #pragma unroll
-    for (int m = 0; m < TILES; m++) {
-        word signs = factor[m * 32 + lane];
+    for (int m = 0; m < TILES; m++)
 #pragma unroll
         for (int i = 0; i < each; i++) {
             float d[2][4] = {};
@@ -89,23 +102,23 @@ DEVICE void dense_step(float* values, const half_word* raw, const word* factor) 
 #pragma unroll
             for (int k = 0; k < TILES; k++) {
                 word a[4];
-                expand(a, signs, k);
+                expand(a, operands.signs[m][0], k);
 #pragma unroll
                 for (int plane = 0; plane < INPUTS; plane++) multiply_pair(d, a, b[i][plane][k]);
             }
             store_tile(values, d, m, (warp + i * WARPS) * 16, lane);
         }
-    }
 #else
-    constexpr int wide = units % 2 ? 1 : 2, sets = units / wide, share = WARPS > sets ? WARPS / sets : 1;
-    for (int set = warp / share; set < sets; set += WARPS / share)
-        for (int m = warp % share * 2; m < TILES; m += share * 2) {
+    constexpr int wide = Operands::WIDE;
+    for (int set = warp / Operands::SHARE; set < Operands::SETS; set += WARPS / Operands::SHARE)
+        for (int m = Operands::first(); m < TILES; m += Operands::SHARE * 2) {
+            if (m != Operands::first() || set != warp / Operands::SHARE) operands.load(factor, m);
             float d[2][wide][2][4] = {};
-#pragma unroll 1
+#pragma unroll
             for (int k = 0; k < TILES; k++) {
                 word a[2][4], b[4];
-                expand(a[0], factor[(m * words + k / 4) * 32 + lane], k);
-                expand(a[1], factor[(min(m + 1, TILES - 1) * words + k / 4) * 32 + lane], k);
+                expand(a[0], operands.signs[0][k / 4], k);
+                expand(a[1], operands.signs[1][k / 4], k);
 #pragma unroll
                 for (int unit = 0; unit < wide; unit++)
 #pragma unroll

@@ -1,6 +1,7 @@
 // Part of hadamard.cu: the row as lattice.cu reads it, and t = R y.
 #pragma once
 #include "hadamard_steps.cuh"
+#include "planes.cuh"
 
 // The largest of all threads' values.
 DEVICE float largest(float most, float* scratch) {
@@ -21,12 +22,6 @@ DEVICE void round_4(const float* v, float per, word signs, word& high, word& low
         int x = round_to_int(signs >> i & 1 ? -v[i] * per : v[i] * per);
         high |= (word)((x + 128) >> 8 & 255) << i * 8, low |= (word)(x & 255) << i * 8;
     }
-}
-
-// Where four entries from `at` on stand in planes: of every 16 entries these have 0 to 3, 8 to 11, 4 to 7, 12 to 15.
-DEVICE int byte_of(int at) {
-    int four = at >> 2 & 3;
-    return at + (four == 1 ? 4 : four == 2 ? -4 : 0);
 }
 
 // 16 inputs of one rank times 16 of its scale, in the planes' steps.

@@ -15,10 +15,45 @@ DEVICE word load_shared(word address) {
     return v;
 }
 
+// `bytes` (a multiple of 16) on their way to the second-level cache.
+DEVICE void prefetch(const void* address, int bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes) : "memory");
+}
+
 // All blocks of a cluster have written what others read in their shared memory.
 DEVICE void meet_blocks() {
     synchronize_block();
     synchronize_cluster();
+}
+
+// The same in two halves, for shared memory alone.
+DEVICE void arrive_in_cluster() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+DEVICE void wait_for_cluster() {
+    __syncwarp();
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// A barrier in shared memory on which so many bytes are to arrive from blocks of the cluster, once; a number sent to the same place of
+// another block, and its barrier; the wait for all of them.
+DEVICE void expect_bytes(unsigned long long* barrier, int bytes) {
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+DEVICE void send_to_block(float* place, unsigned long long* barrier, int rank, float value) {
+    asm volatile(
+        "{.reg .u32 there, counter;\nmapa.shared::cluster.u32 there, %0, %2;\nmapa.shared::cluster.u32 counter, %1, %2;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %3, [counter];}" ::"r"(shared_address(place)),
+        "r"(shared_address(barrier)), "r"(rank), "r"(as_word(value)) : "memory");
+}
+DEVICE void wait_for_bytes(unsigned long long* barrier) {
+    asm volatile(
+        "{\n .reg .pred done;\n"
+        "again:\n mbarrier.try_wait.parity.shared.b64 done, [%0], 0;\n"
+        " @done bra over;\n bra again;\nover:\n}" ::"r"(shared_address(barrier)) : "memory");
 }
 
 // One number, or four, in the shared memory of a block of the cluster.
@@ -50,6 +85,12 @@ DEVICE void multiply_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The same of bytes with sign.
+DEVICE void multiply_signed_bytes(int (&c)[4], const word (&a)[4], word b0, word b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // sums[16 x 8] += a[16 x 8] b[8 x 8]: fp32 numbers of which the last 13 bits are not looked at.
 DEVICE void multiply_tf32(float (&c)[4], const word (&a)[4], word b0, word b1) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -59,6 +100,13 @@ DEVICE void multiply_tf32(float (&c)[4], const word (&a)[4], word b0, word b1) {
 DEVICE word load_byte(const unsigned char* address) {
     word v;
     asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(v) : "l"(address));
+    return v;
+}
+
+// A number that the kernel before may have written.
+DEVICE float load_float_now(const float* address) {
+    float v;
+    asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(address) : "memory");
     return v;
 }
 

@@ -22,6 +22,12 @@ DEVICE uint4 load_stream(const uint4* address) {
     return v;
 }
 
+DEVICE uint2 load_pair(const uint2* address) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
+    return v;
+}
+
 // Four words that the kernel before may have written.
 DEVICE uint4 load_now(const void* address) {
     uint4 v;

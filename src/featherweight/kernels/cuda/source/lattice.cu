@@ -8,8 +8,19 @@
 // Every lane has its own copy of the tables, in its own bank. A block has some tiles of 16 rows; a warp has one slice of 256 inputs
 // at a time, whose planes it keeps in registers while it walks over the tiles. Sums of slices meet in shared memory.
 //
-// Fixed when compiled: BITS (2, 3, 4), COLUMNS (tokens in fours: 1, 2, 4), RANK (in loads), WARPS, DEPTH (items of a warp in flight).
-#include "lattice.cuh"
+// Other warps make the low-rank term meanwhile. Where blocks form clusters they also multiply the input by R, each some ranks, and
+// hand one another the sums. A block's outputs may be those among which part of the output's rotation takes place: it is done here.
+//
+// Fixed when compiled: BITS (2, 3, 4), COLUMNS (tokens in fours: 1, 2, 4), RANK (in loads), WARPS, DEPTH (items of a warp in flight),
+// HELPERS (warps for the low-rank term, 0 without), UNIT (rows in order that share its scales), CLUSTER (8 or 1), FACTOR and TWOS
+// (of the block's part of the rotation; 0 for none), INPUT and IN (of one token's input that comes unrotated: the size's exponent, 0
+// where it does not, and 1 for bf16, 2 for fp16).
+#include "lattice_around.cuh"
+#if INPUT
+#include "lattice_input.cuh"
+#endif
+
+constexpr int AHEAD = 64;  // items of a warp
 
 struct Item {
     uint4 words[BITS];
@@ -45,16 +56,9 @@ DEVICE void multiply_item(const Item& item, const uint4 (&x)[4][COLUMNS], const 
     }
 }
 
-// The planes of one slice, and minus 8 times their sums, for half the zero points in sixteenths.
-DEVICE void load_slice(uint4 (&x)[4][COLUMNS], int2 (&zero)[COLUMNS], const Arguments& given, int slice, int lane) {
-    int column = lane >> 2, pair = lane & 3;
-#pragma unroll
-    for (int n = 0; n < COLUMNS; n++) {
-        int token = n * 4 + column / 2;
-        const uint4* from = given.planes + ((token * 2 + (column & 1)) * given.slices + slice) * 16 + pair;
-#pragma unroll
-        for (int k = 0; k < 4; k++) x[k][n] = token < given.tokens ? from[k * 4] : make_uint4(0, 0, 0, 0);
-    }
+// Minus 8 times the sums of a slice's planes, for half the zero points in sixteenths.
+DEVICE void add_planes(int2 (&zero)[COLUMNS], const uint4 (&x)[4][COLUMNS], int lane) {
+    int pair = lane & 3;
 #pragma unroll
     for (int n = 0; n < COLUMNS; n++) {
         int total = 0;
@@ -69,34 +73,78 @@ DEVICE void load_slice(uint4 (&x)[4][COLUMNS], int2 (&zero)[COLUMNS], const Argu
     }
 }
 
-// The sums in shared memory as outputs.
-DEVICE void store(const Arguments& given, const int* sums, const float* low_rank, int first_row, int count) {
-    int rows = given.most_tiles * 16, plane = COLUMNS * 4 * rows;
-    float scale = *given.scale / 32;  // half a nibble's step, and 16 in every sum
-    for (int i = threadIdx.x; i < count * given.tokens; i += blockDim.x) {
-        int token = i / count, row = i % count, place = place_of(token >> 2, rows, row, token);
-        float value = fmaf((float)sums[place], 256.0f, (float)sums[plane + place]);
-        if (BITS > 2) value += fmaf((float)sums[2 * plane + place], 256.0f, (float)sums[3 * plane + place]) / given.residual;
-        value *= scale * given.steps[token];
-        if (RANK && blockIdx.y == 0) value += low_rank[place];
-        if (first_row + row < given.rows)
-            store_as(given.output, ((long)blockIdx.y * given.tokens + token) * given.rows + first_row + row, value, given.output_type);
+// Where the block's parts of shared memory lie.
+struct Places {
+    int* sums;
+    float *low_rank, *steps, *t;
+    unsigned long long* barrier;
+    word* factor;
+
+    DEVICE Places(unsigned char* shared, const Arguments& given) {
+        int rows = given.most_tiles * 16;
+        sums = (int*)(shared + given.sums_at);
+        low_rank = (float*)(sums + PARTS * 8 * COLUMNS * rows);
+        steps = low_rank + (RANK ? 4 * COLUMNS * rows : 0);
+        barrier = (unsigned long long*)(steps + 16);
+        factor = (word*)(barrier + 2);
+        t = (float*)(factor + (FACTOR * ((FACTOR + 31) / 32) + 3) / 4 * 4);
     }
+};
+
+// An output, from sums in shared memory.
+DEVICE float value_of(const Arguments& given, const Places& places, float scale, int token, int row, bool has_low_rank) {
+    int rows = given.most_tiles * 16, plane = COLUMNS * 4 * rows, place = place_of(token >> 2, rows, row, token);
+    const int* sums = places.sums + place;
+    float value = fmaf((float)sums[0], 256.0f, (float)sums[plane]);
+    if (BITS > 2) value += fmaf((float)sums[2 * plane], 256.0f, (float)sums[3 * plane]) / given.residual;
+    value *= scale * places.steps[token];
+    return has_low_rank ? value + places.low_rank[place] : value;
 }
 
-KERNEL void __launch_bounds__(WARPS * 32, 1) lattice_multiply(Arguments given) {
+#if RANK
+// What the low-rank term adds to the rows of the block, by HELPERS warps.
+DEVICE void add_low_rank(const Arguments& given, const Places& places, int block, int first_tile, int tiles, int warp, int lane) {
+    const float* t = given.t;
+    unsigned char* free = (unsigned char*)places.t;
+#if CLUSTER > 1
+    Projection projection(places.t, given);
+    if (warp == 0) projection.share(places.steps, places.barrier, lane);
+    wait_for_bytes(places.barrier);
+    t = projection.t;
+    free += given.tokens * (RANK + RANK_TILES * WARPS * 16) * 4;
+#endif
+    LowRankTerm(given, t, free + warp * LowRankTerm::size(given.tokens), lane).add(places.low_rank, first_tile, tiles, warp, [&](int at) {
+#if FACTOR
+        return (at >> given.near << given.twos) + (block << given.near) + (at & ((1 << given.near) - 1));
+#else
+        return first_tile * 16 + at;
+#endif
+    });
+}
+#endif
+
+KERNEL void __launch_bounds__((WARPS + HELPERS) * 32, 1) lattice_multiply(Arguments given) {
     SHARED_MEMORY(shared);
     release_dependents();
+#if CLUSTER > 1
+    int block = blockIdx.x * CLUSTER + blockIdx.y, blocks = gridDim.x * CLUSTER, split = 0, splits = 1;
+#else
+    int block = blockIdx.x, blocks = gridDim.x, split = blockIdx.y, splits = gridDim.y;
+#endif
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    int first_tile = given.tiles * blockIdx.x / gridDim.x, tiles = given.tiles * (blockIdx.x + 1) / gridDim.x - first_tile;
-    int first_slice = given.slices * blockIdx.y / gridDim.y, slices = given.slices * (blockIdx.y + 1) / gridDim.y - first_slice;
-    int begin = slices * tiles * warp / WARPS, left = slices * tiles * (warp + 1) / WARPS - begin;
+    int first_tile = given.tiles * block / blocks, tiles = given.tiles * (block + 1) / blocks - first_tile;
+    int first_slice = given.slices * split / splits, slices = given.slices * (split + 1) / splits - first_slice;
+    int begin = slices * tiles * warp / WARPS, left = warp < WARPS ? slices * tiles * (warp + 1) / WARPS - begin : 0;
     int rows = given.most_tiles * 16;
-    bool has_low_rank = RANK && blockIdx.y == 0;
-    int* sums = (int*)(shared + given.sums_at);
-    float* low_rank = (float*)(sums + PARTS * 8 * COLUMNS * rows);
+    bool has_low_rank = RANK && split == 0;
+    float scale = *given.scale / 32;  // half a nibble's step, and 16 in every sum
+    Places places(shared, given);
+#if CLUSTER > 1
+    if (threadIdx.x == 0) expect_bytes(places.barrier, given.tokens * RANK * 4);
+    arrive_in_cluster();
+#endif
 
-    // the first items are on their way while tables are spread and while the input is still being made
+    // the first items are on their way while tables are spread and while the input is still being made, others to the second-level cache
     int tile = tiles ? begin % tiles : 0, slice = tiles ? begin / tiles : 0, ahead_tile = tile, stride = given.slices * (BITS * 32);
     const uint4* codes = given.codes + ((long)(first_tile + tile) * given.slices + first_slice + slice) * (BITS * 32) + lane;
     Item ring[DEPTH];
@@ -109,23 +157,46 @@ KERNEL void __launch_bounds__(WARPS * 32, 1) lattice_multiply(Arguments given) {
 #pragma unroll
     for (int i = 0; i < DEPTH; i++)
         if (i < left) fetch(ring[i]);
-    uint4 factor[2] = {};
-    if (has_low_rank && warp < tiles) load_left(factor, given, first_tile + warp, 0, lane);
+    for (int i = begin + DEPTH + lane; i < begin + min(left, AHEAD); i += 32)
+        prefetch(given.codes + ((long)(first_tile + i % tiles) * given.slices + first_slice + i / tiles) * (BITS * 32), BITS * 512);
+#if INPUT
+    Input input;
+    if (warp < WARPS) input.load_signs(given);
+#endif
+#if CLUSTER > 1
+    Right right;
+    if (warp < WARPS) right.load(given, blockIdx.y, warp, lane);
+#endif
     spread_tables(shared + (TABLE - shared_address(shared)), given.tables);
-    for (int i = threadIdx.x; i < PARTS * 8 * COLUMNS * rows; i += blockDim.x) sums[i] = 0;
+    for (int i = threadIdx.x; i < PARTS * 8 * COLUMNS * rows; i += blockDim.x) places.sums[i] = 0;
+    if (FACTOR > 1)
+        for (int i = threadIdx.x; i < FACTOR * ((FACTOR + 31) / 32); i += blockDim.x) places.factor[i] = given.factor[i];
     wait_for_inputs();
 
+#if INPUT
+    float* values = (float*)(shared + TABLE - 1024 - 6 * SIZE);  // below the tables, wherever these are
+    given.planes = (const uint4*)(values + SIZE);
+    if (warp < WARPS) input.turn(given, values, (unsigned char*)(values + SIZE), places.t, places.steps, warp, lane);
+#else
+    if (threadIdx.x < given.tokens) places.steps[threadIdx.x] = given.steps[threadIdx.x];
+#endif
     uint4 x[4][COLUMNS];
     int2 zero[COLUMNS];
-    if (left > 0) load_slice(x, zero, given, first_slice + slice, lane);
-    Projected projected(low_rank + 4 * COLUMNS * rows, given);
-    if (has_low_rank) projected.make(given, first_tile, tiles, warp, lane);
+#if CLUSTER > 1
+    if (warp < given.slices && warp < WARPS) load_planes(x, given, warp, lane);
+    if (warp < WARPS) Projection(places.t, given).multiply(given, right, x, warp, lane);
+    if (left > 0 && !(slice == warp && warp + WARPS >= given.slices)) load_planes(x, given, first_slice + slice, lane);
+#else
+    if (left > 0) load_planes(x, given, first_slice + slice, lane);
+#endif
+    if (left > 0) add_planes(zero, x, lane);
     synchronize_block();
-    if (has_low_rank)
-        for (int of = warp; of < tiles; of += WARPS) {
-            if (of != warp) load_left(factor, given, first_tile + of, 0, lane);
-            multiply_low_rank(low_rank, rows, of * 16, first_tile, first_tile + of, lane, factor, projected, given);
-        }
+#if CLUSTER > 1
+    wait_for_cluster();
+#endif
+    #if RANK
+    if (has_low_rank && warp >= WARPS) add_low_rank(given, places, block, first_tile, tiles, warp - WARPS, lane);
+#endif
     while (left > 0) {
 #pragma unroll
         for (int turn = 0; turn < DEPTH; turn++) {
@@ -133,20 +204,32 @@ KERNEL void __launch_bounds__(WARPS * 32, 1) lattice_multiply(Arguments given) {
 #if COLUMNS < 4
             Item item = ring[turn];
             if (left > DEPTH) fetch(ring[turn]);
-            multiply_item(item, x, zero, sums, rows, tile * 16, lane, given.tokens);
+            multiply_item(item, x, zero, places.sums, rows, tile * 16, lane, given.tokens);
 #else
-            multiply_item(ring[turn], x, zero, sums, rows, tile * 16, lane, given.tokens);
+            multiply_item(ring[turn], x, zero, places.sums, rows, tile * 16, lane, given.tokens);
             if (left > DEPTH) fetch(ring[turn]);
 #endif
             if (++tile == tiles) {
                 tile = 0;
-                if (left > 1) load_slice(x, zero, given, first_slice + ++slice, lane);
+                if (left > 1) {
+                    load_planes(x, given, first_slice + ++slice, lane);
+                    add_planes(zero, x, lane);
+                }
             }
             left--;
         }
     }
     synchronize_block();
-    store(given, sums, low_rank, first_tile * 16, tiles * 16);
+    auto value = [&](int token, int row) { return value_of(given, places, scale, token, row, has_low_rank); };
+#if FACTOR
+    store_turned(given, places.factor, (float*)(shared + (TABLE - shared_address(shared))), block, value);
+#else
+    for (int i = threadIdx.x; i < tiles * 16 * given.tokens; i += blockDim.x) {
+        int token = i / (tiles * 16), row = i % (tiles * 16);
+        if (first_tile * 16 + row < given.rows)
+            store_as(given.output, ((long)split * given.tokens + token) * given.rows + first_tile * 16 + row, value(token, row), given.output_type);
+    }
+#endif
 }
 
 EXPORT(lattice_multiply)

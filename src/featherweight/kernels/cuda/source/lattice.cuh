@@ -8,8 +8,8 @@ constexpr int PARTS = BITS > 2 ? 2 : 1;  // codes of a vector
 // byte 1 of an address picks an entry; the rest after them.
 constexpr int TABLE = 65536;
 
-// Ranks of L to a load; groups and tokens of which a warp makes the low-rank term's input at a time.
-constexpr int RANKS = 64, LOADS = RANK / RANKS, TASKS = 4;
+// Ranks of L to a load.
+constexpr int RANKS = 64, LOADS = RANK / RANKS;
 
 struct Arguments {
     const uint4* codes;            // [tiles][slices][BITS][32]
@@ -19,11 +19,29 @@ struct Arguments {
     const float* steps;            // [tokens]
     const uint4* left;             // [tiles][RANK / 64][32]
     const half_word* left_scales;  // [groups][RANK]
-    const float* t;                // [tokens][RANK]
-    void* output;                  // [splits][tokens][rows]
-    int tiles, slices, rows, tokens, group_tiles, output_type, most_tiles, sums_at;
+    const float* t;                // [tokens][RANK]; not read in clusters, which make it:
+    const uint4* right;            // [RANK / 16][slices][4][32]
+    const half_word* right_scales; // [groups][RANK]
+    const word* factor;            // [FACTOR][FACTOR / 32]: signs of what the block's part of the rotation is, beside neighbours
+    void* output;                  // [splits][tokens][rows]; with FACTOR [tokens][blocks][FACTOR << TWOS]
+    int tiles, slices, rows, tokens, left_group, output_type, most_tiles, sums_at, right_group, right_groups, twos, near;
+    const void* input;             // [1][2^INPUT], of which planes and steps are made here
+    const unsigned char* input_signs;
+    float input_scale;             // 1 / sqrt(size)
     float residual;                // what the second codeword is divided by
 };
+
+// The planes of one slice.
+DEVICE void load_planes(uint4 (&x)[4][COLUMNS], const Arguments& given, int slice, int lane) {
+    int column = lane >> 2;
+#pragma unroll
+    for (int n = 0; n < COLUMNS; n++) {
+        int token = n * 4 + column / 2;
+        const uint4* from = given.planes + ((token * 2 + (column & 1)) * given.slices + slice) * 16 + (lane & 3);
+#pragma unroll
+        for (int k = 0; k < 4; k++) x[k][n] = token < given.tokens ? from[k * 4] : make_uint4(0, 0, 0, 0);
+    }
+}
 
 // Products of low nibbles, and of high ones, which count 16.
 struct Sums {
@@ -97,45 +115,41 @@ DEVICE void spread_tables(unsigned char* place, const word* tables) {
     }
 }
 
-// t times the scales of L as integers, once for each group of outputs that a block sees.
-struct Projected {
-    float* steps;           // [groups][tokens]
-    int2* totals;           // [groups][tokens]
-    unsigned char* planes;  // [groups][tokens][2][RANK]
-    int tokens;
+// What the low-rank term adds to some tiles: t times the scales of L is rounded to integers, for UNIT rows that share scales.
+struct LowRankTerm {
+    static constexpr int UNITS = 16 / UNIT;
 
-    DEVICE Projected(float* place, const Arguments& given) : tokens(given.tokens) {
-        int groups = (given.most_tiles - 1) / given.group_tiles + 2;
-        planes = (unsigned char*)place;
-        totals = (int2*)(planes + groups * tokens * 2 * RANK);
-        steps = (float*)(totals + groups * tokens);
+    const Arguments& given;
+    const float* t;         // [tokens][RANK]
+    unsigned char* planes;  // [tokens][2][RANK]
+    int2* totals;           // [tokens]
+    float* steps;           // [tokens]
+    int lane;
+
+    // Bytes of a warp's own.
+    static DEVICE int size(int tokens) { return tokens * (2 * RANK + 16); }
+
+    DEVICE LowRankTerm(const Arguments& given, const float* t, unsigned char* place, int lane) : given(given), t(t), planes(place), lane(lane) {
+        totals = (int2*)(planes + given.tokens * 2 * RANK);
+        steps = (float*)(totals + given.tokens);
     }
 
-    // One warp takes one group and token, several times.
-    DEVICE void make(const Arguments& given, int first_tile, int tiles, int warp, int lane) {
-        int first = first_tile / given.group_tiles, count = ((first_tile + tiles - 1) / given.group_tiles - first + 1) * tokens;
-        for (int from = warp; from < count && tiles; from += WARPS * TASKS) {
-            word scales[TASKS][LOADS + 1];
-            float2 t[TASKS][LOADS + 1];
+    DEVICE void load_scales(word (&scales)[LOADS + 1], int row) const {
 #pragma unroll
-            for (int k = 0; k < TASKS; k++)
-#pragma unroll
-                for (int i = 0; i < LOADS; i++) {
-                    int task = min(from + k * WARPS, count - 1);
-                    scales[k][i] = load_word(given.left_scales + (first + task / tokens) * RANK + 2 * lane + i * RANKS);
-                    t[k][i] = *(const float2*)(given.t + task % tokens * RANK + 2 * lane + i * RANKS);
-                }
-#pragma unroll
-            for (int k = 0; k < TASKS; k++)
-                if (from + k * WARPS < count) round(scales[k], t[k], from + k * WARPS, lane);
-        }
+        for (int i = 0; i < LOADS; i++) scales[i] = load_word(given.left_scales + row / given.left_group * RANK + 2 * lane + i * RANKS);
     }
 
-    DEVICE void round(const word* scales, const float2* t, int task, int lane) {
+    DEVICE void load_codes(uint4 (&codes)[LOADS + 1], int tile) const {
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) codes[i] = load_stream(given.left + (tile * LOADS + i) * 32 + lane);
+    }
+
+    DEVICE void make(const word (&scales)[LOADS + 1], int token) const {
         float v[LOADS + 1][2], most = 0;
 #pragma unroll
         for (int i = 0; i < LOADS; i++) {
-            v[i][0] = t[i].x * lower_fp16(scales[i]), v[i][1] = t[i].y * upper_fp16(scales[i]);
+            float2 two = *(const float2*)(t + token * RANK + 2 * lane + i * RANKS);
+            v[i][0] = two.x * lower_fp16(scales[i]), v[i][1] = two.y * upper_fp16(scales[i]);
             most = fmaxf(most, fmaxf(fabsf(v[i][0]), fabsf(v[i][1])));
         }
         for (int apart = 16; apart; apart /= 2) most = fmaxf(most, exchange(most, apart));
@@ -146,60 +160,70 @@ struct Projected {
 #pragma unroll
         for (int i = 0; i < LOADS; i++) {
             int a = round_to_int(v[i][0] * per), b = round_to_int(v[i][1] * per), high = (a + 128) >> 8, upper = (b + 128) >> 8;
-            half_word* to = (half_word*)(planes + task * 2 * RANK + i * RANKS + place);
+            half_word* to = (half_word*)(planes + token * 2 * RANK + i * RANKS + place);
             to[0] = (half_word)((high & 255) | upper << 8);
             to[RANK / 2] = (half_word)((a & 255) | b << 8);
             total.x += high + upper, total.y += a + b - 256 * (high + upper);
         }
         for (int apart = 16; apart; apart /= 2) total.x += exchange(total.x, apart), total.y += exchange(total.y, apart);
-        if (lane == 0) totals[task] = total, steps[task] = most / (16 * 32512.0f);
+        if (lane == 0) totals[token] = total, steps[token] = most / (16 * 32512.0f);
     }
-};
 
-// 64 ranks for 16 rows twice, from `from` on.
-DEVICE void load_left(uint4 (&factor)[2], const Arguments& given, int tile, int from, int lane) {
+    // 16 rows, of which those of one unit are kept.
+    DEVICE void multiply(float* target, int rows, int row, int unit, const uint4 (&codes)[LOADS + 1]) const {
+        int column = lane >> 2, pair = lane & 3;
+        Sums sums[COLUMNS];
+        int2 zero[COLUMNS];
 #pragma unroll
-    for (int i = 0; i < 2; i++)
-        if (from + i * RANKS < RANK) factor[i] = given.left[(tile * (RANK / RANKS) + from / RANKS + i) * 32 + lane];
-}
-
-// What the low-rank term adds to 16 rows; `factor` holds the first ranks.
-DEVICE void multiply_low_rank(float* target, int rows, int row, int first_tile, int tile, int lane, uint4 (&factor)[2],
-                              const Projected& projected, const Arguments& given) {
-    int group = tile / given.group_tiles - first_tile / given.group_tiles, column = lane >> 2, pair = lane & 3;
-    Sums sums[COLUMNS];
-    int2 zero[COLUMNS];
+        for (int n = 0; n < COLUMNS; n++) {
+            zero[n] = 4 * n + pair < given.tokens ? totals[4 * n + pair] : make_int2(0, 0);
+            zero[n].x *= -8, zero[n].y *= -8;
+        }
+        start(sums, zero, 16);
 #pragma unroll
-    for (int n = 0; n < COLUMNS; n++) {
-        zero[n] = 4 * n + pair < given.tokens ? projected.totals[group * given.tokens + 4 * n + pair] : make_int2(0, 0);
-        zero[n].x *= -8, zero[n].y *= -8;
-    }
-    start(sums, zero, 16);
-    for (int from = 0; from < RANK; from += 2 * RANKS) {
-        if (from) load_left(factor, given, tile, from, lane);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            if (from + i * RANKS >= RANK) break;
+        for (int i = 0; i < LOADS; i++) {
             uint4 x[COLUMNS];
 #pragma unroll
             for (int n = 0; n < COLUMNS; n++) {
                 int token = 4 * n + column / 2;
-                const unsigned char* of = projected.planes + ((group * given.tokens + token) * 2 + (column & 1)) * RANK;
-                x[n] = token < given.tokens ? ((const uint4*)(of + from + i * RANKS))[pair] : make_uint4(0, 0, 0, 0);
+                const uint4* of = (const uint4*)(planes + (token * 2 + (column & 1)) * RANK + i * RANKS);
+                x[n] = token < given.tokens ? of[pair] : make_uint4(0, 0, 0, 0);
             }
-            word a[4] = {factor[i].x, factor[i].y, factor[i].z, factor[i].w};
+            word a[4] = {codes[i].x, codes[i].y, codes[i].z, codes[i].w};
             const word nothing[4] = {};
             multiply_nibbles(sums, a, nothing, x);
         }
+#pragma unroll
+        for (int n = 0; n < COLUMNS; n++)
+            if (4 * n + pair < given.tokens)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    if ((column + 8 * half) / UNIT != unit) continue;
+                    float high = (float)(sums[n].low[2 * half] * 16 + sums[n].high[2 * half]);
+                    float low = (float)(sums[n].low[2 * half + 1] * 16 + sums[n].high[2 * half + 1]);
+                    target[place_of(n, rows, row + column + half * 8, pair)] = fmaf(high, 256.0f, low) * steps[4 * n + pair];
+                }
     }
+
+    // All tiles from `warp` on; `original` tells where the row that stands at some place belongs.
+    template <class Original>
+    DEVICE void add(float* target, int first_tile, int tiles, int warp, Original original) const {
+        word scales[LOADS + 1], next[LOADS + 1];
+        uint4 codes[LOADS + 1];
+        if (warp < tiles) load_scales(next, original(warp * 16));
+        for (int tile = warp; tile < tiles; tile += HELPERS) {
+            load_codes(codes, first_tile + tile);
+#pragma unroll 1
+            for (int unit = 0; unit < UNITS; unit++) {
 #pragma unroll
-    for (int n = 0; n < COLUMNS; n++)
-        if (4 * n + pair < given.tokens)
-#pragma unroll
-            for (int half = 0; half < 4; half += 2) {
-                float high = (float)(sums[n].low[half] * 16 + sums[n].high[half]);
-                float low = (float)(sums[n].low[half + 1] * 16 + sums[n].high[half + 1]);
-                target[place_of(n, rows, row + column + half * 4, pair)] =
-                    fmaf(high, 256.0f, low) * projected.steps[group * given.tokens + 4 * n + pair];
+                for (int i = 0; i < LOADS; i++) scales[i] = next[i];
+                int after = unit + 1 < UNITS ? tile * 16 + (unit + 1) * UNIT : (tile + HELPERS) * 16;
+                if (after < tiles * 16) load_scales(next, original(after));
+                for (int token = 0; token < given.tokens; token++) make(scales, token);
+                synchronize_threads(0, 32);
+                multiply(target, given.most_tiles * 16, tile * 16, unit, codes);
+                synchronize_threads(0, 32);
             }
-}
+        }
+    }
+};

@@ -1,4 +1,5 @@
-// Values of a lattice weight, rows of 16 bits, from the layout that lattice.cu reads: a warp takes 16 rows by 256 inputs.
+// Values of a lattice weight, rows of 16 bits, from the layout that lattice.cu reads: a warp takes 16 rows by 256 inputs. Rows may stand in the order
+// of blocks of outputs: f 2^twos + b 2^near + j, j < 2^near, at (b factor + f) 2^near + j.
 //
 // Fixed when compiled: BITS, COLUMNS (1), RANK (0), WARPS.
 #include "lattice.cuh"
@@ -8,7 +9,7 @@ struct Values {
     const word* tables;   // [2 or 3][256]
     const float* scale;   // [1]
     half_word* output;    // [16 tiles][inputs]
-    int slices, rows, inputs, first_tile, tiles, type;
+    int slices, rows, inputs, first_tile, tiles, type, factor, twos, near;
     float per_residual;
 };
 
@@ -41,23 +42,27 @@ KERNEL void __launch_bounds__(WARPS * 32) lattice_values(Values given) {
     wait_for_inputs();
     int lane = threadIdx.x & 31, item = blockIdx.x * WARPS + (threadIdx.x >> 5), tile = item / given.slices, slice = item % given.slices;
     if (tile >= given.tiles) return;
-    const uint4* codes = given.codes + ((long)(given.first_tile + tile) * given.slices + slice) * (BITS * 32) + lane;
-    uint4 loaded[BITS];
-#pragma unroll
-    for (int part = 0; part < BITS; part++) loaded[part] = load_stream(codes + part * 32);
-    const word* words = (const word*)loaded;
     float scale = *given.scale;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int row = tile * 16 + (lane >> 2) + half * 8;
-        if (given.first_tile * 16 + row >= given.rows) continue;
+        int at = given.first_tile * 16 + row, column = at & ((1 << given.twos) - 1);
+        if (at >= given.rows) continue;
+        at = (((column >> given.near) * given.factor + (at >> given.twos)) << given.near) + (column & ((1 << given.near) - 1));
+        const uint4* codes = given.codes + ((long)(at / 16) * given.slices + slice) * (BITS * 32) + at % 8 * 4 + (lane & 3);
+        uint4 loaded[BITS];
+#pragma unroll
+        for (int part = 0; part < BITS; part++) loaded[part] = codes[part * 32];
+        const word* words = (const word*)loaded;
+        bool lower = at % 16 >= 8;
+        auto chosen = [&](int i) { return lower ? words[i + 1] : words[i]; };
 #pragma unroll
         for (int block = 0; block < 4; block++) {
             int input = slice * 256 + block * 64 + (lane & 3) * 16;
             if (input >= given.inputs) continue;
-            word pair = words[block * 2 + half], second[2] = {};
-            if (BITS == 4) second[0] = nibbles_of(tables, words[8 + block * 2 + half]), second[1] = nibbles_of(tables, words[8 + block * 2 + half] >> 16);
-            if (BITS == 3) second[0] = tables[512 + (words[8 + block] >> 16 * half & 255)], second[1] = tables[512 + (words[8 + block] >> (16 * half + 8) & 255)];
+            word pair = chosen(block * 2), second[2] = {};
+            if (BITS == 4) second[0] = nibbles_of(tables, chosen(8 + block * 2)), second[1] = nibbles_of(tables, chosen(8 + block * 2) >> 16);
+            if (BITS == 3) second[0] = tables[512 + (words[8 + block] >> 16 * lower & 255)], second[1] = tables[512 + (words[8 + block] >> (16 * lower + 8) & 255)];
             half_word* to = given.output + (long)row * given.inputs + input;
             store_vector(to, nibbles_of(tables, pair), second[0], BITS == 3 ? 8.0f : 7.5f, given, scale);
             store_vector(to + 8, nibbles_of(tables, pair >> 16), second[1], BITS == 3 ? 8.0f : 7.5f, given, scale);

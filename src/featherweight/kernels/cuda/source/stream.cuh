@@ -13,7 +13,11 @@
 //   pair_place(input, pair)   where `multiply` reads the first two and the last two of four consecutive inputs of a token;
 //   NORMALIZED   whether it wants activations as fp16 numbers of a bounded size;
 //   GROUP_SUMS   whether Chunk::finish(sums, groups) wants the sums of every 16 activations;
-//   struct Extra   terms beside the chunks, or none.
+//   DIAGONAL   whether column n of a product has activations in rows n and n + 1 (of all 16 n / 2 …) only, and sums belong to lanes;
+//   DIGITS   whether Chunk::meet(inputs, tokens, chunk, lane) is to be called before `multiply`;
+//   LOWER   what the sums of a tile's lower eight rows are multiplied by;
+//   struct Extra   terms beside the chunks that the warps which multiply add at the end of a tile, or none;
+//   struct Beside   those that the collectors add.
 #pragma once
 #include "streaming.cuh"
 
@@ -32,8 +36,8 @@ struct Work {
     half_word* y;
     const half_word* bias;
     const int* gather;            // input that stands at each place, `inputs` for none; or no table
-    const int* list_starts;       // rows of `list` before those of each [tile][segment of chunks], then all
-    const word* list;             // sparse records, a row of 32 at a time
+    const int* list_starts;       // steps of `list` before those of each [tile][segment of chunks], then all
+    const uint4* list;            // sparse records, [steps][4]
     float* partial;               // [tiles][slots][COLUMNS][32][4] of tiles that are cut between blocks
     int* arrivals;                // [tiles], zero between launches
     int rows, tiles, tile_chunks, split_chunks, segment_chunks, whole_tiles, inputs, tokens, x_stride, y_stride, slots;
@@ -59,6 +63,10 @@ struct Run {
         grain = work.whole_tiles ? length : 1;
         grains = work.whole_tiles ? work.tiles : length * work.tiles;
     }
+    DEVICE long long chunk_of(const Work& work, int unit) const {
+        if (length == work.tile_chunks) return unit;
+        return (long long)(unit / length) * work.tile_chunks + first_chunk + unit % length;
+    }
     DEVICE int start(int block) const { return (int)(grains * (unsigned)(block - first_block) / blocks * grain); }
     DEVICE int owner(int unit) const { return first_block + (int)(((unit / grain + 1) * blocks - 1) / grains); }
     DEVICE int first_owner(int tile) const { return owner(tile * length); }
@@ -78,21 +86,24 @@ struct Ring {
     unsigned char* stages;
     barrier_word* barriers;
     int slot, parity;
+    int start, stop;  // in 16s of bytes, of the chunk that is asked for next, where chunks differ in length
 
+    // Long before it is needed: this waits for memory.
+    DEVICE void find(const Work& work, const Run& run, int unit, int end) {
+        if (!HELD || unit >= end) return;
+        const int* found = work.chunk_starts + run.chunk_of(work, unit);
+        start = found[0], stop = found[1];
+    }
     DEVICE void ask(const Work& work, const Run& run, int unit, int stage) {
-        long long chunk = unit;
-        if (run.length < work.tile_chunks) chunk = (long long)(unit / run.length) * work.tile_chunks + run.first_chunk + unit % run.length;
-        long long start = chunk * CHUNK_BYTES;
-        int bytes = CHUNK_BYTES;
-        if (HELD) {
-            start = 16ll * work.chunk_starts[chunk];
-            bytes = (int)(16ll * work.chunk_starts[chunk + 1] - start);
-        }
-        copy_chunk(stages + stage * CHUNK_BYTES, work.chunks + start, bytes, barriers + stage);
+        long long from = HELD ? 16ll * start : run.chunk_of(work, unit) * CHUNK_BYTES;
+        copy_chunk(stages + stage * CHUNK_BYTES, work.chunks + from, HELD ? 16 * (stop - start) : CHUNK_BYTES, barriers + stage);
     }
     DEVICE void ask(const Work& work, const Run& run, int unit, int end, int from, int to) {
-        for (int stage = from; stage < to; stage++)
+        for (int stage = from; stage < to; stage++) {
+            find(work, run, unit + stage * WARPS, end);
             if (unit + stage * WARPS < end) ask(work, run, unit + stage * WARPS, stage);
+        }
+        if (to == STAGES) find(work, run, unit + STAGES * WARPS, end);
     }
     DEVICE const unsigned char* wait() {
         wait_for(barriers + slot, parity);
@@ -100,7 +111,10 @@ struct Ring {
     }
     DEVICE void refill(const Work& work, const Run& run, int unit, int end, int lane) {
         synchronize_warp();
-        if (lane == 0 && unit + STAGES * WARPS < end) ask(work, run, unit + STAGES * WARPS, slot);
+        if (lane == 0 && unit + STAGES * WARPS < end) {
+            ask(work, run, unit + STAGES * WARPS, slot);
+            find(work, run, unit + (STAGES + 1) * WARPS, end);
+        }
         slot++;
         if (slot == STAGES) slot = 0, parity ^= 1;
     }
@@ -117,13 +131,13 @@ struct Exchange {
 };
 
 template <int BLOCK>
-DEVICE void multiply_blocks(Sums& sums, Chunk& chunk, const unsigned char* const (&tokens)[COLUMNS], int lane) {
+DEVICE void multiply_blocks(Sums& sums, Chunk& chunk, const unsigned char* const (&tokens)[COLUMNS][2], int lane) {
     if constexpr (BLOCK < BLOCKS) {
         uint4 x[COLUMNS][2];
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
-            x[column][0] = *(const uint4*)(tokens[column] + BLOCK * 128);
-            x[column][1] = *(const uint4*)(tokens[column] + BLOCK * 128 + 64);
+            x[column][0] = *(const uint4*)(tokens[column][0] + BLOCK * 128);
+            x[column][1] = *(const uint4*)(tokens[column][1] + BLOCK * 128);
         }
         chunk.template multiply<BLOCK>(sums, x, lane);
         multiply_blocks<BLOCK + 1>(sums, chunk, tokens, lane);
@@ -170,89 +184,123 @@ DEVICE bool share_sums(const Work& work, const Run& run, float (&sums)[COLUMNS][
     return true;
 }
 
-DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, int collector, int lane) {
+// Of all warps, for the lane's rows and tokens.
+DEVICE void add_parts(float (&total)[COLUMNS][4], const Exchange& exchange, int buffer, int lane) {
+    if (lane % 4 >= exchange.pairs) return;
+#pragma unroll
+    for (int column = 0; column < COLUMNS; column++) {
+#pragma unroll
+        for (int warp = 0; warp < WARPS; warp++) {
+            float4 part = *exchange.at(buffer, warp, column, lane);
+            total[column][0] += part.x;
+            total[column][1] += part.y;
+            total[column][2] += part.z;
+            total[column][3] += part.w;
+        }
+    }
+}
+
+DEVICE void collect(const Work& work, const Run& run, int first, int end, const Exchange& exchange, const Inputs& inputs, int collector, int lane) {
     int turn = collector;
+    Beside terms(work, run, first / run.length + collector);
     for (int tile = first / run.length + collector; tile * run.length < end; tile += COLLECTORS, turn += COLLECTORS) {
         int buffer = turn % BUFFERS;
+        float total[COLUMNS][4] = {}, beside[COLUMNS][4] = {};
+        terms.add(beside, work, inputs, tile, tile * run.length >= first, lane);
         wait_for(exchange.filled + buffer, turn / BUFFERS & 1);
-        float total[COLUMNS][4] = {};
-        if (lane % 4 < exchange.pairs) {
-#pragma unroll
-            for (int column = 0; column < COLUMNS; column++) {
-#pragma unroll
-                for (int warp = 0; warp < WARPS; warp++) {
-                    float4 part = *exchange.at(buffer, warp, column, lane);
-                    total[column][0] += part.x;
-                    total[column][1] += part.y;
-                    total[column][2] += part.z;
-                    total[column][3] += part.w;
-                }
-            }
-        }
+        add_parts(total, exchange, buffer, lane);
         synchronize_warp();
         if (lane == 0) arrive(exchange.emptied + buffer);
 #pragma unroll
-        for (int entry = 0; entry < 4 * COLUMNS; entry++) total[entry / 4][entry % 4] *= work.factor;
+        for (int entry = 0; entry < 4 * COLUMNS; entry++) {
+            float factor = NORMALIZED ? inputs.factor(entry / 4 * 8 + lane % 4 * 2 + entry % 2) : 1.0f;
+            float whole = total[entry / 4][entry % 4] * (entry % 4 < 2 ? work.factor : work.factor * LOWER);
+            total[entry / 4][entry % 4] = (whole + beside[entry / 4][entry % 4]) * factor;
+        }
         bool whole = tile * run.length >= first && (tile + 1) * run.length <= end && run.length == work.tile_chunks;
         if (whole || share_sums(work, run, total, tile, lane)) write_outputs(work, total, tile, lane);
     }
 }
 
-// A chunk's sums to those of the tile; where activations were normalised, times what that took out.
-DEVICE void add_part(float (&sums)[COLUMNS][4], const Sums& part, const Inputs& inputs, int chunk, int lane) {
+// Where a lane reads the activations of a chunk: the first and the last half of every 64, and how far the next chunk is.
+struct Reader {
+    const unsigned char* places[COLUMNS][2];
+    int advance[2];
+    DEVICE Reader(const Work& work, const Inputs& inputs, int lane) {
+#pragma unroll
+        for (int column = 0; column < COLUMNS; column++) {
+            int token = Inputs::token_of(column, lane, work.tokens);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                bool there = !DIAGONAL || lane / 4 == lane % 4 * 2 + half;  // zeros lie where a second token would
+                int place = inputs.row(there ? token : 1) + (lane % 4 * 8 ^ Inputs::swizzle(token)) + 32 * half;
+                places[column][half] = (const unsigned char*)(inputs.numbers + place);
+                advance[half] = there ? CHUNK * 2 : 0;
+            }
+        }
+    }
+    DEVICE void find(const unsigned char* (&found)[COLUMNS][2], int chunk) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+#pragma unroll
+            for (int column = 0; column < COLUMNS; column++) found[column][half] = places[column][half] + chunk * advance[half];
+        }
+    }
+};
+
+// A chunk's products, added to those of a tile.
+DEVICE void multiply_chunk(Sums& sums, Chunk& chunk, const unsigned char* const (&here)[COLUMNS][2], const Work& work,
+                           const Inputs& inputs, int at, int lane) {
+#if DIAGONAL
+    Sums groups = {};
+    multiply_blocks<0>(groups, chunk, here, lane);
+    chunk.finish(sums, groups, ((const float4*)inputs.groups)[at * 4 + lane % 4]);
+#else
+#if DIGITS
+    chunk.meet(inputs, work.tokens, at, lane);
+#endif
+    multiply_blocks<0>(sums, chunk, here, lane);
+#if GROUP_SUMS
+    uint2 groups[COLUMNS];
 #pragma unroll
     for (int column = 0; column < COLUMNS; column++) {
-        float2 factor = make_float2(1.0f, 1.0f);
-        if (NORMALIZED) factor = *(const float2*)(inputs.factors + chunk * 8 * COLUMNS + column * 8 + lane % 4 * 2);
-#pragma unroll
-        for (int entry = 0; entry < 4; entry++)
-            sums[column][entry] += (part.value[column][entry] + part.odd[column][entry]) * (entry % 2 ? factor.y : factor.x);
+        int token = Inputs::token_of(column, lane, work.tokens);
+        groups[column] = *(const uint2*)(inputs.groups + (at * work.tokens + token) * 16 + lane % 4 * 4);
     }
+    chunk.finish(sums, groups);
+#endif
+#endif
 }
 
 DEVICE void multiply_run(const Work& work, const Run& run, int first, int end, Ring& ring, const Exchange& exchange,
                          const Inputs& inputs, int warp, int lane) {
-    const unsigned char* tokens[COLUMNS];
-#pragma unroll
-    for (int column = 0; column < COLUMNS; column++) {
-        int token = column * 8 + lane / 4;
-        tokens[column] = (const unsigned char*)(inputs.numbers + (token < work.tokens ? token : 0) * inputs.stride + lane % 4 * 8);
-    }
+    Reader reader(work, inputs, lane);
     int unit = first + warp, turn = 0;
     Extra extra(work, run, first / run.length);
     for (int tile = first / run.length; tile * run.length < end; tile++, turn++) {
         int start = tile * run.length, stop = run.end_of(tile, end), buffer = turn % BUFFERS;
-        float sums[COLUMNS][4] = {};
+        Sums sums = {};
         extra.begin(work, tile, start >= first, warp, lane);
         for (; unit < stop; unit += WARPS) {
             Chunk chunk;
             chunk.load(ring.wait(), lane);
             if (!HELD) ring.refill(work, run, unit, end, lane);
-            const unsigned char* here[COLUMNS];
-#pragma unroll
-            for (int column = 0; column < COLUMNS; column++) here[column] = tokens[column] + (unit - start) * CHUNK * 2;
-            Sums part = {};
-            multiply_blocks<0>(part, chunk, here, lane);
-            if (GROUP_SUMS) {
-                uint2 groups[COLUMNS];
-#pragma unroll
-                for (int column = 0; column < COLUMNS; column++) {
-                    int token = column * 8 + lane / 4;
-                    groups[column] = *(const uint2*)(inputs.groups + ((unit - start) * work.tokens + (token < work.tokens ? token : 0)) * 16 + lane % 4 * 4);
-                }
-                chunk.finish(part, groups);
-            }
+            const unsigned char* here[COLUMNS][2];
+            reader.find(here, unit - start);
+            multiply_chunk(sums, chunk, here, work, inputs, unit - start, lane);
             if (HELD) ring.refill(work, run, unit, end, lane);
-            add_part(sums, part, inputs, unit - start, lane);
         }
-        extra.add(work, sums, inputs, lane);
+        extra.add(sums, work, inputs, lane);
         if (turn >= BUFFERS) wait_for(exchange.emptied + buffer, (turn / BUFFERS - 1) & 1);
-        if (lane % 4 < exchange.pairs) {
 #pragma unroll
-            for (int column = 0; column < COLUMNS; column++) {
-                const float* sum = sums[column];
-                *exchange.at(buffer, warp, column, lane) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+        for (int column = 0; column < COLUMNS; column++) {
+            float4 sum = {sums.value[column][0] + sums.odd[column][0], sums.value[column][1] + sums.odd[column][1],
+                          sums.value[column][2] + sums.odd[column][2], sums.value[column][3] + sums.odd[column][3]};
+            if (DIAGONAL) {
+                sum.x += from_lane_xor(sum.x, 1), sum.z += from_lane_xor(sum.z, 1);
+                sum.x += from_lane_xor(sum.x, 2), sum.z += from_lane_xor(sum.z, 2);
             }
+            if (lane % 4 < exchange.pairs) *exchange.at(buffer, warp, column, lane) = sum;
         }
         synchronize_warp();
         if (lane == 0) arrive(exchange.filled + buffer);
@@ -268,9 +316,11 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
     barrier_word *barriers = (barrier_word*)(memory + WARPS * STAGES * CHUNK_BYTES), *filled = barriers + WARPS * STAGES;
     Exchange exchange = {(float4*)(filled + 2 * BUFFERS), filled, filled + BUFFERS, COLUMNS == 2 ? 4 : (work.tokens + 1) / 2};
     float* factors = (float*)exchange.at(BUFFERS, 0, 0, 0);
-    Inputs inputs = {factors, (half_word*)(factors + work.split_chunks * 8 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr};
-    inputs.groups = inputs.numbers + work.tokens * inputs.stride;
-    Ring ring = {memory + warp * STAGES * CHUNK_BYTES, barriers + warp * STAGES, 0, 0};
+    Inputs inputs = {factors, (half_word*)(factors + 16 * COLUMNS), work.split_chunks * CHUNK + PADDING, nullptr, nullptr};
+    inputs.groups = inputs.numbers + work.tokens * inputs.stride + (DIAGONAL ? CHUNK : 0);
+    inputs.plain = inputs.numbers;
+    if (DIAGONAL && work.list_starts) inputs.plain = inputs.groups, inputs.groups += work.split_chunks * CHUNK;
+    Ring ring = {memory + warp * STAGES * CHUNK_BYTES, barriers + warp * STAGES, 0, 0, 0, 0};
     if (lane == 0) {
         if (warp < WARPS) {
             for (int stage = 0; stage < STAGES; stage++) set_barrier(ring.barriers + stage, 1);
@@ -280,11 +330,14 @@ KERNEL void __launch_bounds__(THREADS, RESIDENT) multiply_stream(const Work work
         publish_barriers();
         if (warp < WARPS) ring.ask(work, run, first + warp, end, 0, EARLY);
     }
+    if (threadIdx.x < 8 * COLUMNS) *inputs.peak(threadIdx.x) = 0;
     release_dependents();
+    synchronize_block();
     wait_for_inputs();
     inputs.stage(work, run.first_chunk, run.length, warp, lane);
+    if (DIAGONAL && warp == 0) *(uint4*)(inputs.numbers + inputs.stride + lane * 8) = make_uint4(0, 0, 0, 0);
     if (warp < WARPS && lane == 0) ring.ask(work, run, first + warp, end, EARLY, STAGES);
     synchronize_block();
     if (warp < WARPS) multiply_run(work, run, first, end, ring, exchange, inputs, warp, lane);
-    else collect(work, run, first, end, exchange, warp - WARPS, lane);
+    else collect(work, run, first, end, exchange, inputs, warp - WARPS, lane);
 }

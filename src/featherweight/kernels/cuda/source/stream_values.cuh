@@ -2,7 +2,7 @@
 // the rest 0, for 16 inputs at a time. A storage says in SPAN_BLOCKS after how many blocks of 64 inputs its sums are whole.
 #pragma once
 
-constexpr half_word ONE = NORMALIZED || ACTIVATION == 1 ? 0x3C00 : 0x3F80;
+constexpr half_word ONE = ACTIVATION == 1 ? 0x3C00 : 0x3F80;
 
 // Place in shared memory of an input of a block of 64, relative to the block.
 DEVICE int place_in_block(int block, int input) {
@@ -41,12 +41,6 @@ DEVICE void put_blocks(const Chunk& chunk, half_word* row, int stride, float fac
             Chunk own = chunk;
             Sums part = {};
             multiply_span<BLOCK, BLOCK, (BLOCK / SPAN_BLOCKS + 1) * SPAN_BLOCKS>(part, own, step, lane);
-            if (GROUP_SUMS) {
-                int group = BLOCK * 4 + step;
-                word one = group % 8 / 2 == lane % 4 ? (word)ONE << group % 2 * 16 : 0;
-                uint2 groups = make_uint2(group < 8 ? one : 0, group < 8 ? 0 : one), both[2] = {groups, groups};
-                own.finish(part, both);
-            }
 #pragma unroll
             for (int column = 0; column < 2; column++) {
                 float value[4];
@@ -75,20 +69,4 @@ KERNEL void __launch_bounds__(128) values_stream(const Work work, int first, int
     put_blocks<0>(chunk, row, work.y_stride, work.factor, lane);
 }
 
-// Adds the list's records to them: a block takes the rows of one tile.
-KERNEL void __launch_bounds__(128) values_list(const Work work, int first, int) {
-    wait_for_inputs();
-    int lane = threadIdx.x % 32, segments = (work.tile_chunks + work.segment_chunks - 1) / work.segment_chunks;
-    const int* starts = work.list_starts + (first + blockIdx.x) * segments;
-    for (int at = starts[0] + threadIdx.x / 32; at < starts[segments]; at += 4) {
-        word record = work.list[(long long)at * 32 + lane];
-        int place = record & 0x7FFF, block = place / 64, row = lane / 4 + (record >> 15 & 1) * 8;
-        for (int input = 0; input < 64 && record >> 16 != 0x8000u; input++) {
-            if (place_in_block(0, input) != place % 64) continue;
-            half_word* value = work.y + (long long)(blockIdx.x * 16 + row) * work.y_stride + block * 64 + input;
-            *value = to_number(from_number(*value) + from_fp16((half_word)(record >> 16)));
-        }
-    }
-}
 EXPORT(values_stream)
-EXPORT(values_list)

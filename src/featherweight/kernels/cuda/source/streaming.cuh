@@ -53,6 +53,9 @@ DEVICE word add_lane_before(word value, int apart) {
 DEVICE word shift_pair(word low, word high, word bits) { return __funnelshift_r(low, high, bits); }
 DEVICE float from_lane_xor(float value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
 
+// The larger of a word in shared memory and `value`, put in its place.
+DEVICE void raise_shared(word* place, word value) { atomicMax(place, value); }
+
 // Adds one to a counter that other blocks add to; all that this block wrote before is seen by whoever sees it, and the reverse.
 DEVICE int count_arrival(int* counter) {
     int before;

@@ -5,7 +5,7 @@
 #include "stream.cuh"
 
 #if VALUES
-#include "stream_values.cuh"
+#include "two_level_values.cuh"
 #else
 EXPORT(multiply_stream)
 #endif

@@ -110,5 +110,7 @@ DEVICE int pair_place(int input, int pair) {
 
 #define NORMALIZED 0
 #define GROUP_SUMS 0
+#define DIAGONAL 0
+constexpr float LOWER = 1.0f, GROUP_FACTOR = 1.0f;
 #include "inputs.cuh"
 #include "nothing.cuh"

@@ -2,12 +2,15 @@
 // each corrected by the errors of those before it. A lane has a row; of a few columns at a time, four warps add up what earlier
 // ones of the block are off, each for a share of them, then the first warp decides them in its registers.
 //
-// Fixed when compiled: SUB (columns at a time, 16 or 32), ROUND (0 to a grid, 1 bf16, 2 fp16, 3 fp32), FIT (0 scales are given or
-// there is no grid, 1 by the extremes, 2 weighted), SCATTERED (1: scales are given, and every column names its group), SYMMETRIC, LARGEST (code), SCALE (of stored scales: 0 fp16, 1 bf16, 2 fp32),
+// Fixed when compiled: TILE (rows of a block of threads), SUB (columns at a time, 16 or 32), ROUND (0 to a grid, 1 bf16, 2 fp16, 3 fp32), FIT (0 scales are given or
+// there is no grid, 1 by the extremes, 2 weighted, 3 by mse; two-level grids with real zeros 4 by the extremes, 5 weighted), SCATTERED (1: scales are given, and every column names its group), SYMMETRIC, LARGEST (code), SCALE (of stored scales: 0 fp16, 1 bf16, 2 fp32),
 // DROPS (0 nothing, 1 what is given, 2 all but KEEP of every OF, 3 the smallest by rank), FITTED (grids are fitted on 0 all
-// weights, 1 on those kept, 2 on those kept once they make up for what goes), SCORES (1: only write what dropping each costs).
+// weights, 1 on those kept, 2 on those kept once they make up for what goes), SCORES (1: only write what dropping each costs),
+// OUTLIERS (1: weights whose rounding costs too much are kept beside their codes), NARROW (their residuals are float8_e5m2).
 #include "walk.cuh"
-#if FIT > 0
+#if FIT > 3
+#include "walk_two_level.cuh"
+#elif FIT > 0
 #include "walk_fit.cuh"
 #endif
 #include "walk_select.cuh"
@@ -35,11 +38,15 @@ DEVICE void correct(const Parts& parts, int start) {
 // The columns one after the other; without DECIDE they are dropped or left as they come, which shows where they stand. Shared
 // memory is written at the end only, so that what is read of it can be asked for early.
 template <bool DECIDE, bool MASKED>
-DEVICE float step_through(const Parts& parts, int start, Grid grid) {
+DEVICE float step_through(const Arguments& given, const Parts& parts, int start, Grid grid) {
     const float* feedback = parts.feedback + offset(start / SUB) + start * SUB;
     word* dropped = parts.dropped + start / 32 * ROWS + lane();
     word bits = MASKED ? *dropped >> start % 32 : 0;
     float value[SUB], weight[SUB], code[SUB], cost = 0;  // `value` becomes the error, `weight` what it is decoded to
+#if OUTLIERS
+    half_word residual[SUB];
+    bool kept[SUB];
+#endif
 #pragma unroll
     for (int k = 0; k < SUB; k++) value[k] = parts.value[k * ROWS + lane()], weight[k] = parts.original[(start + k) * ROWS + lane()];
 #pragma unroll
@@ -55,6 +62,9 @@ DEVICE float step_through(const Parts& parts, int start, Grid grid) {
             grid.zero = parts.grids[(2 * SUB + k) * ROWS + lane()];
 #endif
             decoded = decide(value[k], grid, gone, code[k]);
+#if OUTLIERS
+            decoded = keep(given, value[k], decoded, grid, parts.importance[start + k], code[k], residual[k], kept[k]);
+#endif
             float off = value[k] - decoded;
             cost = fmaf(parts.importance[start + k] * off, off, cost);
         }
@@ -76,6 +86,10 @@ DEVICE float step_through(const Parts& parts, int start, Grid grid) {
         parts.error[place] = value[k];
         if (DECIDE) parts.original[place] = weight[k];
         if (DECIDE && ROUND == 0) parts.target[place] = code[k];
+#if OUTLIERS
+        long row = (long)blockIdx.x * ROWS + lane(), stored = (given.first + start + k) * (long)given.rows + row;
+        if (DECIDE && row < given.rows && start + k < given.columns) given.residual[stored] = residual[k], given.dropped[stored] = kept[k];
+#endif
     }
     if (DECIDE && DROPS == 2) *dropped |= bits << start % 32;
     return cost;
@@ -104,14 +118,14 @@ DEVICE float walk_through(const Arguments& given, const Parts& parts, int begin,
         if (SCATTERED) load_grids(given, parts, start);
         correct(parts, start);
         synchronize_block();
-        if (warp() == 0) cost += step_through<DECIDE, MASKED>(parts, start, grid);
+        if (warp() == 0) cost += step_through<DECIDE, MASKED>(given, parts, start, grid);
         synchronize_block();
     }
     return cost;
 }
 
 // The grid of a group; its columns are walked without rounding first.
-DEVICE Grid fit_group(const Arguments& given, const Parts& parts, int begin, int end) {
+DEVICE Grid fit_group(const Arguments& given, const Parts& parts, int begin, int end, int group) {
 #if FIT > 0
     constexpr bool MADE_UP = FITTED == 2 && DROPS > 0;
     walk_through<false, MADE_UP && DROPS != 2>(given, parts, begin, end, Grid());
@@ -122,7 +136,11 @@ DEVICE Grid fit_group(const Arguments& given, const Parts& parts, int begin, int
         if (MADE_UP) walk_through<false, true>(given, parts, begin, end, Grid());
     }
 #endif
+#if FIT > 3
+    Grid grid = fit_two_level(given, parts, begin, end, group);
+#else
     Grid grid = fit(parts, begin, end);
+#endif
 #if DROPS == 2
     if (FITTED > 0) clear_selection(parts, begin, end);
 #endif
@@ -167,7 +185,7 @@ KERNEL void __launch_bounds__(THREADS) walk(Arguments given) {
     for (int begin = 0, group = given.group; begin < given.columns; begin += given.size, group++) {
         int end = begin + given.size < given.columns ? begin + given.size : given.columns;
         long place = (long)group * given.rows + row;
-        Grid grid = fit_group(given, parts, begin, end);
+        Grid grid = fit_group(given, parts, begin, end, group);
         if (ROUND == 0 && row < given.rows) {
             if (FIT == 0 && !SCATTERED) grid.set(given.scale[place], given.zero[place]);
             if (FIT > 0 && warp() == 0) given.scale[place] = grid.scale, given.zero[place] = grid.zero;

@@ -2,7 +2,8 @@
 #pragma once
 #include "instructions.cuh"
 
-constexpr int ROWS = 32, WARPS = 4, THREADS = ROWS * WARPS, MOST = 128, SHARE = SUB / WARPS;
+// A "warp" is ROWS threads, one for each row of the tile: that many hardware warps more than one where rows share a second grid.
+constexpr int ROWS = TILE, WARPS = 4, THREADS = ROWS * WARPS, MOST = 128, SHARE = SUB / WARPS;
 
 struct Arguments {
     float* target;             // [in][rows] in walked order, as are the others unless said
@@ -20,7 +21,13 @@ struct Arguments {
     int* tile_counts;          // [tiles][1024] of the last digit
     const int* group_index;    // [in]: of every column, where groups are not runs of columns
     const int* linear;         // [tiles]: the linear of every 32 rows, its first tile, and how many of its weights go here
+    unsigned char* scale_codes; // [groups][rows], of two-level grids
+    unsigned char* zero_codes;
+    half_word* scale_grids;    // [groups][second groups][2] fp16
+    half_word* zero_grids;
+    half_word* residual;       // fp16, of every weight; which are kept is written to `dropped`
     int inputs, rows, first, columns, group, size;
+    float gain, threshold;     // beyond which a value is left out of a fit, or kept
 };
 
 // The lower half of a square of sub-blocks is not there: of sub-block s all rows down to its own.
@@ -69,12 +76,16 @@ DEVICE void load_columns(const Arguments& given, const Parts& parts) {
         int place = (warp() + i * WARPS) * ROWS + lane();
         parts.target[place] = target[i], parts.original[place] = original[i];
     }
-    parts.importance[threadIdx.x] = threadIdx.x < given.columns ? given.importance[given.first + threadIdx.x] : 0.0f;
+    if (threadIdx.x < MOST) parts.importance[threadIdx.x] = threadIdx.x < given.columns ? given.importance[given.first + threadIdx.x] : 0.0f;
 }
+
+// What values are divided by: scales that were stored by codes may be 0.
+constexpr float SMALLEST_DIVISOR = 1e-9f;
+DEVICE float divisor_of(float scale) { return FIT > 3 ? fmaxf(scale, SMALLEST_DIVISOR) : scale; }
 
 struct Grid {
     float scale = 1, inverse = 1, zero = 0;
-    DEVICE void set(float s, float z) { scale = s, inverse = 1.0f / s, zero = z; }
+    DEVICE void set(float s, float z) { scale = s, inverse = 1.0f / divisor_of(s), zero = z; }
 };
 
 // The nearest integer, ties to even, below 2^22.
@@ -84,7 +95,8 @@ DEVICE float between(float value, float low, float high) { return fminf(fmaxf(va
 // The level of a value, counted from the zero point; the quotient is right to the last bit but for rare ties.
 DEVICE float level_of(float value, const Grid& grid) {
     float quotient = value * grid.inverse;
-    quotient = fmaf(fmaf(-quotient, grid.scale, value), grid.inverse, quotient);
+    quotient = fmaf(fmaf(-quotient, divisor_of(grid.scale), value), grid.inverse, quotient);
+    if (FIT > 3) return nearest(between(quotient + grid.zero, 0, LARGEST)) - grid.zero;
     return nearest(between(quotient, -grid.zero, LARGEST - grid.zero));
 }
 
@@ -98,3 +110,34 @@ DEVICE float decide(float value, const Grid& grid, bool gone, float& code) {
     return ROUND == 1 ? from_bf16(to_bf16(value)) : ROUND == 2 ? from_fp16(to_fp16(value)) : value;
 #endif
 }
+
+#if OUTLIERS
+// A weight whose rounding costs too much: the level of 0, and the residual; NARROW ones are float8_e5m2, the upper half of fp16.
+DEVICE float keep(const Arguments& given, float value, float decoded, const Grid& grid, float importance, float& code, half_word& residual, bool& kept) {
+    constexpr float LIMIT = NARROW ? 57344.0f : 65504.0f;
+    float of_zero = nearest(between(grid.zero, 0, LARGEST)), dense = fmaf(of_zero - grid.zero, grid.scale, 0.0f);  // as it is stored
+    residual = to_fp16(between(value - dense, -LIMIT, LIMIT));
+    if (NARROW) residual = (half_word)((residual + 0x7F + (residual >> 8 & 1)) & 0xFF00);
+    kept = importance * (value - decoded) * (value - decoded) > given.threshold;
+    if (kept) code = of_zero;
+    return kept ? dense + from_fp16(residual) : decoded;
+}
+#endif
+
+// Over all warps, in one order.
+template <int COUNT, class Combine>
+DEVICE void combine(const Parts& parts, float (&value)[COUNT], Combine two) {
+    synchronize_block();
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) parts.value[(warp() * COUNT + i) * ROWS + lane()] = value[i];
+    synchronize_block();
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        value[i] = parts.value[i * ROWS + lane()];
+        for (int other = 1; other < WARPS; other++) value[i] = two(value[i], parts.value[(other * COUNT + i) * ROWS + lane()]);
+    }
+}
+
+DEVICE float smaller(float a, float b) { return fminf(a, b); }
+DEVICE float larger(float a, float b) { return fmaxf(a, b); }
+DEVICE float sum_of(float a, float b) { return a + b; }

@@ -1,6 +1,9 @@
 // How often each second (DIGIT 1) or third digit (2) occurs among the scores whose digits before are those of the threshold.
+#define TILE 32
 #define SUB 32
 #define ROUND 3
+#define FIT 0
+#define OUTLIERS 0
 #define SCATTERED 0
 #define LARGEST 0
 #include "walk_digits.cuh"

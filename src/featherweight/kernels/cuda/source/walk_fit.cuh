@@ -7,6 +7,8 @@ constexpr float SMALLEST_SCALE = SCALE == 0 ? 5.9604644775390625e-8f : 1.1754943
 constexpr float LARGEST_SCALE = SCALE == 0 ? 65504.0f : SCALE == 1 ? 3.38953138925153547590e38f : 3.40282346638528859812e38f;
 constexpr int SHRINKS = 9, SIGNS = SYMMETRIC ? 2 : 1, REFITS = 2;
 constexpr float STEP = 0.08f, SMALLEST_SHRINK = 0.05f;
+constexpr int FINE_SHRINKS = 80, TRIED = 8;
+constexpr float NORM = 2.4f, FINE_STEP = 0.01f;
 
 // What a column stands at.
 DEVICE float standing_at(const Parts& parts, int column) {
@@ -27,24 +29,6 @@ DEVICE Grid with_scale(float scale, float low) {
     return grid;
 }
 
-// Over all warps, in one order.
-template <int COUNT, class Combine>
-DEVICE void combine(const Parts& parts, float (&value)[COUNT], Combine two) {
-    synchronize_block();
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) parts.value[(warp() * COUNT + i) * ROWS + lane()] = value[i];
-    synchronize_block();
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-        value[i] = parts.value[i * ROWS + lane()];
-        for (int other = 1; other < WARPS; other++) value[i] = two(value[i], parts.value[(other * COUNT + i) * ROWS + lane()]);
-    }
-}
-
-DEVICE float smaller(float a, float b) { return fminf(a, b); }
-DEVICE float larger(float a, float b) { return fmaxf(a, b); }
-DEVICE float sum_of(float a, float b) { return a + b; }
-
 struct Best {
     float error = as_float(0x7F800000u), mark = 1;
     Grid grid;
@@ -62,7 +46,7 @@ DEVICE void offer(const Parts& parts, int begin, int end, const Grid (&grids)[CO
         for (int i = 0; i < COUNT; i++) {
             float level = nearest(between(value * grids[i].inverse, -grids[i].zero, LARGEST - grids[i].zero));
             float away = fmaf(level, grids[i].scale, -value);
-            errors[i] = fmaf(weigh * away, away, errors[i]);
+            errors[i] = FIT == 3 ? errors[i] + exp2f(NORM * log2f(fabsf(away))) : fmaf(weigh * away, away, errors[i]);
         }
     }
     combine(parts, errors, sum_of);
@@ -103,6 +87,22 @@ DEVICE void refit(const Parts& parts, int begin, int end, Best& best) {
     offer(parts, begin, end, grids, marks, best);
 }
 
+// `search_mse`: both ends shrink alike.
+DEVICE Grid search_fine(const Parts& parts, int begin, int end, float low, float high) {
+    Best best;
+    for (int tried = 0; tried < FINE_SHRINKS; tried += TRIED) {
+        Grid grids[TRIED];
+        float marks[TRIED];
+#pragma unroll
+        for (int i = 0; i < TRIED; i++) {
+            marks[i] = 1 - FINE_STEP * (tried + i);
+            grids[i] = with_scale((marks[i] * high - marks[i] * low) / LARGEST, marks[i] * low);
+        }
+        offer(parts, begin, end, grids, marks, best);
+    }
+    return best.grid;
+}
+
 DEVICE Grid fit(const Parts& parts, int begin, int end) {
     float low[1] = {0}, high[1] = {0};
     for (int column = begin + warp(); column < end; column += WARPS) {
@@ -115,6 +115,7 @@ DEVICE Grid fit(const Parts& parts, int begin, int end) {
     if (low[0] == 0 && high[0] == 0) low[0] = -1, high[0] = 1;
     float width = (high[0] - low[0]) / LARGEST;
     if (FIT == 1) return with_scale(width, low[0]);
+    if (FIT == 3) return search_fine(parts, begin, end, low[0], high[0]);
     Grid grids[SHRINKS * SIGNS];
     float marks[SHRINKS * SIGNS];
 #pragma unroll
