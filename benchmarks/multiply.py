@@ -81,16 +81,17 @@ def few_cuts(weight: DeviceCodes, tokens: int) -> list[Cut]:
     """Of the kernels for up to 16 tokens."""
     count = processors(weight.codes.device)
     if tokens > 1 and (kept := choose_kept(weight, tokens, count)) is not None:
-        others = [replace(kept, ahead=3 - kept.ahead)]
-        for ahead in (1, 2) if tokens <= 8 else (1,):
-            others += [replace(kept, stages=stages, ahead=ahead, copied=True) for stages in (4,)]
-        fit = [cut for cut in others if kept_bytes(weight, cut, tokens) <= SHARED_BYTES // cut.resident - 1024]
+        fit = [
+            cut
+            for cut in [replace(kept, ahead=3 - kept.ahead)]
+            if kept_bytes(weight, cut, tokens) <= SHARED_BYTES // cut.resident - 1024
+        ]
         return [kept, *fit, choose_shape(weight, tokens, count)]
     unit, splits = 256 if weight.bits == 8 else 512, 1 if tokens * weight.inputs <= 1 << 16 else 2
     grid = (1, splits, count // splits)
     if tokens == 1:
         plain = Shape(unit, 1, 1, 8, 2, 1, 2 * count, 2)
-        return [plain, replace(plain, planes=True), replace(plain, held=1, planes=True)]
+        return [plain, replace(plain, held=1)]
     tried = [Shape(unit, 1, 2, 8, *grid, 1, True), Shape(256, 1, 2, 8, *grid, 2, True)]
     if tokens <= 8:
         tried += [Shape(unit, 1, 1, 8, 2, 1, 2 * count, 1, True)]

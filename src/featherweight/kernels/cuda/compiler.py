@@ -33,7 +33,9 @@ def build(source: str, constants: Mapping[str, int], architecture: str) -> bytes
     code = _compile(library, source, options)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, prefix=kept.name, delete=False) as partial:  # other threads do the same
+        with tempfile.NamedTemporaryFile(
+            dir=kept.parent, prefix=kept.name, delete=False
+        ) as partial:  # other threads do the same
             partial.write(code)
         Path(partial.name).replace(kept)
     except OSError:

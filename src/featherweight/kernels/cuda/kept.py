@@ -25,7 +25,6 @@ class KeptShape:
         stages: tiles of 16 outputs that a warp has in flight.
         resident: blocks that registers must leave room for on a multiprocessor.
         ahead: tiles that are asked for before the activations, which then have to wait for these.
-        copied: activations come by way of shared memory, in the place of tiles that are asked for later.
     """
 
     splits: int
@@ -34,7 +33,6 @@ class KeptShape:
     stages: int
     resident: int
     ahead: int = 1
-    copied: bool = False
 
 
 def multiply_kept(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor, shape: KeptShape) -> Tensor:
@@ -46,7 +44,6 @@ def multiply_kept(x: Tensor, weight: DeviceCodes, bias: Tensor | None, y: Tensor
         "ROW_WARPS": shape.row_warps,
         "RESIDENT": shape.resident,
         "AHEAD": shape.ahead,
-        "COPIED": int(shape.copied),
     }
     function = load_kernel("multiply_kept", weight, x.dtype, UNIT, constants, x.device, "kept.cu")
     groups, shared = -(-len(weight.codes) // shape.row_warps), shared_bytes(weight, shape, tokens)
@@ -74,4 +71,4 @@ def shared_bytes(weight: DeviceCodes, shape: KeptShape, tokens: int) -> int:
     zeros = UNIT // BLOCK * 32 * max(4, 2 * BLOCK // group) if weight.zeros is not None else 0
     part = ROWS * UNIT * weight.bits // 8 + scales + zeros
     sent = 4 * shape.row_warps * pairs * 128 if shape.splits > 1 else 0
-    return warps * (shape.stages * part + 320 * pairs + UNIT // group * pairs * 16) + sent + 8 * warps + 64
+    return warps * (shape.stages * part + 320 * pairs + UNIT // group * pairs * 16) + sent + 64

@@ -6,7 +6,7 @@
 // cluster that owns them, which adds them a round later; always in the same order, so that results repeat bit for bit.
 //
 // Fixed when compiled: what `tiles.cuh` names (TILES is 1, UNIT 256), COLUMNS (tokens in eights), INPUT_WARPS, ROW_WARPS, SPLITS, STAGES, AHEAD
-// (tiles asked for before the activations), COPIED (activations come through shared memory), RESIDENT.
+// (tiles asked for before the activations), RESIDENT.
 #include "kept_tokens.cuh"
 
 constexpr int TOGETHER = 2;  // groups that are multiplied in turn, so that sums wait less for each other
@@ -164,19 +164,13 @@ multiply_kept(Weights weights, const half_word* x, half_word* y, const half_word
         publish_barriers();
         for (int slot = 0; slot < SLOTS; slot++) expect_bytes(sent + slot, ENTRIES * 16);
     }
-    barrier_word* here = sent + SLOTS + warp;
-    if (COPIED && lane == 0) {
-        set_barrier(here, tokens);
-        publish_barriers();
-    }
     synchronize_block();
     if (SPLITS > 1) synchronize_cluster();
     release_dependents();
     wait_for_inputs();
     Tokens numbers;
     float2 factors[COLUMNS];
-    if (COPIED && unit * UNIT + UNIT <= inputs) copy_tokens(numbers, x, unit, tokens, x_stride, memory, here, warp, lane);
-    else load_tokens(numbers, x, unit, inputs, tokens, x_stride, lane);
+    load_tokens(numbers, x, unit, inputs, tokens, x_stride, lane);
     ask_first(AHEAD, STAGES);
     scale_tokens(numbers, factors, lane);
     float4* zero_sums = (float4*)(memory + ZERO_SUMS_AT) + warp * GROUPS_OF_UNIT * PAIRS;

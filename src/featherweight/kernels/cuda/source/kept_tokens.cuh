@@ -21,11 +21,6 @@ static_assert(SENDERS * ENTRIES == WARPS * 32 && OWNED * SPLITS == ENTRIES, "all
 // power of two that brings the largest of a token and a unit to [2^119, 2^120), or [2^13, 2^14); not more than 2^126.
 constexpr int MOST = ACTIVATION ? 140 : 246, LEAST = ACTIVATION ? -2 : 6, BACK = ACTIVATION ? 151 : 260;
 
-// Activations on their way to registers, a row to each token: in the place of tiles that are asked for later, then in that of sums.
-constexpr int ROW_BYTES = UNIT * 2 + 64, STAGE_ROWS = PART_BYTES / ROW_BYTES, ROWS_AHEAD = (STAGES - AHEAD) * STAGE_ROWS;
-constexpr int SUM_ROWS = TILE_BYTES / ROW_BYTES;
-static_assert(!COPIED || ROWS_AHEAD + 2 * SUM_ROWS >= COLUMNS * 8, "all tokens have a row");
-
 typedef word Tokens[COLUMNS][UNIT_CHUNKS][4];  // of a lane: tokens lane / 4 and eight on, inputs 8 (lane % 4) … of each chunk
 
 template <int CHUNK>
@@ -66,28 +61,6 @@ DEVICE void load_tokens(Tokens& numbers, const half_word* x, int unit, int input
             }
         }
     }
-}
-
-DEVICE unsigned char* row_of(unsigned char* memory, int token, int warp) {
-    if (token < ROWS_AHEAD) {
-        return memory + ((AHEAD + token / STAGE_ROWS) * WARPS + warp) * PART_BYTES + token % STAGE_ROWS * ROW_BYTES;
-    }
-    int rest = token - ROWS_AHEAD;
-    return memory + SUMS_AT + (rest / SUM_ROWS * WARPS + warp) * TILE_BYTES + rest % SUM_ROWS * ROW_BYTES;
-}
-
-// The same through shared memory, whole rows at once, which do not wait for the tiles that were asked for before.
-DEVICE void copy_tokens(Tokens& numbers, const half_word* x, int unit, int tokens, int stride, unsigned char* memory, barrier_word* here, int warp, int lane) {
-    if (lane < tokens) copy_kept(row_of(memory, lane, warp), x + (long)lane * stride + unit * UNIT, UNIT * 2, here);
-    wait_for(here, 0);
-#pragma unroll
-    for (int column = 0; column < COLUMNS; column++) {
-        int token = column * 8 + lane / 4;
-        const unsigned char* row = row_of(memory, token < tokens ? token : tokens - 1, warp) + lane % 4 * 16;
-#pragma unroll
-        for (int chunk = 0; chunk < UNIT_CHUNKS; chunk++) *(uint4*)numbers[column][chunk] = *(const uint4*)(row + chunk * 64);
-    }
-    synchronize_warp();
 }
 
 // Makes up for the offsets and gives them their power of two. `factors`: what takes the sums of tokens lane % 4 * 2 and the next back.
