@@ -118,8 +118,12 @@ def write_values(ours: Path, output: Path) -> None:
 
 
 def tell(folder: Path, output: Path) -> str:
-    """All rows of all engines in one file, and the table."""
-    rows = [row for path in sorted(folder.glob("*.csv")) for row in csv.DictReader(path.open())]
+    """All rows of all engines in one file, the last reading of each, and the table."""
+    found = {}
+    for path in sorted(folder.glob("*.csv"), key=lambda path: path.stat().st_mtime):
+        for row in csv.DictReader(path.open()):
+            found[tuple(row[name] for name in ("engine", "export", "dtype", "model", "form"))] = row
+    rows = [found[key] for key in sorted(found)]
     output.mkdir(parents=True, exist_ok=True)
     with (output / "engines.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())

@@ -107,7 +107,8 @@ def _shared_bytes(warps: int, stages: int, chunk_bytes: int, tokens: int, split:
     ring = warps * stages * (chunk_bytes + 8)
     exchange = BUFFERS[columns] * (16 + warps * columns * 8 * pairs * 16)
     zeros = 2 * CHUNK + split * single_bytes if tokens == 1 and single_bytes else 0
-    return ring + exchange + 64 * columns + 2 * tokens * (split * (CHUNK + CHUNK // 16) + PADDING) + zeros
+    factors = 32 * columns * max(2, split)  # peaks and factors, or a factor for each chunk
+    return ring + exchange + factors + 2 * tokens * (split * (CHUNK + CHUNK // 16) + PADDING) + zeros
 
 
 def _slots(tiles: int, chunks: int, split: int, blocks: int) -> int:

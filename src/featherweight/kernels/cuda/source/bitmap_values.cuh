@@ -6,8 +6,8 @@ DEVICE void put_steps(const Chunk& chunk, half_word* row, int stride) {
     if constexpr (STEP < CHUNK / 16) {
         word a[4];
         chunk.template decode<STEP>(a);
-#pragma unroll
-        for (int i = 0; i < 4; i++) *(word*)(row + i % 2 * 8 * stride + STEP * 16 + i / 2 * 8) = a[i];
+        *(uint2*)(row + STEP * 16) = make_uint2(a[0], a[2]);
+        *(uint2*)(row + 8 * stride + STEP * 16) = make_uint2(a[1], a[3]);
         put_steps<STEP + 1>(chunk, row, stride);
     }
 }
@@ -19,6 +19,6 @@ KERNEL void __launch_bounds__(128) values_stream(const Work work, int first, int
     Chunk chunk;
     chunk.load(work.chunks + 16ll * work.chunk_starts[(long long)(first + tile) * work.tile_chunks + at], lane);
     wait_for_inputs();
-    put_steps<0>(chunk, work.y + (long long)(tile * 16 + lane / 4) * work.y_stride + at * CHUNK + lane % 4 * 2, work.y_stride);
+    put_steps<0>(chunk, work.y + (long long)(tile * 16 + lane / 4) * work.y_stride + at * CHUNK + lane % 4 * 4, work.y_stride);
 }
 EXPORT(values_stream)

@@ -21,6 +21,9 @@ struct Inputs {
     DEVICE float factor(int) const { return 1.0f; }
     DEVICE const int* sums(int chunk, int tokens) const { return (const int*)groups + chunk * tokens * 8; }
 
+    static DEVICE int kept_factors(int chunks) { return chunks * 8 * COLUMNS; }
+    DEVICE void clear() const {}
+
     DEVICE void put(int token, int tokens, int chunk, const uint4& v, int lane) const {
         word pairs[4] = {v.x, v.y, v.z, v.w};
         word largest = largest_in_warp(max_magnitude(max_magnitude(max_magnitude(max_magnitude(0, v.x), v.y), v.z), v.w));

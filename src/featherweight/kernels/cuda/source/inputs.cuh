@@ -25,6 +25,13 @@ struct Inputs {
     DEVICE float factor(int token) const { return factors[token]; }
     DEVICE word* peak(int token) const { return (word*)factors + 8 * COLUMNS + token; }
 
+    static DEVICE int kept_factors(int) { return 16 * COLUMNS; }
+
+    // Before the first `stage`, with a meeting of the block between.
+    DEVICE void clear() const {
+        if (threadIdx.x < 8 * COLUMNS) *peak(threadIdx.x) = 0;
+    }
+
     DEVICE void find_peak(int token, const uint4& v, int lane) const {
         word largest = max_magnitude(max_magnitude(max_magnitude(max_magnitude(0, v.x), v.y), v.z), v.w);
         largest = largest_in_warp(largest);
