@@ -26,6 +26,7 @@ from featherweight.kernels.cuda.choices import FEWEST_KEPT, choose_batch, choose
 from featherweight.kernels.cuda.driver import processors
 from featherweight.kernels.cuda.integer import DeviceCodes
 from featherweight.kernels.cuda.kept import KeptShape, multiply_kept
+from featherweight.kernels.cuda.kept import shared_bytes as kept_bytes
 from featherweight.kernels.cuda.multiply import MOST_TOKENS, SHARED_BYTES, Shape, memory_of, multiply
 from featherweight.kernels.cuda.prepared import PreparedInteger, multiply_dense
 
@@ -80,12 +81,17 @@ def few_cuts(weight: DeviceCodes, tokens: int) -> list[Cut]:
     """Of the kernels for up to 16 tokens."""
     count = processors(weight.codes.device)
     if tokens > 1 and (kept := choose_kept(weight, tokens, count)) is not None:
-        return [kept, replace(kept, ahead=3 - kept.ahead), choose_shape(weight, tokens, count)]
+        fit = [
+            cut
+            for cut in [replace(kept, ahead=3 - kept.ahead)]
+            if kept_bytes(weight, cut, tokens) <= SHARED_BYTES // cut.resident - 1024
+        ]
+        return [kept, *fit, choose_shape(weight, tokens, count)]
     unit, splits = 256 if weight.bits == 8 else 512, 1 if tokens * weight.inputs <= 1 << 16 else 2
     grid = (1, splits, count // splits)
     if tokens == 1:
         plain = Shape(unit, 1, 1, 8, 2, 1, 2 * count, 2)
-        return [plain, replace(plain, planes=True), replace(plain, held=1, planes=True)]
+        return [plain, replace(plain, held=1)]
     tried = [Shape(unit, 1, 2, 8, *grid, 1, True), Shape(256, 1, 2, 8, *grid, 2, True)]
     if tokens <= 8:
         tried += [Shape(unit, 1, 1, 8, 2, 1, 2 * count, 1, True)]

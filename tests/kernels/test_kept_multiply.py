@@ -18,6 +18,8 @@ from featherweight.kernels.cuda.layout import CELLS
     [
         (4, torch.bfloat16, 80, 1024, 16, 128, False, torch.bfloat16, KeptShape(1, 4, 1, 2, 1)),
         (4, torch.bfloat16, 200, 1024, 16, 128, False, torch.float32, KeptShape(2, 2, 2, 3, 1, 2)),
+        (4, torch.bfloat16, 72, 1024, 13, 128, False, torch.float32, KeptShape(1, 4, 1, 4, 1, 1)),
+        (3, torch.bfloat16, 40, 968, 7, 128, True, torch.float16, KeptShape(2, 2, 1, 4, 1, 2)),
         (4, torch.float16, 31, 512, 6, 64, True, torch.float16, KeptShape(1, 2, 2, 2, 1)),
         (3, torch.float16, 96, 1000, 7, 64, True, torch.float32, KeptShape(2, 2, 1, 2, 1)),
         (2, torch.bfloat16, 72, 640, 9, 32, True, torch.float16, KeptShape(1, 4, 2, 2, 1)),
@@ -54,7 +56,15 @@ def test_kept_activations_need_no_memory_beside_registers(bits, tmp_path, monkey
         pytest.skip(compiler.missing())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     constants = {"BITS": bits, "ACTIVATION": 0, "SCALE": 0, "ZEROS": 1, "GROUP": 64, "WIDE": 1, "UNIT": 256, "TILES": 1}
-    constants |= {"COLUMNS": 2, "SPLITS": 2, "INPUT_WARPS": 8, "ROW_WARPS": 2, "STAGES": 4, "RESIDENT": 1, "AHEAD": 2}
+    constants |= {
+        "COLUMNS": 2,
+        "SPLITS": 2,
+        "INPUT_WARPS": 8,
+        "ROW_WARPS": 2,
+        "STAGES": 4,
+        "RESIDENT": 1,
+        "AHEAD": 2,
+    }
     assert compiler.build("kept.cu", constants, "sm_90")[:4] == b"\x7fELF"
 
 

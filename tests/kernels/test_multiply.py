@@ -41,11 +41,6 @@ def weight_of(rows, inputs, bits, group, zeros, scale_dtype, seed=0):
         (2, torch.float16, 32, 2048, 16, 256, False, torch.float16, Shape(512, 2, 1, 1, splits=2)),
         (8, torch.bfloat16, 24, 768, 8, 128, True, torch.float16, Shape(256, 1, 2, 2, arranged=True)),
         (8, torch.float16, 16, 512, 5, 128, True, torch.float32, Shape(256, 1, 1, 2)),
-        (4, torch.bfloat16, 40, 1024, 1, 128, False, torch.float16, Shape(512, 1, 1, 2, planes=True)),
-        (3, torch.float16, 48, 768, 1, 0, False, torch.float16, Shape(256, 1, 2, 1, splits=2, planes=True)),
-        (3, torch.bfloat16, 40, 1536, 1, 128, True, torch.float32, Shape(512, 1, 1, 2, held=2, planes=True)),
-        (2, torch.bfloat16, 32, 2048, 1, 256, True, torch.bfloat16, Shape(512, 2, 1, 1, splits=2, planes=True)),
-        (8, torch.float16, 24, 768, 1, 128, True, torch.float16, Shape(256, 1, 2, 2, planes=True)),
     ],
 )
 def test_product_is_that_of_the_decoded_weight(

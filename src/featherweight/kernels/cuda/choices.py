@@ -14,7 +14,7 @@ from featherweight.kernels.cuda.multiply import SHARED_BYTES, Shape, memory_of
 MEASURED = {(4096, 11008): Shape(512, 1, 2, 8, 1, 1, 1)}
 
 #: Tokens from which on `kept` is faster than `multiply`.
-FEWEST_KEPT = 5
+FEWEST_KEPT = 2
 
 #: Tokens up to which `batch` is faster than dense values and torch's product.
 MOST_BATCHED = 256
@@ -33,9 +33,7 @@ def choose_shape(weight: DeviceCodes, tokens: int, processors: int) -> Shape:
     shape = _wanted_shape(-(-weight.inputs // STEP) * STEP, weight.bits, tokens, processors)
     if tokens <= 4 and shape.tiles == 1 and (weight.group == 0 or weight.group >= BLOCK):  # else registers would not do
         shape = replace(shape, held=2)
-    rounds = weight.rows // (ROWS * shape.row_warps * shape.tiles * shape.blocks)
-    planes = tokens == 1 and weight.bits < 4 and rounds >= 4 and (weight.group == 0 or weight.group >= BLOCK)
-    shape = replace(shape, arranged=tokens > 4, planes=planes)
+    shape = replace(shape, arranged=tokens > 4)
     while shape.input_warps > 1 and memory_of(weight, shape, tokens)[2] > SHARED_BYTES // shape.resident - 1024:
         shape = replace(shape, input_warps=shape.input_warps // 2)
     return shape

@@ -42,7 +42,6 @@ class Shape:
         blocks: of the grid, or clusters, at most; each takes one group of outputs after the other.
         held: units that a warp has registers for, 1 or 2.
         arranged: activations are brought into the kernel's form once, by a launch of their own, instead of in every block.
-        planes: one token's activations become bytes, three columns of the matrix unit; for groups of 128 or more.
     """
 
     unit: int = 512
@@ -54,7 +53,6 @@ class Shape:
     blocks: int = 264
     held: int = 1
     arranged: bool = False
-    planes: bool = False
 
 
 class WeightsArgument(ctypes.Structure):
@@ -94,7 +92,7 @@ def multiply(
     halves = 1 if activation is None else 2
     constants = {"TILES": shape.tiles, "COLUMNS": _columns(tokens), "SPLITS": shape.splits, "HELD": shape.held}
     constants |= {"THREADS": 32 * shape.row_warps * shape.input_warps, "RESIDENT": shape.resident}
-    constants |= {"GATED": GATES[activation], "ARRANGED": int(shape.arranged), "BYTES": int(shape.planes)}
+    constants |= {"GATED": GATES[activation], "ARRANGED": int(shape.arranged)}
     source = arrange(x, weight, shape.unit) if shape.arranged else x
     function = load_kernel("multiply", weight, x.dtype, shape.unit, constants, x.device)
     phases, resident, shared = memory_of(weight, shape, tokens)
@@ -134,7 +132,7 @@ def memory_of(weight: DeviceCodes, shape: Shape, tokens: int) -> tuple[int, bool
     """How often a warp takes a unit of the same rows, whether a block keeps all activations, and its bytes of shared memory."""
     units = weight.codes.shape[1] * 2 // (weight.bits * shape.unit)
     phases, block_rows = -(-units // (shape.input_warps * shape.splits)), shape.row_warps * shape.tiles * ROWS
-    stage = _stage_bytes(weight, shape.unit, tokens, shape.planes)
+    stage = _stage_bytes(weight, shape.unit, tokens)
     sums = 4 * (1 if weight.rows <= block_rows * shape.blocks else 2) * tokens * (block_rows + 4)
     resident = phases <= 2 or shape.input_warps * (phases * stage + sums) <= SHARED_BYTES // shape.resident - 1024
     return phases, resident, shape.input_warps * ((phases if resident else 2) * stage + sums)
@@ -173,10 +171,9 @@ def load_kernel(
     return driver.load(source or f"{name}.cu", name, driver.constants_of(every), device)
 
 
-def _stage_bytes(weight: DeviceCodes, unit: int, tokens: int, planes: bool = False) -> int:
+def _stage_bytes(weight: DeviceCodes, unit: int, tokens: int) -> int:
     """Shared memory of the activations of one unit."""
-    numbers = 3 * (unit + 64) if planes else tokens * (unit + 32) * 2
-    return numbers + (unit // min(weight.group or BLOCK, BLOCK) + 1) * _columns(tokens) * 32
+    return tokens * (unit + 32) * 2 + (unit // min(weight.group or BLOCK, BLOCK) + 1) * _columns(tokens) * 32
 
 
 def _columns(tokens: int) -> int:

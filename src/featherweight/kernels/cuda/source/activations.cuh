@@ -7,24 +7,9 @@
 #ifndef ARRANGED
 #define ARRANGED 0
 #endif
-#ifndef BYTES
-#define BYTES 0
-#endif
 
 constexpr int STRIDE = UNIT + 32;  // of a token's activations in shared memory: no bank conflicts
 constexpr int WIDTH = COLUMNS * 8;
-#if BYTES
-#include "byte_planes.cuh"
-#endif
-
-// Of the numbers of a stage.
-DEVICE int number_bytes(int tokens) {
-#if BYTES
-    return PLANES * PLANE_BYTES;
-#else
-    return tokens * STRIDE * 2;
-#endif
-}
 
 struct Activations {
     unsigned char* stages;
@@ -32,15 +17,13 @@ struct Activations {
     const half_word* x;  // or the stages that were made before
 
     DEVICE const unsigned char* stage(int index) const { return stages + index * bytes; }
-    DEVICE const float* sums(int index) const { return (const float*)(stages + index * bytes + number_bytes(tokens)); }
+    DEVICE const float* sums(int index) const { return (const float*)(stages + index * bytes + tokens * STRIDE * 2); }
 
     DEVICE void put(int unit, int index) const {
 #if ARRANGED
         for (int at = (row_warp * 32 + lane) * 16; at < bytes; at += row_warps * 512) {
             copy_to_shared(stages + index * bytes + at, (const unsigned char*)x + (long)unit * bytes + at, unit * UNIT < inputs);
         }
-#elif BYTES
-        if (row_warp == 0) put_planes(stages + index * bytes, (float*)(stages + index * bytes + number_bytes(1)), x, unit, inputs, lane);
 #else
         for (int token = row_warp; token < tokens; token += row_warps) put_token(token, unit, index);
 #endif
@@ -64,7 +47,7 @@ struct Activations {
         }
         int carried = 140 - (int)(warp_maximum(as_word(largest)) >> 23);  // the largest times 2^carried is in [2^13, 2^14)
         carried = carried < 126 ? carried : 126;
-        float* beside = (float*)(stages + index * bytes + number_bytes(tokens));
+        float* beside = (float*)(stages + index * bytes + tokens * STRIDE * 2);
 #pragma unroll
         for (int piece = 0; piece < PIECES; piece++) {
             int place = piece * 32 + lane;

@@ -52,17 +52,7 @@ DEVICE void multiply_groups(float (&total)[TILES][COLUMNS][4], const Unit& unit,
                 for (int part = 0; part < 4; part++) sums[slot][column][part] = ZEROS ? 0.0f : part % 2 ? zeros[column].y : zeros[column].x;
             }
         }
-#if BYTES
-#pragma unroll
-        for (int slot = 0; slot < TILES; slot++) {
-            int whole[4] = {};
-            multiply_planes<INDEX * GROUP / 32, (INDEX + 1) * GROUP / 32>(whole, (const word*)unit.codes[slot], tokens[0]);
-#pragma unroll
-            for (int part = 0; part < 4; part++) sums[slot][0][part] += (float)whole[part];
-        }
-#else
         multiply_steps<INDEX * GROUP / 16, (INDEX + 1) * GROUP / 16>(sums, unit, tokens);
-#endif
 #pragma unroll
         for (int slot = 0; slot < TILES; slot++) {
             float upper = unit.scales[slot][INDEX].upper(), lower = unit.scales[slot][INDEX].lower();
@@ -93,11 +83,6 @@ DEVICE void put_sums(float* sums, float (&total)[TILES][COLUMNS][4], int tokens,
     for (int slot = 0; slot < TILES; slot++) {
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
-#if BYTES
-            float(&sum)[4] = total[slot][column];
-            sum[0] += sum[1], sum[2] += sum[3];
-            sum[0] += from_lane(sum[0], 1), sum[2] += from_lane(sum[2], 1);  // three columns are one token's
-#endif
 #pragma unroll
             for (int part = 0; part < 4; part++) {
                 int token = column * 8 + lane % 4 * 2 + part % 2, row = (row_warp * TILES + slot) * 16 + lane / 4 + part / 2 * 8;
@@ -126,7 +111,7 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
     release_dependents();
     wait_for_inputs();
 
-    int sharing = row_warps * 32, stage_bytes = number_bytes(tokens) + (GROUPS_OF_UNIT + 1) * WIDTH * 4;
+    int sharing = row_warps * 32, stage_bytes = tokens * STRIDE * 2 + (GROUPS_OF_UNIT + 1) * WIDTH * 4;
     Activations activations = {memory + input_warp * stages * stage_bytes, stage_bytes, tokens, inputs, x_stride,
                                row_warp, row_warps, lane, x};
     Outputs outputs = {y, bias, rows, tokens, y_stride, row_shift};
@@ -135,11 +120,7 @@ multiply(Weights weights, const half_word* x, half_word* y, const half_word* bia
 #pragma unroll
     for (int column = 0; column < COLUMNS; column++) {
         int token = column * 8 + lane / 4;
-#if BYTES
-        column_at[column] = (token < PLANES ? token : PLANES - 1) * PLANE_BYTES + lane % 4 * 16;
-#else
         column_at[column] = 2 * ((token < tokens ? token : tokens - 1) * STRIDE + lane % 4 * 8);
-#endif
     }
     activations.put(first, 0);
     float total[TILES][COLUMNS][4] = {};
