@@ -82,9 +82,8 @@ def decode(weight: DeviceBitmap) -> tuple[Tensor, Tensor]:
     assert chunked.chunk_starts is not None
     tiles, chunks, *_ = chunked.cut
     blob, first = chunked.chunks.view(torch.int16), chunked.chunk_starts[:-1].long() * 8
-    words = blob[first[:, None] + torch.arange(16, HEAD, device=blob.device)].view(torch.int32).view(tiles, chunks, 32, 4, 1)
-    bits = (words >> torch.arange(32, device=blob.device, dtype=torch.int32) & 1).bool().view(tiles, chunks, 32, 4, 8, 4)
-    there = bits.permute(0, 1, 3, 5, 2, 4).flatten(2, 3)
+    words = blob[first[:, None] + torch.arange(16, HEAD, device=blob.device)].view(torch.int32)
+    there = mask_bits(words, tiles, chunks).permute(0, 1, 3, 5, 2, 4).flatten(2, 3)
     blob = blob.view(torch.uint8).view(-1, 2, 4).transpose(1, 2).contiguous().view(torch.int16).flatten()
     number = there.sum((-1, -2, -3)).flatten()
     place = (first + HEAD - (number.cumsum(0) - number)).repeat_interleave(number)
@@ -94,13 +93,18 @@ def decode(weight: DeviceBitmap) -> tuple[Tensor, Tensor]:
     return dense.view(weight.dtype), mask
 
 
+def mask_bits(words: Tensor, tiles: int, chunks: int) -> Tensor:
+    """Bits of the words `[…]` int32 that say what is kept, the lowest first: `[tiles, chunks, 32, 4, 8, 4]`, of each lane four words."""
+    bits = words.view(tiles, chunks, 32, 4, 1) >> torch.arange(32, device=words.device, dtype=torch.int32) & 1
+    return bits.bool().view(tiles, chunks, 32, 4, 8, 4)
+
+
 def resident_bits(description: Mapping[str, Any]) -> float:
     """Bits of a weight so described on the card, for each of its entries."""
     rows, inputs = description["shape"]
     chunks = -(-rows // ROWS) * -(-inputs // CHUNK)
-    return (
-        16 * (description["kept"] + chunks * (HEAD + 4 + 2)) / (rows * inputs)
-    )  # half of the last 16 bytes, and where it lies
+    of_chunk = HEAD + 4 + 2  # in 16 bits: half of the last 16 bytes is empty, and where the chunk lies
+    return 16 * (description["kept"] + chunks * of_chunk) / (rows * inputs)
 
 
 def reason_against(description: Mapping[str, Any]) -> str:

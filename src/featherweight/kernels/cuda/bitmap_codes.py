@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.kernels.cuda import stream
+from featherweight.kernels.cuda.bitmap import mask_bits
 from featherweight.kernels.cuda.stream import CHUNK, ROWS, Chunked, Shape
 from featherweight.kernels.cuda.two_of_four import GROUPS, SCALES, group_of, put_groups, take_groups
 
@@ -96,9 +97,8 @@ def decode(weight: DeviceBitmapCodes) -> tuple[Tensor, Tensor, list[Tensor]]:
     sizes = [CHUNK // weight.group * ROWS * size for size in (2, 1)[: 1 + weight.zeros]]
     head = HEAD + sum(sizes)
     heads = blob[first + torch.arange(head, device=device)]
-    words = heads[:, STARTS:HEAD].contiguous().view(torch.int32).view(tiles, chunks, 32, 4, 1)
-    bits = (words >> torch.arange(32, device=device, dtype=torch.int32) & 1).bool().view(tiles, chunks, 32, 4, 8, 4)
-    there = bits.permute(0, 1, 3, 2, 5, 4)
+    words = heads[:, STARTS:HEAD].contiguous().view(torch.int32)
+    there = mask_bits(words, tiles, chunks).permute(0, 1, 3, 2, 5, 4)
     number = there.sum((-1, -2, -3, -4)).flatten()
     within = torch.arange(int(number.sum()), device=device) - (number.cumsum(0) - number).repeat_interleave(number)
     packed = blob[(first[:, 0] + head).repeat_interleave(number) + within // 2]
@@ -119,9 +119,8 @@ def resident_bits(description: Mapping[str, Any]) -> float:
     inner, (rows, inputs) = description["values"], description["shape"]
     chunks, groups = -(-rows // ROWS) * -(-inputs // CHUNK), CHUNK // min(group_of(inner), CHUNK)
     head = HEAD + ROWS * groups * (2 if inner["symmetric"] else 3)
-    return (4 * description["kept"] + 8 * chunks * (head + 8 + 4)) / (
-        rows * inputs
-    )  # half of the last 16 bytes, and where it lies
+    of_chunk = head + 8 + 4  # half of the last 16 bytes is empty, and where the chunk lies
+    return (4 * description["kept"] + 8 * chunks * of_chunk) / (rows * inputs)
 
 
 def reason_against(description: Mapping[str, Any]) -> str:
